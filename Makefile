@@ -1,0 +1,51 @@
+# make serve | test | check | fix | bench | clean. Needs Python 3.11+ and git; everything else is installed into .venv.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
+BIN := .venv/bin
+
+# A bare `uv run` would make Ray copy the project into an environment of its own for each worker.
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+
+.PHONY: serve test check fix bench clean
+
+serve: .venv/ready
+	@exec $(BIN)/python -m deployments $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: .venv/ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready-test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- installation
+
+.tools/uv/bin/uv:
+	$(PYTHON) -m venv .tools/uv
+	.tools/uv/bin/pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+
+$(BIN)/python: | $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .venv
+
+.venv/ready: EXTRA :=
+.venv/ready-test: EXTRA := [test]
+.venv/ready-dev: EXTRA := [dev]
+.venv/ready .venv/ready-test .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into .venv (some GB with torch; a minute or so)"
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".$(EXTRA)"
+	@touch $@

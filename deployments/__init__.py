@@ -1,0 +1,1 @@
+"""Segment Anything 2 as a Ray Serve deployment graph."""

@@ -1,0 +1,62 @@
+"""The graph on one screen: RequestParser → Sam2Model, one for each configured model → ResponseEncoder."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.encoding.response_encoder import ResponseEncoder
+from deployments.model.sam2_model import Sam2Model
+from deployments.parsing.request_parser import RequestParser
+from deployments.settings import (
+    ModelSettings,
+    RequestParserConfig,
+    Sam2ModelConfig,
+    ServiceSettings,
+    model_deployment_name,
+    parse_settings,
+)
+
+# Defaults; a config file's `deployments` entry of the same name overrides any of them.
+PARSER_OPTIONS: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 64,
+    "ray_actor_options": {"num_cpus": 1},
+    "user_config": RequestParserConfig().model_dump(),
+}
+MODEL_OPTIONS: dict[str, Any] = {
+    "max_ongoing_requests": 32,
+    "max_queued_requests": 256,
+    "ray_actor_options": {"num_cpus": 1},
+    "user_config": Sam2ModelConfig().model_dump(),
+    # A constructor that reads a large checkpoint from a slow disk, or downloads it, is not to be killed.
+    "health_check_timeout_s": 60,
+}
+ENCODER_OPTIONS: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 4,
+    "max_queued_requests": 1024,
+    "ray_actor_options": {"num_cpus": 1},
+}
+WARM = {"min_replicas": 1, "max_replicas": 1}
+ON_DEMAND = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 900}
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application, from the config file's `args` (ServiceSettings).
+
+    The default model is warm and the others are on demand, unless the config file's `deployments` say otherwise.
+
+    Raises:
+        ValueError: a setting is unknown, missing or out of range; the message names it.
+    """
+    settings = parse_settings(args)
+    models = {model.model_id: _model(model, settings) for model in settings.models}
+    encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()
+    return serve.deployment(**PARSER_OPTIONS)(serve.ingress()(RequestParser)).bind(settings, models, encoder)
+
+
+def _model(model: ModelSettings, settings: ServiceSettings) -> Application:
+    scaling = WARM if model.model_id == settings.default_model_id else ON_DEMAND
+    name = model_deployment_name(model.model_id)
+    return serve.deployment(name=name, autoscaling_config=scaling, **MODEL_OPTIONS)(Sam2Model).bind(model)

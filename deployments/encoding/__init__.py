@@ -1,0 +1,1 @@
+"""ResponseEncoder, the CPU deployment, and one file for each response format."""

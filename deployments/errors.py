@@ -1,0 +1,92 @@
+"""Every error that a caller of the service can meet, with its HTTP status.
+
+ServiceError 500
+├── InvalidRequest 400
+│   ├── InvalidPrompt           a field of the prompt is malformed
+│   ├── InvalidImage            the upload cannot be decoded
+│   └── UnknownModel            no such model_id is configured
+├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
+├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
+├── UnsupportedMediaType 415    the body is not multipart/form-data
+├── Unavailable 503             try again later; the answer carries Retry-After
+│   ├── ModelUnavailable        the model is asleep, loading, or failed to load
+│   ├── Overloaded              queues are full
+│   └── DeadlineExceeded        the request took longer than its deadline
+└── ModelLoadError 500          a checkpoint could not be loaded; replicas turn it into ModelUnavailable
+
+Each takes one positional message, so that it survives pickling between replicas.
+"""
+
+
+class ServiceError(Exception):
+    """Base of all errors that the service raises on purpose."""
+
+    status = 500
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(ServiceError):
+    """The request cannot be served as it is; the message names the field and the fault."""
+
+    status = 400
+
+
+class InvalidPrompt(InvalidRequest):
+    """A prompt field is malformed, or two of them contradict each other."""
+
+
+class InvalidImage(InvalidRequest):
+    """The image cannot be decoded."""
+
+
+class UnknownModel(InvalidRequest):
+    """No model of that id is configured."""
+
+
+class Unauthorized(ServiceError):
+    """The bearer token is missing or wrong."""
+
+    status = 401
+
+
+class TooLarge(ServiceError):
+    """The request, or the answer that it asks for, exceeds a configured limit."""
+
+    status = 413
+
+
+class UnsupportedMediaType(ServiceError):
+    """The request body has a content type that the route does not read."""
+
+    status = 415
+
+
+class Unavailable(ServiceError):
+    """The service cannot answer now; the same request may succeed later."""
+
+    status = 503
+    retry_after_s = 5
+
+
+class ModelUnavailable(Unavailable):
+    """The requested model is asleep, loading, or failed to load; the message says which and why."""
+
+    retry_after_s = 10
+
+
+class Overloaded(Unavailable):
+    """Queues are full."""
+
+    retry_after_s = 1
+
+
+class DeadlineExceeded(Unavailable):
+    """The request did not finish within its deadline."""
+
+
+class ModelLoadError(ServiceError):
+    """A model's configuration or checkpoint could not be loaded; the message names the cause."""

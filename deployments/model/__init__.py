@@ -1,0 +1,1 @@
+"""Sam2Model, the GPU deployment, and the engine that it drives."""

@@ -1,0 +1,156 @@
+"""From a model id to a built SAM2Base: the eight Hugging Face ids, your own checkpoint, or the bundled model."""
+
+import pickle
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import yaml
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+from sam2.modeling.sam2_base import SAM2Base
+from tqdm import tqdm
+
+from deployments.errors import ModelLoadError
+from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
+
+ReportProgress = Callable[[str, int, int], None]
+"""Called with what is being done, bytes done and bytes in all (0 and 0 where there is nothing to count)."""
+
+HUB_PROBE_TIMEOUT_S = 8.0
+"""A hub that does not answer a request for a file's size in this time counts as unreachable."""
+
+DEMO = Path(__file__).parent / "demo"
+
+# What sam2's build_sam2 adds to every configuration, hence part of what `SAM2ImagePredictor.from_pretrained` computes.
+POSTPROCESSING = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
+
+
+def load_model(settings: ModelSettings, report: ReportProgress) -> SAM2Base:
+    """The model with its weights, float32, on the CPU, in evaluation mode.
+
+    Raises:
+        ModelLoadError: the hub cannot be reached, a file is missing, or the weights do not fit the configuration.
+    """
+    config, checkpoint = _locate(settings, report)
+    report(f"loading {checkpoint.name}", 0, 0)
+    model = _build(settings.model_id, config)
+    _load_weights(settings.model_id, model, checkpoint)
+    return model.eval()
+
+
+def prefetch(model_id: str, report: ReportProgress) -> Path:
+    """Fills the hub cache with a model's checkpoint, for machines without a network, and returns its file.
+
+    Raises:
+        ModelLoadError: the id is not on the hub, or the hub cannot be reached.
+    """
+    if model_id not in HF_MODEL_ID_TO_FILENAMES:
+        raise ModelLoadError(f"{model_id}: is not on the hub; known are {', '.join(HF_MODEL_ID_TO_FILENAMES)}")
+    return _download(model_id, HF_MODEL_ID_TO_FILENAMES[model_id][1], report)
+
+
+def _locate(settings: ModelSettings, report: ReportProgress) -> tuple[Path, Path]:
+    """The files of configuration and weights; downloads the weights if need be."""
+    if settings.checkpoint is not None and settings.config is not None:
+        return _config_file(settings.model_id, settings.config), _existing(settings.model_id, settings.checkpoint)
+    if settings.model_id == BUNDLED_MODEL_ID:
+        return DEMO / "sam2_demo.yaml", _existing(settings.model_id, DEMO / "sam2_demo.safetensors")
+    return _config_file(settings.model_id, HF_MODEL_ID_TO_FILENAMES[settings.model_id][0]), prefetch(
+        settings.model_id, report
+    )
+
+
+def _existing(model_id: str, path: Path) -> Path:
+    if not path.is_file():
+        raise ModelLoadError(f"{model_id}: no such file: {path}")
+    return path
+
+
+def _config_file(model_id: str, name: str) -> Path:
+    """A SAM 2 yaml: a file of the user's own, or one that the sam2 package ships."""
+    if Path(name).is_file():
+        return Path(name)
+    packaged = Path(str(files("sam2").joinpath(name)))
+    if packaged.is_file() and packaged.suffix == ".yaml":
+        return packaged
+    raise ModelLoadError(f"{model_id}: no such file, nor a configuration of the sam2 package: {name}")
+
+
+def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
+    cached = try_to_load_from_cache(model_id, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    report(f"asking the hub for {filename}", 0, 0)
+    try:
+        # Asked first and without the client library's retries, so that an unreachable hub is known within seconds.
+        url = hf_hub_url(model_id, filename)
+        size = get_hf_file_metadata(url, timeout=HUB_PROBE_TIMEOUT_S).size or 0
+        progress = _progress_class(f"downloading {filename}", size, report)
+        return Path(hf_hub_download(model_id, filename, tqdm_class=progress))
+    except OfflineModeIsEnabled as error:
+        raise ModelLoadError(f"{model_id}: {filename} is not in the hub cache, and HF_HUB_OFFLINE is set") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelLoadError(f"{model_id}: cannot download {filename} from the hub: {cause}") from error
+
+
+def _progress_class(what: str, total: int, report: ReportProgress) -> type[Any]:
+    """A progress bar for hf_hub_download which draws nothing and reports instead."""
+
+    class Progress(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self._done = int(kwargs.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._done += int(n or 0)
+            report(what, self._done, total)
+            return None
+
+    return Progress
+
+
+def _build(model_id: str, config: Path) -> SAM2Base:
+    """A SAM2Base with untrained weights, as sam2's build_sam2 builds it from the same file."""
+    try:
+        tree = OmegaConf.load(config)
+        OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", POSTPROCESSING, merge=True, force_add=True)
+        OmegaConf.resolve(tree)
+        model = instantiate(tree.model, _recursive_=True) if isinstance(tree, DictConfig) else None
+    except (OmegaConfBaseException, InstantiationException, yaml.YAMLError, ValueError, OSError) as error:
+        raise ModelLoadError(f"{model_id}: {config.name} is not a SAM 2 configuration: {error}") from error
+    if not isinstance(model, SAM2Base):
+        raise ModelLoadError(f"{model_id}: {config.name} describes {type(model).__name__}, not a SAM2Base")
+    return model
+
+
+def _load_weights(model_id: str, model: SAM2Base, checkpoint: Path) -> None:
+    try:
+        if checkpoint.suffix == ".safetensors":
+            state = load_file(checkpoint)
+        else:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+        model.load_state_dict(state, strict=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelLoadError(f"{model_id}: {checkpoint.name} cannot be read as a checkpoint: {cause}") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelLoadError(f"{model_id}: {checkpoint.name} holds no `model` state dict") from error
+    except (RuntimeError, AttributeError) as error:
+        cause = " ".join(str(error).split())[:400]
+        raise ModelLoadError(f"{model_id}: {checkpoint.name} does not fit the configuration: {cause}") from error

@@ -1,0 +1,116 @@
+"""The status board: which model is loading (how far), ready, or failed (why), on every replica.
+
+A replica under construction cannot be asked, and a handle call would wake a sleeping model. So replicas push their
+state to the cluster's key-value store, where `/models`, `/ready` and the launcher read it. The store is Ray's own
+(in the GCS), so the board is there before the first replica and needs no process.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import orjson
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+
+State = Literal["asleep", "loading", "ready", "failed"]
+ORDER: list[State] = ["asleep", "failed", "loading", "ready"]
+
+NAMESPACE = b"segment-anything-2"
+KEY_PREFIX = b"model-status/"
+
+HEARTBEAT_S = 5.0
+FORGET_AFTER_S = 4 * HEARTBEAT_S
+"""A replica that has been silent for this long is gone. Nodes' clocks are taken to agree within a few seconds."""
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """What one replica says of its model.
+
+    Attributes:
+        model_id: the model.
+        state: asleep, loading, ready or failed.
+        detail: what is being loaded, or why loading failed; empty when ready.
+        done_bytes: how far a download is; 0 where there is nothing to count.
+        total_bytes: how large it is; 0 where there is nothing to count.
+    """
+
+    model_id: str
+    state: State
+    detail: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.model_id}: {self.state}" + (f", {self.detail}" if self.detail else "")
+        if self.total_bytes:
+            text += f" ({self.done_bytes / 1e6:,.0f} of {self.total_bytes / 1e6:,.0f} MB)"
+        return text
+
+
+def read_statuses() -> dict[str, ModelStatus]:
+    """The best state of each model that has a living replica: ready before loading before failed. Blocks briefly."""
+    statuses = []
+    for key in internal_kv._internal_kv_list(KEY_PREFIX, namespace=NAMESPACE):
+        entry = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+        if entry is None:
+            continue
+        record = orjson.loads(entry)
+        if time.time() - record["at"] > FORGET_AFTER_S:
+            internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        else:
+            statuses.append(ModelStatus(**record["status"]))
+    return {status.model_id: status for status in sorted(statuses, key=lambda status: ORDER.index(status.state))}
+
+
+class StatusReporter:
+    """Pushes one replica's state to the board: at each change, and as a heartbeat."""
+
+    def __init__(self, replica_id: str, model_id: str) -> None:
+        self._key = KEY_PREFIX + replica_id.encode()
+        self._status = ModelStatus(model_id, "loading", "starting")
+        threading.Thread(target=self._push_forever, name="status-reporter", daemon=True).start()
+
+    @property
+    def status(self) -> ModelStatus:
+        """The latest state."""
+        return self._status
+
+    def loading(self, detail: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
+        """Loading has come this far."""
+        before = self._status
+        self._status = ModelStatus(before.model_id, "loading", detail, done_bytes, total_bytes)
+        if detail != before.detail:
+            self._announce()
+
+    def ready(self) -> None:
+        """The model can answer."""
+        self._status = ModelStatus(self._status.model_id, "ready")
+        self._announce()
+
+    def failed(self, cause: str) -> None:
+        """Loading failed."""
+        self._status = replace(self._status, state="failed", detail=cause, done_bytes=0, total_bytes=0)
+        self._announce()
+
+    def _announce(self) -> None:
+        logger.info("%s", self._status)
+        # At once, not by the heartbeat: a constructor that failed takes its process with it.
+        self._push()
+
+    def _push(self) -> None:
+        entry = orjson.dumps({"at": time.time(), "status": asdict(self._status)})
+        try:
+            internal_kv._internal_kv_put(self._key, entry, overwrite=True, namespace=NAMESPACE)
+        except (RayError, RuntimeError, OSError) as error:
+            logger.warning("the status board cannot be reached: %s", error)
+
+    def _push_forever(self) -> None:
+        while True:
+            self._push()
+            time.sleep(1.0 if self._status.state == "loading" else HEARTBEAT_S)

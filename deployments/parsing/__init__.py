@@ -1,0 +1,1 @@
+"""RequestParser, the ingress deployment, and what it needs to read a request."""

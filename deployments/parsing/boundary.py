@@ -1,0 +1,93 @@
+"""The outermost layer of every HTTP request: its token, and the one place where an unforeseen error ends."""
+
+import hmac
+import logging
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import ServiceError, Unauthorized
+
+PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
+
+logger = logging.getLogger("ray.serve")
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """`{"detail": {"msg": …}}`, the shape of all errors but a missing or ill-typed field."""
+    # Lone surrogates, from undecodable bytes in a client's text, are not JSON.
+    body = orjson.dumps({"detail": {"msg": message.encode("utf-8", "replace").decode()}})
+    return Response(body, status, headers, "application/json")
+
+
+async def on_service_error(_: Request, error: Exception) -> Response:
+    """An error that the service raised on purpose."""
+    assert isinstance(error, ServiceError)
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return error_response(error.status, error.message, headers)
+
+
+async def on_http_exception(_: Request, error: Exception) -> Response:
+    """Starlette's own refusals: unknown path, wrong method."""
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+async def on_validation_error(_: Request, error: Exception) -> Response:
+    """A missing or ill-typed field, in FastAPI's shape but without the client's input, which may be megabytes."""
+    assert isinstance(error, RequestValidationError)
+    detail = [{"type": fault["type"], "loc": list(fault["loc"]), "msg": fault["msg"]} for fault in error.errors()]
+    return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+class Boundary:
+    """ASGI middleware: checks the bearer token and turns a bug into a 500.
+
+    Serve's own middleware gives every request its id and every answer its `X-Request-Id`.
+
+    Args:
+        app: the application inside.
+        token: what `Authorization: Bearer` must carry on all but PUBLIC_PATHS; None accepts everyone.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("x-request-id", "")[:128]
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._authorized(scope)(scope, receive, note_start)
+        # The last resort: whatever it is, the client gets an answer, the log the cause, and the replica lives on.
+        except Exception:
+            logger.exception("request %r failed", request_id)
+            if started:
+                raise
+            response = error_response(500, "internal error; the log has it under this answer's X-Request-Id")
+            await response(scope, receive, note_start)
+
+    def _authorized(self, scope: Scope) -> ASGIApp:
+        """The application, or the refusal."""
+        if self._token is None or scope["path"] in PUBLIC_PATHS:
+            return self._app
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token.encode()):
+            return self._app
+        refusal = Unauthorized("Authorization: the bearer token is missing or wrong")
+        return error_response(refusal.status, refusal.message, {"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,198 @@
+"""Reaching models and encoders: waiting for a model, deadlines, repeats after a replica's death, the band window."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServiceError, Unavailable
+from deployments.model_status import ModelStatus, read_statuses
+from deployments.parsing.hardware import node_hardware
+from deployments.parsing.images import DecodedImage
+from deployments.schema import Prompt, Segmentation
+from deployments.settings import APP_NAME, RequestParserConfig
+
+logger = logging.getLogger("ray.serve")
+
+# What a dying replica, worker or node looks like to its callers; every call here may be sent again after them.
+INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedError, ObjectLostError)
+
+AWAKE_FOR_S = 30.0
+"""A model that answered is taken to be awake for this long, and not asked whether it is."""
+
+BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
+"""Text of one mask value, comma included: a float32 on average, and 0 or 1."""
+
+BANDS_IN_FLIGHT = 2
+HARDWARE_TIMEOUT_S = 10.0
+
+
+class Deadline:
+    """A point in time by which a request must be answered."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._at = time.monotonic() + timeout_s
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._at - time.monotonic())
+
+
+class Calls:
+    """What RequestParser asks of the other deployments.
+
+    Args:
+        models: a handle for each model id.
+        encoder: the handle of ResponseEncoder.
+        config: time-outs, repeats and the size of a band.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, "DeploymentHandle[Any]"],
+        encoder: "DeploymentHandle[Any]",
+        config: RequestParserConfig,
+    ) -> None:
+        self._models = models
+        self._encoder = encoder
+        self.config = config
+        self._awake_until: dict[str, float] = {}
+
+    async def segment(self, model_id: str, image: DecodedImage, prompt: Prompt, deadline: Deadline) -> Segmentation:
+        """One prompt on one image.
+
+        Raises:
+            ModelUnavailable: the model did not wake up in time, or failed to load.
+            Overloaded: its queues are full.
+            DeadlineExceeded: there was no answer in time.
+        """
+        await self._wake(model_id, deadline)
+        model = self._models[model_id]
+        answer: Segmentation = await self._call(
+            lambda: model.segment.remote(image.image_id, image.pixels, prompt), deadline
+        )
+        return answer
+
+    async def bands(self, segmentation: Segmentation, return_logits: bool, deadline: Deadline) -> AsyncIterator[bytes]:
+        """The text of the default answer, pulled band by band, two in flight."""
+        height, width = segmentation.image_size
+        rows = math.prod(segmentation.iou_predictions.shape) * height
+        band = max(1, self.config.band_bytes // (width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT)))
+        in_flight: deque[asyncio.Task[bytes]] = deque()
+        try:
+            for start in range(0, rows, band):
+                stop = min(start + band, rows)
+                in_flight.append(asyncio.create_task(self._band(segmentation, start, stop, return_logits, deadline)))
+                if len(in_flight) == BANDS_IN_FLIGHT:
+                    yield await in_flight.popleft()
+            while in_flight:
+                yield await in_flight.popleft()
+        finally:
+            for task in in_flight:
+                task.cancel()
+
+    async def _band(
+        self, segmentation: Segmentation, start: int, stop: int, return_logits: bool, deadline: Deadline
+    ) -> bytes:
+        text: bytes = await self._call(
+            lambda: self._encoder.encode_band.remote(segmentation, start, stop, return_logits), deadline
+        )
+        return text
+
+    async def _wake(self, model_id: str, deadline: Deadline) -> None:
+        """Waits for a model that is asleep or loading, without the weight of an image in the queue."""
+        if time.monotonic() < self._awake_until.get(model_id, 0.0):
+            return
+        patience = Deadline(min(self.config.model_wait_s, deadline.remaining()))
+        try:
+            await self._call(self._models[model_id].wait_until_ready.remote, patience)
+        except DeadlineExceeded as error:
+            status = (await asyncio.to_thread(read_statuses)).get(model_id)
+            state = str(status) if status else f"{model_id}: loading, waiting for a replica"
+            raise ModelUnavailable(f"model {state}; try again later") from error
+        self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
+
+    async def _call(self, send: Callable[[], Awaitable[Any]], deadline: Deadline) -> Any:
+        """Sends a request; sends it again, a few times, if the replica that had it died."""
+        for attempt in range(self.config.max_retries + 1):
+            try:
+                return await asyncio.wait_for(_answer(send()), deadline.remaining())
+            except TimeoutError as error:
+                raise DeadlineExceeded("the request did not finish within its deadline") from error
+            except INFRASTRUCTURE_FAULTS as error:
+                logger.warning("attempt %d of %d: %s", attempt + 1, self.config.max_retries + 1, type(error).__name__)
+                # A moment for the router to learn of the death.
+                await asyncio.sleep(min(0.2 * 2**attempt, deadline.remaining()))
+        raise Unavailable("the replicas that had this request died; it is safe to send it again")
+
+    async def model_statuses(self) -> list[ModelStatus]:
+        """The state of each configured model; wakes none."""
+        reported, application = await asyncio.gather(
+            asyncio.to_thread(read_statuses), asyncio.to_thread(lambda: serve.status().applications.get(APP_NAME))
+        )
+        deployments = application.deployments if application else {}
+        return [
+            _model_status(model_id, reported.get(model_id), deployments.get(handle.deployment_name))
+            for model_id, handle in self._models.items()
+        ]
+
+
+async def _answer(response: Awaitable[Any]) -> Any:
+    """The answer of a deployment, with Ray's and Serve's wrappings of errors taken off."""
+    try:
+        return await response
+    except BackPressureError as error:
+        raise Overloaded(f"overloaded: {error.message}") from error
+    except DeploymentUnavailableError as error:
+        raise ModelUnavailable(error.message) from error
+    except (*INFRASTRUCTURE_FAULTS, TaskCancelledError):
+        raise
+    except RayTaskError as error:
+        raise _cause(error) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error inside the wrappings that each hop adds, or the outermost if there is none inside."""
+    inner: Any = error
+    while isinstance(inner, RayTaskError) and inner.cause is not None:
+        inner = inner.cause
+    return inner if isinstance(inner, ServiceError) else error
+
+
+def _model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
+    """Joins what a model's replicas say with what Serve says of its deployment."""
+    if deployment is not None and not any(deployment.replica_states.values()):
+        return ModelStatus(model_id, "asleep")
+    if reported is not None:
+        return reported
+    if deployment is not None and deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        return ModelStatus(model_id, "failed", deployment.message)
+    return ModelStatus(model_id, "loading", "starting a replica")
+
+
+async def cluster_hardware() -> list[dict[str, Any]]:
+    """The hardware of every living node of the cluster, asked on the node itself."""
+    nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+    return list(await asyncio.gather(*(_ask_node(node["NodeID"]) for node in nodes)))
+
+
+async def _ask_node(node_id: str) -> dict[str, Any]:
+    task = ray.remote(num_cpus=0)(node_hardware)
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    try:
+        facts = await asyncio.wait_for(
+            asyncio.wrap_future(task.options(scheduling_strategy=affinity).remote().future()), HARDWARE_TIMEOUT_S
+        )
+    except (TimeoutError, ray.exceptions.RayError) as error:
+        return {"node_id": node_id, "error": f"no answer: {type(error).__name__}"}
+    return {"node_id": node_id, **facts}

@@ -1,0 +1,153 @@
+"""The JSON documents that the routes answer with, and their texts in the OpenAPI document."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+PIPELINE = "segment-anything-2"
+
+
+class SegmentationAnswer(BaseModel):
+    """Three strings, each holding JSON; masks, scores and logits share their order: descending score."""
+
+    masks: str = Field(description="`C×H×W` masks at the image's size; `B×C×H×W` if the prompt had an object axis.")
+    scores: str = Field(description="`C` (`B×C`) estimated IoUs.")
+    logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for a later request's `mask_input`.")
+
+
+class ErrorMessage(BaseModel):
+    """What went wrong."""
+
+    msg: str
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of all errors but 422."""
+
+    detail: ErrorMessage
+
+
+class FieldFault(BaseModel):
+    """One missing or ill-typed field."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class ValidationAnswer(BaseModel):
+    """The shape of 422: a field is missing or of the wrong type."""
+
+    detail: list[FieldFault]
+
+
+class Health(BaseModel):
+    """OK: alive. IDLE: alive, and the default model sleeps until a request comes. ERROR: it failed to load."""
+
+    status: Literal["OK", "IDLE", "ERROR"]
+
+
+class Ready(BaseModel):
+    """The default model can answer."""
+
+    status: Literal["READY"]
+    model_id: str
+
+
+class Version(BaseModel):
+    """The service's version."""
+
+    pipeline: str = PIPELINE
+    model_id: str
+    version: str
+
+
+class Model(BaseModel):
+    """A configured model and the state of its replicas."""
+
+    model_id: str
+    default: bool = Field(description="Serves requests that name no model.")
+    state: Literal["asleep", "loading", "ready", "failed"]
+    detail: str = Field(description="What is being loaded, or why loading failed.")
+    done_bytes: int = Field(description="How far a download is.")
+    total_bytes: int = Field(description="How large it is; 0 where there is nothing to count.")
+
+
+class Models(BaseModel):
+    """All configured models."""
+
+    models: list[Model]
+
+
+class Gpu(BaseModel):
+    """One GPU; memory in bytes."""
+
+    id: str
+    name: str
+    memory_total: int
+    memory_free: int
+
+
+class GpuInfo(Gpu):
+    """What a GPU is."""
+
+    major: int = Field(description="CUDA compute capability.")
+    minor: int
+
+
+class GpuStats(Gpu):
+    """How busy a GPU is, in percent."""
+
+    utilization_compute: int
+    utilization_memory: int
+
+
+class Node(BaseModel):
+    """A node of the cluster; memory in bytes, utilisation in percent."""
+
+    node_id: str
+    hostname: str = ""
+    cpu_count: int = 0
+    cpu_utilization: float = 0.0
+    memory_total: int = 0
+    memory_free: int = 0
+    gpu_count: int = 0
+    error: str = Field(default="", description="Why the node did not answer.")
+
+
+class HardwareInfo(BaseModel):
+    """The GPUs and nodes of the whole cluster; GPUs are numbered through."""
+
+    pipeline: str = PIPELINE
+    model_id: str
+    gpu_info: dict[int, GpuInfo]
+    nodes: list[Node]
+
+
+class HardwareStats(BaseModel):
+    """Utilisation of the GPUs and nodes of the whole cluster."""
+
+    pipeline: str = PIPELINE
+    model_id: str
+    gpu_stats: dict[int, GpuStats]
+    nodes: list[Node]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},
+    401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
+    413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
+    415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
+    422: {"model": ValidationAnswer, "description": "A field is missing or not of its type."},
+    500: {"model": ErrorAnswer, "description": "A bug; the log has it under the answer's X-Request-Id."},
+    503: {
+        "model": ErrorAnswer,
+        "description": "Overloaded, past the deadline, or model not ready; try again after `Retry-After` seconds.",
+        "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+    },
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of these statuses."""
+    return {status: ERRORS[status] for status in statuses}

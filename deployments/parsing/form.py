@@ -1,0 +1,150 @@
+"""Multipart form to Prompt: reading the body within its limits, and the JSON in its fields."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.errors import InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
+from deployments.schema import Prompt
+from deployments.settings import Limits
+
+PROMPT_FIELDS = ("point_coords", "point_labels", "box", "mask_input")
+
+# No route takes more; a client that sends thousands of fields is not talking to this service.
+MAX_FIELDS = 64
+
+# The longest sensible text of one point in JSON, `[x,y],` with two float64 in full, rounded up.
+POINT_TEXT_BYTES = 64
+
+
+class LimitedMultiPartParser(MultiPartParser):
+    """Starlette's parser, bounding file parts too and naming the field that is too large."""
+
+    limits = Limits()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Counts each part's bytes while they arrive."""
+        part = self._current_part
+        if part.file is None:
+            size, limit = len(part.data), self.limits.max_form_field_bytes
+        else:
+            size, limit = (part.file.size or 0) + self._unwritten_bytes(), self.limits.max_image_bytes
+        if size + end - start > limit:
+            raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
+        super().on_part_data(data, start, end)
+
+    def _unwritten_bytes(self) -> int:
+        return sum(len(data) for part, data in self._file_parts_to_write if part is self._current_part)
+
+
+class FormRequest(Request):
+    """A request whose form has been read by this module; FastAPI finds it where it would read it itself."""
+
+    async def read_form(self, limits: Limits) -> None:
+        """Reads the body.
+
+        Raises:
+            UnsupportedMediaType: it is not multipart/form-data.
+            InvalidRequest: it is not well-formed, or a field is given twice.
+            TooLarge: the body, the image or a text field exceeds its limit.
+        """
+        content_type = self.headers.get("content-type", "")
+        if content_type.split(";")[0].strip().lower() != "multipart/form-data":
+            raise UnsupportedMediaType(f"Content-Type: must be multipart/form-data, is {content_type or 'missing'!r}")
+        parser = LimitedMultiPartParser(
+            self.headers,
+            self._limited_stream(limits.max_body_bytes),  # type: ignore[arg-type]
+            max_files=MAX_FIELDS,
+            max_fields=MAX_FIELDS,
+            max_part_size=limits.max_form_field_bytes,
+        )
+        parser.limits = limits
+        try:
+            self._form = await parser.parse()
+        except MultiPartException as error:
+            raise InvalidRequest(f"body: is not well-formed multipart/form-data: {error.message}") from error
+        _check_single(self._form)
+
+    async def _limited_stream(self, max_body_bytes: int) -> AsyncIterator[bytes]:
+        announced = self.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > max_body_bytes:
+            raise TooLarge(f"body: has {announced} bytes, more than the {max_body_bytes} that are accepted")
+        received = 0
+        async for chunk in self.stream():
+            received += len(chunk)
+            if received > max_body_bytes:
+                raise TooLarge(f"body: has more than the {max_body_bytes} bytes that are accepted")
+            yield chunk
+
+
+def _check_single(form: FormData) -> None:
+    repeated = [name for name, count in Counter(name for name, _ in form.multi_items()).items() if count > 1]
+    if repeated:
+        raise InvalidRequest(f"{repeated[0]}: is given {len(form.getlist(repeated[0]))} times")
+
+
+def form_route(limits: Limits) -> type[APIRoute]:
+    """The class of routes that take a form: bounded, and refused with the service's own errors."""
+
+    class FormRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def read_and_handle(request: Request) -> Response:
+                form_request = FormRequest(request.scope, request.receive)
+                await form_request.read_form(limits)
+                return await handle(form_request)
+
+            return read_and_handle
+
+    return FormRoute
+
+
+def parse_prompt(
+    fields: dict[str, str | None], multimask_output: bool, normalize_coords: bool, limits: Limits
+) -> Prompt:
+    """A Prompt from the JSON text of its fields; an empty field or `null` counts as not given.
+
+    Args:
+        fields: the text of point_coords, point_labels, box and mask_input.
+        multimask_output: see Prompt.
+        normalize_coords: see Prompt.
+        limits: how many points and objects are accepted.
+
+    Raises:
+        InvalidPrompt: a field is not JSON, or not what Prompt accepts.
+        TooLarge: there are too many points or objects.
+    """
+    for name in PROMPT_FIELDS[:3]:
+        longest = POINT_TEXT_BYTES * (limits.max_points + limits.max_objects)
+        if len(fields.get(name) or "") > longest:
+            raise TooLarge(f"{name}: has more than the {longest} characters that {limits.max_points} points can need")
+    arrays = {name: _parse_json(name, fields.get(name)) for name in PROMPT_FIELDS}
+    return Prompt(
+        point_coords=arrays["point_coords"],
+        point_labels=arrays["point_labels"],
+        box=arrays["box"],
+        mask_input=arrays["mask_input"],
+        multimask_output=multimask_output,
+        normalize_coords=normalize_coords,
+    )
+
+
+def _parse_json(name: str, text: str | None) -> list[Any] | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        hint = "; NaN and Infinity are not JSON" if any(word in text for word in ("NaN", "Infinity")) else ""
+        raise InvalidPrompt(f"{name}: is not valid JSON: {error.msg} at character {error.pos}{hint}") from error
+    if value is not None and not isinstance(value, list):
+        raise InvalidPrompt(f"{name}: must be a JSON array, is {type(value).__name__}")
+    return value

@@ -1,0 +1,47 @@
+"""What this machine has and how busy it is: CPU, memory, GPUs. Sizes in bytes, utilisation in percent."""
+
+import platform
+from typing import Any
+
+import psutil
+import pynvml
+
+
+def node_hardware() -> dict[str, Any]:
+    """The hardware of the node that runs this; `gpus` is empty where there is no NVIDIA driver."""
+    memory = psutil.virtual_memory()
+    return {
+        "hostname": platform.node(),
+        "cpu_count": psutil.cpu_count() or 1,
+        "cpu_utilization": psutil.cpu_percent(interval=0.1),
+        "memory_total": memory.total,
+        "memory_free": memory.available,
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_gpu(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(device: Any) -> dict[str, Any]:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
+    utilization = pynvml.nvmlDeviceGetUtilizationRates(device)
+    return {
+        "id": pynvml.nvmlDeviceGetUUID(device),
+        "name": pynvml.nvmlDeviceGetName(device),
+        "memory_total": memory.total,
+        "memory_free": memory.free,
+        "major": major,
+        "minor": minor,
+        "utilization_compute": utilization.gpu,
+        "utilization_memory": utilization.memory,
+    }

@@ -1,0 +1,141 @@
+"""From what a client calls an image to an RGB array and its image_id."""
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deployments.errors import InvalidImage, TooLarge
+from deployments.settings import Limits
+
+RgbArray: TypeAlias = NDArray[np.uint8]
+ImageInput: TypeAlias = bytes | RgbArray | Image.Image
+
+# Pillow's own guard is a warning up to twice its limit; the limit here is `max_pixels`, checked before decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+# Not raster images: Pillow reads these by running or emulating another program, or only their metadata.
+NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
+
+# What Pillow's decoders raise on broken files, beside UnidentifiedImageError.
+DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """An upright RGB image.
+
+    Attributes:
+        image_id: SHA-256, as hex, of the uploaded bytes; of an array or PIL image, of its upright RGB pixels and shape.
+        pixels: `H×W×3` uint8.
+    """
+
+    image_id: str
+    pixels: RgbArray
+
+
+def decode(image: ImageInput, limits: Limits) -> DecodedImage:
+    """Reads an image file, a PIL image, or an array.
+
+    Args:
+        image: the bytes of an image file, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
+            the first two; alpha is dropped; 16-bit images keep their high byte; of an animation the first frame counts.
+        limits: the largest file and image that are accepted.
+
+    Raises:
+        InvalidImage: it cannot be decoded, or is an array of another shape or type.
+        TooLarge: it has too many bytes or pixels; the latter is known before decoding.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, limits)
+    if isinstance(image, Image.Image):
+        _check_size(image.size, limits)
+        return _from_pixels(_decoded(image))
+    if not isinstance(image, (bytes, bytearray, memoryview)):
+        raise InvalidImage(f"image: must be bytes, a PIL image or a numpy array, is {type(image).__name__}")
+    return _from_file(bytes(image), limits)
+
+
+def _from_array(array: NDArray[np.uint8], limits: Limits) -> DecodedImage:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        shape = "×".join(map(str, array.shape))
+        raise InvalidImage(f"image: an array must be H×W×3 uint8 in RGB order, is {shape} {array.dtype}")
+    _check_size((array.shape[1], array.shape[0]), limits)
+    return _from_pixels(np.ascontiguousarray(array))
+
+
+def _from_pixels(pixels: RgbArray) -> DecodedImage:
+    digest = hashlib.sha256(f"RGB {pixels.shape}".encode())
+    digest.update(pixels.data)
+    return DecodedImage(digest.hexdigest(), pixels)
+
+
+def _from_file(data: bytes, limits: Limits) -> DecodedImage:
+    if not data:
+        raise InvalidImage("image: the file is empty")
+    if len(data) > limits.max_image_bytes:
+        raise TooLarge(f"image: has {len(data)} bytes, more than the {limits.max_image_bytes} that are accepted")
+    try:
+        with Image.open(io.BytesIO(data), formats=_raster_formats()) as image:
+            _check_size(image.size, limits)
+            return DecodedImage(hashlib.sha256(data).hexdigest(), _decoded(image))
+    except UnidentifiedImageError as error:
+        raise InvalidImage("image: is not an image in a format that can be read") from error
+    except DECODER_ERRORS as error:
+        raise InvalidImage(f"image: is damaged or truncated: {error}") from error
+
+
+def _raster_formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in NOT_RASTER]
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InvalidImage(f"image: is {width}×{height} pixels")
+    if width * height > limits.max_pixels:
+        raise TooLarge(
+            f"image: has {width}×{height} = {width * height} pixels, more than the {limits.max_pixels} accepted"
+        )
+
+
+def _decoded(image: Image.Image) -> RgbArray:
+    """The pixels, upright, as RGB. PIL decodes only here, so this is where a damaged file shows."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            return _high_byte(np.asarray(upright))
+        return np.ascontiguousarray(upright.convert("RGB"))
+    except MemoryError as error:
+        raise TooLarge("image: needs more memory to decode than there is") from error
+    except DECODER_ERRORS as error:
+        raise InvalidImage(f"image: is damaged or truncated: {error}") from error
+
+
+def _high_byte(grey: NDArray[np.integer]) -> RgbArray:
+    """16-bit grey to RGB. Pillow would clip at 255, which turns most such images white."""
+    values = grey.astype(np.int64).clip(0, 65535)
+    if values.max() > 255:
+        values >>= 8
+    return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)

@@ -1,0 +1,263 @@
+"""RequestParser, the ingress deployment: HTTP routes and handle calls, from image and prompt to an answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Security, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from deployments.errors import InvalidPrompt, ModelUnavailable, ServiceError, TooLarge, UnknownModel
+from deployments.model_status import ModelStatus
+from deployments.parsing import documents
+from deployments.parsing.boundary import Boundary, on_http_exception, on_service_error, on_validation_error
+from deployments.parsing.calls import Calls, Deadline, cluster_hardware
+from deployments.parsing.form import form_route, parse_prompt
+from deployments.parsing.images import DecodedImage, ImageInput, decode
+from deployments.schema import Prompt, Segmentation
+from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
+
+DESCRIPTION = """\
+Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
+"""
+
+
+class RequestParser:
+    """Reads requests, calls the model, streams the answer that ResponseEncoder writes.
+
+    Args:
+        settings: the application's settings.
+        models: a handle of a Sam2Model deployment for each configured model id.
+        encoder: the handle of ResponseEncoder.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        models: dict[str, "DeploymentHandle[Any]"],
+        encoder: "DeploymentHandle[Any]",
+    ) -> None:
+        self._settings = settings
+        self._calls = Calls(models, encoder, RequestParserConfig())
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
+        self._calls.config = RequestParserConfig.model_validate(user_config)
+
+    # ---- handle calls
+
+    async def segment(self, image: ImageInput, prompt: Prompt | None = None, model_id: str = "") -> Segmentation:
+        """Segments an image: the method that Python programs call on the application's handle.
+
+        Args:
+            image: an `H×W×3` uint8 RGB array, a PIL image, or the bytes of an image file.
+            prompt: what to segment; None is the empty prompt.
+            model_id: a configured model; "" is the default one.
+
+        Raises:
+            InvalidRequest: the image, the prompt or the model id is bad.
+            TooLarge: the image has too many bytes or pixels, the prompt too many points or objects.
+            Unavailable: the model is not ready, overloaded, or past the deadline.
+        """
+        prompt = prompt if prompt is not None else Prompt()
+        model_id = self._check(prompt, model_id)
+        decoded = await asyncio.to_thread(decode, image, self._settings.limits)
+        return await self._calls.segment(model_id, decoded, prompt, self._deadline())
+
+    # ---- the HTTP application
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The FastAPI application. Bound methods are registered here, since the class is wrapped only in app.py."""
+        app = FastAPI(
+            title="Segment Anything 2",
+            description=DESCRIPTION,
+            version=version("segment-anything-2-serve"),
+            middleware=[Middleware(Boundary, token=auth_token(self._settings))],
+            dependencies=[Security(HTTPBearer(auto_error=False, description="AUTH_TOKEN, if the operator set one"))],
+            exception_handlers={
+                ServiceError: on_service_error,
+                HTTPException: on_http_exception,
+                RequestValidationError: on_validation_error,
+            },
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        self._add_segment_route(app)
+        self._add_side_routes(app)
+        return app
+
+    def _add_segment_route(self, app: FastAPI) -> None:
+        app.router.route_class = form_route(self._settings.limits)
+        options: dict[str, Any] = {
+            "methods": ["POST"],
+            "response_class": Response,
+            "responses": {
+                200: {
+                    "model": documents.SegmentationAnswer,
+                    "description": "Masks, scores and logits.",
+                },
+                **documents.errors(400, 401, 413, 415, 422, 500, 503),
+            },
+        }
+        app.add_api_route(
+            "/segment-anything-2",
+            self.post_segment,
+            operation_id="genSegmentAnything2",
+            summary="Segment Anything 2",
+            description="Segments the objects in an image that the prompt points to.",
+            tags=["generate"],
+            **options,
+        )
+        app.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
+
+    def _add_side_routes(self, app: FastAPI) -> None:
+        app.router.route_class = APIRoute
+        app.add_api_route("/", self.get_root, include_in_schema=False)
+        app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
+        app.add_api_route(
+            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.errors(503)
+        )
+        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.errors(401)}
+        app.add_api_route("/version", self.get_version, operation_id="version", **guarded)
+        app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
+        app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
+        app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
+
+    # ---- routes
+
+    async def post_segment(
+        self,
+        image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
+        model_id: Annotated[str, Form(description="Model to use; empty for the default one.")] = "",
+        point_coords: Annotated[
+            str | None, Form(description="JSON `[[x,y],…]`, or a list of those for B objects; pixels.")
+        ] = None,
+        point_labels: Annotated[
+            str | None, Form(description="JSON `[1,0,…]`, one for each point: 1 foreground, 0 background.")
+        ] = None,
+        box: Annotated[str | None, Form(description="JSON `[x0,y0,x1,y1]`, or a list of those; pixels.")] = None,
+        mask_input: Annotated[
+            str | None, Form(description="JSON `1×256×256` (or `B×1×256×256`): `logits` of an earlier answer.")
+        ] = None,
+        multimask_output: Annotated[bool, Form(description="Three candidate masks, or one.")] = True,
+        return_logits: Annotated[bool, Form(description="Un-thresholded float masks, or 0 and 1.")] = True,
+        normalize_coords: Annotated[
+            bool, Form(description="False if coordinates are already divided by the image's width and height.")
+        ] = True,
+    ) -> Response:
+        """Answers the default JSON, streamed band by band."""
+        deadline = self._deadline()
+        fields = {
+            "point_coords": point_coords,
+            "point_labels": point_labels,
+            "box": box,
+            "mask_input": mask_input,
+        }
+        limits = self._settings.limits
+        prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, limits)
+        model_id = self._check(prompt, model_id)
+        decoded = await asyncio.to_thread(decode, await image.read(), limits)
+        self._check_answer(decoded, prompt)
+        segmentation = await self._calls.segment(model_id, decoded, prompt, deadline)
+        bands = self._calls.bands(segmentation, return_logits, deadline)
+        # Awaited here: what fails before the first byte is still answered with a status.
+        first = await anext(bands)
+        return StreamingResponse(_chain(first, bands), media_type="application/json")
+
+    async def get_root(self) -> RedirectResponse:
+        """Leads a browser to the documentation."""
+        return RedirectResponse("/docs")
+
+    async def get_health(self) -> documents.Health:
+        """Whether the service is alive."""
+        state = (await self._default_model_status()).state
+        return documents.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
+
+    async def get_ready(self) -> documents.Ready:
+        """Whether the default model can answer; 503 while it cannot."""
+        status = await self._default_model_status()
+        if status.state != "ready":
+            raise ModelUnavailable(f"model {status}")
+        return documents.Ready(status="READY", model_id=status.model_id)
+
+    async def get_version(self) -> documents.Version:
+        """The service's version and its default model."""
+        return documents.Version(model_id=self._settings.default_model_id, version=version("segment-anything-2-serve"))
+
+    async def get_models(self) -> documents.Models:
+        """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
+        default = self._settings.default_model_id
+        statuses = await self._calls.model_statuses()
+        return documents.Models(
+            models=[documents.Model(default=status.model_id == default, **vars(status)) for status in statuses]
+        )
+
+    async def get_hardware_info(self) -> documents.HardwareInfo:
+        """The GPUs and nodes of the cluster."""
+        nodes = await cluster_hardware()
+        gpus = [documents.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return documents.HardwareInfo(
+            model_id=self._settings.default_model_id, gpu_info=dict(enumerate(gpus)), nodes=_node_documents(nodes)
+        )
+
+    async def get_hardware_stats(self) -> documents.HardwareStats:
+        """How busy the GPUs and nodes of the cluster are."""
+        nodes = await cluster_hardware()
+        gpus = [documents.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return documents.HardwareStats(
+            model_id=self._settings.default_model_id, gpu_stats=dict(enumerate(gpus)), nodes=_node_documents(nodes)
+        )
+
+    # ---- checks
+
+    def _check(self, prompt: Prompt, model_id: str) -> str:
+        """The model's id, with the default put in; refuses what is over the limits before any work."""
+        limits = self._settings.limits
+        if not isinstance(prompt, Prompt):
+            raise InvalidPrompt(f"prompt: must be a Prompt, is {type(prompt).__name__}")
+        for count, limit, what in (
+            (prompt.num_points, limits.max_points, "point_coords: has {} points"),
+            (prompt.num_objects, limits.max_objects, "prompt: has {} objects"),
+        ):
+            if count > limit:
+                raise TooLarge(f"{what.format(count)}, more than the {limit} that are accepted")
+        known = [model.model_id for model in self._settings.models]
+        if model_id and model_id not in known:
+            raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
+        return model_id or self._settings.default_model_id
+
+    def _check_answer(self, image: DecodedImage, prompt: Prompt) -> None:
+        height, width = image.pixels.shape[:2]
+        numbers, limit = prompt.num_masks * height * width, self._settings.limits.max_answer_numbers
+        if numbers > limit:
+            raise TooLarge(
+                f"image: {prompt.num_masks} masks of {width}×{height} are {numbers} numbers, more than the {limit} "
+                "that one answer may have; ask for fewer objects, or multimask_output=false"
+            )
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._calls.config.request_timeout_s)
+
+    async def _default_model_status(self) -> ModelStatus:
+        statuses = await self._calls.model_statuses()
+        return next(status for status in statuses if status.model_id == self._settings.default_model_id)
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for band in rest:
+        yield band
+
+
+def _node_documents(nodes: list[dict[str, Any]]) -> list[documents.Node]:
+    return [
+        documents.Node(gpu_count=len(node.get("gpus", [])), **{key: node[key] for key in node if key != "gpus"})
+        for node in nodes
+    ]

@@ -1,0 +1,194 @@
+"""Every setting: its meaning, default and range, and the only place that reads the environment.
+
+What identifies the application stands in the config file's `args` (ServiceSettings; a change restarts every
+deployment), what can be tuned while it runs in a deployment's `user_config` (RequestParserConfig, Sam2ModelConfig).
+Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in the config file's `deployments`.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+APP_NAME = "segment-anything-2"
+
+BUNDLED_MODEL_ID = "sam2-demo"
+
+HUB_MODEL_IDS = tuple(
+    f"facebook/{version}-hiera-{size}"
+    for version in ("sam2", "sam2.1")
+    for size in ("tiny", "small", "base-plus", "large")
+)
+
+MEBIBYTE = 2**20
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and a misspelt name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """One model: where its weights come from and what it runs on."""
+
+    model_id: str = Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\w./-]+$",
+        description="The id that requests name: one of the eight facebook/sam2… ids, sam2-demo (bundled), or your own.",
+    )
+    checkpoint: Path | None = Field(
+        default=None,
+        description="Your own weights: a SAM 2 checkpoint (.pt holding `model`) or .safetensors, on every node.",
+    )
+    config: str | None = Field(
+        default=None,
+        description="The SAM 2 yaml that the checkpoint was trained with: a file, or a name inside the sam2 package.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto` takes the GPU where Ray assigned one, else the CPU."
+    )
+    torch_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="torch threads of each replica on the CPU; default: all cores of the node.",
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "ModelSettings":
+        if (self.checkpoint is None) != (self.config is None):
+            raise ValueError(f"{self.model_id}: checkpoint and config must be given together")
+        known = self.model_id in HUB_MODEL_IDS or self.model_id == BUNDLED_MODEL_ID
+        if self.checkpoint is None and not known:
+            raise ValueError(
+                f"{self.model_id}: is neither {BUNDLED_MODEL_ID} nor one of {', '.join(HUB_MODEL_IDS)}; "
+                "a model of your own needs checkpoint and config"
+            )
+        return self
+
+
+class Limits(Settings):
+    """What a single request may ask for. Beyond a limit it is refused with 413 before any work."""
+
+    max_image_bytes: int = Field(default=64 * MEBIBYTE, ge=1, description="Size of the uploaded image file.")
+    max_form_field_bytes: int = Field(
+        default=128 * MEBIBYTE, ge=1024, description="Size of one text field; a mask_input of one object is 1.3 MB."
+    )
+    max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024, description="Size of the whole request body.")
+    max_pixels: int = Field(default=64_000_000, ge=1, description="Width × height of the image, read from its header.")
+    max_points: int = Field(default=10_000, ge=1, description="Points of all objects together.")
+    max_objects: int = Field(default=256, ge=1, description="Objects in one prompt (B).")
+    max_answer_numbers: int = Field(
+        default=100_000_000, ge=1, description="Mask values in the answer: objects × masks × height × width."
+    )
+
+
+def _model_from_id(value: Any) -> Any:
+    return {"model_id": value} if isinstance(value, str) else value
+
+
+class ServiceSettings(Settings):
+    """The config file's `args`."""
+
+    models: tuple[Annotated[ModelSettings, BeforeValidator(_model_from_id)], ...] = Field(
+        default=(ModelSettings(model_id=BUNDLED_MODEL_ID),),
+        min_length=1,
+        description="The models that can be asked for; a bare id stands for `{model_id: …}`.",
+    )
+    default_model: str = Field(default="", description="Serves requests without model_id; default: the first model.")
+    limits: Limits = Field(default=Limits(), description="What one request may ask for.")
+    auth_token: SecretStr | None = Field(
+        default=None, description="Bearer token that clients must send; better given as the variable AUTH_TOKEN."
+    )
+
+    @model_validator(mode="after")
+    def _check_models(self) -> "ServiceSettings":
+        ids = [model.model_id for model in self.models]
+        repeated = {model_id for model_id in ids if ids.count(model_id) > 1}
+        if repeated:
+            raise ValueError(f"models: {', '.join(sorted(repeated))} is listed twice")
+        if self.default_model and self.default_model not in ids:
+            raise ValueError(f"default_model: {self.default_model} is not among models")
+        return self
+
+    @property
+    def default_model_id(self) -> str:
+        """The model that serves requests which name none."""
+        return self.default_model or self.models[0].model_id
+
+
+class RequestParserConfig(Settings):
+    """`user_config` of RequestParser."""
+
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, le=3600, description="A request's deadline; `x-request-timeout-seconds` may shorten it."
+    )
+    model_wait_s: float = Field(
+        default=60.0, gt=0, le=3600, description="How long a request waits for a model that is asleep or loading."
+    )
+    max_retries: int = Field(
+        default=2, ge=0, le=10, description="How often a request is sent again when the replica that had it died."
+    )
+    band_bytes: int = Field(
+        default=5_000_000,
+        ge=10_000,
+        le=100_000_000,
+        description="Text that ResponseEncoder writes in one call; two such bands of an answer are in flight.",
+    )
+
+
+class Sam2ModelConfig(Settings):
+    """`user_config` of each Sam2Model deployment."""
+
+    max_batch_size: int = Field(default=8, ge=1, le=256, description="Images embedded in one run of the image encoder.")
+    batch_wait_timeout_s: float = Field(
+        default=0.01, ge=0, le=10, description="How long an image waits for others to share its batch."
+    )
+    load_retry_s: float = Field(
+        default=15.0,
+        gt=0,
+        le=3600,
+        description="Pause before loading is tried again after a failure; doubles each time.",
+    )
+
+
+def model_deployment_name(model_id: str) -> str:
+    """The name of a model's deployment, as a config file's `deployments` has it."""
+    return f"Sam2Model:{model_id}"
+
+
+def parse_settings(args: dict[str, Any]) -> ServiceSettings:
+    """ServiceSettings from a config file's `args`; ValueError, naming the setting, where they are wrong."""
+    try:
+        return ServiceSettings.model_validate(args)
+    except ValidationError as error:
+        faults = (f"args.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ValueError("; ".join(faults)) from None
+
+
+def auth_token(settings: ServiceSettings) -> str | None:
+    """The bearer token that clients must send, or None: from the config file, else from AUTH_TOKEN."""
+    if settings.auth_token is not None:
+        return settings.auth_token.get_secret_value() or None
+    return os.environ.get("AUTH_TOKEN") or None
+
+
+def ray_address() -> str | None:
+    """The Ray cluster to join (RAY_ADDRESS), or None to start one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def prepare_environment() -> None:
+    """Sets, before Ray starts, what its processes inherit from the launcher."""
+    # Ray would otherwise copy the project into a new environment for each worker when started by `uv run`.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU with its driver."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

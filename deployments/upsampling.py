@@ -1,0 +1,66 @@
+"""Low-resolution logits to rows of full-size masks, in numpy.
+
+The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which SAM 2's predictor
+uses, but computed for any band of rows alone and without torch, so that neither the replicas that parse and encode
+nor a program that calls a handle has to import it.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _source_positions(size: int, source_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `size` output positions: its two source neighbours and the weight of the second, in [0, 1]."""
+    # torch multiplies and subtracts in one fused float32 step. Rounding once, from float64, gives the same positions;
+    # rounding twice would move them by up to 1.5e-5 of a source pixel, and steep logits by 4e-4.
+    scale = np.float64(np.float32(source_size) / np.float32(size))
+    positions = ((np.arange(size) + 0.5) * scale - 0.5).astype(np.float32)
+    positions = np.maximum(positions, np.float32(0))
+    first = np.minimum(positions.astype(np.intp), source_size - 1)
+    second = np.minimum(first + 1, source_size - 1)
+    return first, second, (positions - first).astype(np.float32)
+
+
+def upsample_rows(low_res: NDArray[np.float32], size: tuple[int, int], start: int, stop: int) -> NDArray[np.float32]:
+    """Rows `start` to `stop` of one mask, bilinearly interpolated to the image's size.
+
+    Args:
+        low_res: `h×w` float32 logits.
+        size: height and width of the image in pixels.
+        start: first row, counted in the image's pixels.
+        stop: one past the last row.
+
+    Returns:
+        `(stop - start)×width` float32 logits.
+    """
+    height, width = size
+    top, bottom, vertical = _source_positions(height, low_res.shape[0])
+    left, right, horizontal = _source_positions(width, low_res.shape[1])
+    weight = vertical[start:stop, None]
+    rows = low_res[top[start:stop]] * (1 - weight) + low_res[bottom[start:stop]] * weight
+    upsampled = rows.take(left, axis=1)
+    upsampled *= 1 - horizontal
+    shifted = rows.take(right, axis=1)
+    shifted *= horizontal
+    upsampled += shifted
+    return upsampled
+
+
+def bands(height: int, width: int, numbers: int) -> Iterator[tuple[int, int]]:
+    """Splits `height` rows into `(start, stop)` bands of about `numbers` values each, at least one row."""
+    rows = max(1, numbers // width)
+    for start in range(0, height, rows):
+        yield start, min(start + rows, height)
+
+
+def upsample(low_res: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """All masks at the image's size: `…×h×w` float32 logits to `…×height×width`."""
+    height, width = size
+    masks = np.empty((*low_res.shape[:-2], height, width), np.float32)
+    for index in np.ndindex(*low_res.shape[:-2]):
+        # Band by band, so that the temporaries stay in the processor's cache.
+        for start, stop in bands(height, width, 250_000):
+            masks[index][start:stop] = upsample_rows(low_res[index], size, start, stop)
+    return masks

@@ -1,0 +1,1 @@
+"""Tests: unit (no Ray), integration (a real local Serve), cluster (several nodes)."""

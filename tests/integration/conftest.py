@@ -1,0 +1,138 @@
+"""One real local Serve for the whole test session, deployed from a config as an operator would."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
+
+DEMO = "sam2-demo"
+TINY = "facebook/sam2-hiera-tiny"
+OWN = "tests/fine-tuned"
+MISSING_FILE = "tests/missing-file"
+WRONG_CHECKPOINT = "tests/wrong-checkpoint"
+NOT_CACHED = "facebook/sam2.1-hiera-small"
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the running service is, and what it was given."""
+
+    url: str
+    folder: Path
+    tiny_checkpoint: Path
+    own_checkpoint: Path
+    own_config: Path
+
+    def client(self, **options: Any) -> httpx.Client:
+        """An HTTP client of the service."""
+        return httpx.Client(base_url=self.url, timeout=120, **options)
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def model_entry(model_id: str, **options: Any) -> dict[str, Any]:
+    """A `deployments` entry: no CPU reserved, on demand."""
+    scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 3600}
+    return {
+        "name": f"Sam2Model:{model_id}",
+        "ray_actor_options": {"num_cpus": 0},
+        "autoscaling_config": scaling,
+        **options,
+    }
+
+
+def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]:
+    """The config of the shared service."""
+    warm = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "segment-anything-2",
+                "route_prefix": "/",
+                "import_path": "deployments.app:build",
+                "args": {
+                    "default_model": DEMO,
+                    "limits": {"max_body_bytes": 40 * 2**20, "max_image_bytes": 20 * 2**20},
+                    "models": [
+                        DEMO,
+                        TINY,
+                        NOT_CACHED,
+                        {"model_id": OWN, "checkpoint": str(folder / "own.pt"), "config": str(own_config)},
+                        {"model_id": MISSING_FILE, "checkpoint": str(folder / "later.pt"), "config": str(own_config)},
+                        {
+                            "model_id": WRONG_CHECKPOINT,
+                            "checkpoint": str(folder / "own.pt"),
+                            "config": "configs/sam2/sam2_hiera_t.yaml",
+                        },
+                    ],
+                },
+                "deployments": [
+                    {"name": "RequestParser", "ray_actor_options": {"num_cpus": 0}},
+                    {"name": "ResponseEncoder", "ray_actor_options": {"num_cpus": 0}},
+                    model_entry(DEMO, **warm),
+                    *(model_entry(model_id) for model_id in (TINY, NOT_CACHED, OWN, MISSING_FILE, WRONG_CHECKPOINT)),
+                ],
+            }
+        ],
+    }
+
+
+def deploy(document: dict[str, Any], timeout_s: float = 240) -> None:
+    """Deploys a config document on the running Ray and waits until it is RUNNING."""
+    from ray import serve
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(document)
+    client = serve_start(http_options=config.http_options.model_dump(), proxy_location=config.proxy_location)
+    client.deploy_apps(config)
+    wanted = {application.name for application in config.applications}
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        applications = serve.status().applications
+        states = {name: str(applications[name].status.value) for name in wanted if name in applications}
+        assert "DEPLOY_FAILED" not in states.values(), applications
+        if set(states) == wanted and set(states.values()) == {"RUNNING"}:
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"not RUNNING within {timeout_s} s: {serve.status().applications}")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The shared service."""
+    folder = tmp_path_factory.mktemp("service")
+    hub_cache = folder / "hub"
+    tiny_checkpoint = fill_hub_cache(hub_cache, TINY)
+    own_config = Path(__file__).parents[2] / "deployments" / "model" / "demo" / "sam2_demo.yaml"
+    own_checkpoint = save_checkpoint(random_model(own_config, seed=7), folder / "own.pt")
+    assert sam2_package().is_dir()
+    os.environ.update(HF_HUB_CACHE=str(hub_cache), HF_HUB_OFFLINE="1", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    # Ray lowers its workers' priority by default; tests share the machine with nothing that would deserve more.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.pop("AUTH_TOKEN", None)
+
+    import ray
+    from ray import serve
+
+    port = free_port()
+    ray.init(address="local", namespace="serve", include_dashboard=False, log_to_driver=False, configure_logging=False)
+    deploy(config_document(port, folder, own_config))
+    yield Service(f"http://127.0.0.1:{port}", folder, tiny_checkpoint, own_checkpoint, own_config)
+    serve.shutdown()
+    ray.shutdown()
