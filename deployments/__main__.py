@@ -183,7 +183,12 @@ def _start_ray() -> None:
     address = ray_address()
     _say(f"joining the Ray cluster at {address}" if address else "starting Ray on this machine")
     try:
-        ray.init(address=address, namespace="serve", include_dashboard=None if address else False, log_to_driver=False)
+        ray.init(
+            address=address or "local",
+            namespace="serve",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+        )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise LaunchError(f"Ray did not start: {error}") from error
 

@@ -75,9 +75,9 @@ class Limits(Settings):
 
     max_image_bytes: int = Field(default=64 * MEBIBYTE, ge=1, description="Size of the uploaded image file.")
     max_form_field_bytes: int = Field(
-        default=128 * MEBIBYTE, ge=1024, description="Size of one text field; a mask_input of one object is 1.3 MB."
+        default=32 * MEBIBYTE, ge=1024, description="Size of one text field; a mask_input is 1.3 MB for each object."
     )
-    max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024, description="Size of the whole request body.")
+    max_body_bytes: int = Field(default=128 * MEBIBYTE, ge=1024, description="Size of the whole request body.")
     max_pixels: int = Field(default=64_000_000, ge=1, description="Width × height of the image, read from its header.")
     max_points: int = Field(default=10_000, ge=1, description="Points of all objects together.")
     max_objects: int = Field(default=256, ge=1, description="Objects in one prompt (B).")
@@ -165,7 +165,7 @@ def parse_settings(args: dict[str, Any]) -> ServiceSettings:
     try:
         return ServiceSettings.model_validate(args)
     except ValidationError as error:
-        faults = (f"args.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = (f"{'.'.join(map(str, ('args', *fault['loc'])))}: {fault['msg']}" for fault in error.errors())
         raise ValueError("; ".join(faults)) from None
 
 

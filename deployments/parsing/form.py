@@ -28,6 +28,11 @@ class LimitedMultiPartParser(MultiPartParser):
     """Starlette's parser, bounding file parts too and naming the field that is too large."""
 
     limits = Limits()
+    ended = False
+
+    def on_end(self) -> None:
+        """Notes that the closing boundary was there; without it the last part would be dropped in silence."""
+        self.ended = True
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         """Counts each part's bytes while they arrive."""
@@ -70,6 +75,11 @@ class FormRequest(Request):
             self._form = await parser.parse()
         except MultiPartException as error:
             raise InvalidRequest(f"body: is not well-formed multipart/form-data: {error.message}") from error
+        # Some codecs that a client may name as charset refuse text with another error than those Starlette foresees.
+        except UnicodeError as error:
+            raise InvalidRequest(f"body: cannot be decoded with the charset of its Content-Type: {error}") from error
+        if not parser.ended:
+            raise InvalidRequest("body: is not well-formed multipart/form-data: its closing boundary is missing")
         _check_single(self._form)
 
     async def _limited_stream(self, max_body_bytes: int) -> AsyncIterator[bytes]:
@@ -147,4 +157,7 @@ def _parse_json(name: str, text: str | None) -> list[Any] | None:
         raise InvalidPrompt(f"{name}: is not valid JSON: {error.msg} at character {error.pos}{hint}") from error
     if value is not None and not isinstance(value, list):
         raise InvalidPrompt(f"{name}: must be a JSON array, is {type(value).__name__}")
+    # Among numbers, numpy would take them for 1 and 0. A string that holds these words is refused just so.
+    if "true" in text or "false" in text:
+        raise InvalidPrompt(f"{name}: must hold numbers only")
     return value

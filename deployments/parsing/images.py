@@ -17,11 +17,12 @@ from deployments.settings import Limits
 RgbArray: TypeAlias = NDArray[np.uint8]
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image
 
-# Pillow's own guard is a warning up to twice its limit; the limit here is `max_pixels`, checked before decoding.
-Image.MAX_IMAGE_PIXELS = None
+# Not raster images: Pillow reads these by running or emulating another program, or only their metadata. IPTC wraps an
+# image of any format, these included.
+NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
 
-# Not raster images: Pillow reads these by running or emulating another program, or only their metadata.
-NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
+# Pillow's own guard: a warning beyond its limit, and an error beyond twice that.
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 # What Pillow's decoders raise on broken files, beside UnidentifiedImageError.
 DECODER_ERRORS = (
@@ -66,6 +67,9 @@ def decode(image: ImageInput, limits: Limits) -> DecodedImage:
         InvalidImage: it cannot be decoded, or is an array of another shape or type.
         TooLarge: it has too many bytes or pixels; the latter is known before decoding.
     """
+    # `max_pixels` is checked before decoding; but an image inside an icon file is decoded while the file is opened,
+    # and there Pillow's own guard is the only one.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     if isinstance(image, np.ndarray):
         return _from_array(image, limits)
     if isinstance(image, Image.Image):
@@ -101,6 +105,8 @@ def _from_file(data: bytes, limits: Limits) -> DecodedImage:
             return DecodedImage(hashlib.sha256(data).hexdigest(), _decoded(image))
     except UnidentifiedImageError as error:
         raise InvalidImage("image: is not an image in a format that can be read") from error
+    except BOMBS as error:
+        raise TooLarge(f"image: has more than the {limits.max_pixels} pixels that are accepted") from error
     except DECODER_ERRORS as error:
         raise InvalidImage(f"image: is damaged or truncated: {error}") from error
 

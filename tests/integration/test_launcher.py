@@ -1,0 +1,126 @@
+"""`python -m deployments`: progress, a clear end, the seed's curl against it, and a clean stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import yaml
+from PIL import Image
+
+from tests.integration.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
+
+
+@contextmanager
+def launched(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The launcher as a process of its own; stopped at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "RAY_worker_niceness": "0", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def lines_until(process: subprocess.Popen[str], start: str) -> list[str]:
+    """What the launcher prints, up to the line that starts so."""
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if line.startswith(start):
+            return lines
+    assert process.stderr
+    raise AssertionError(f"never said {start!r}: {lines} {process.stderr.read()}")
+
+
+def fails_with(*arguments: str) -> str:
+    """Runs a launcher that must fail by itself; returns its last line on standard error."""
+    with launched(*arguments) as process:
+        _, error = process.communicate(timeout=240)
+    assert process.returncode == 1
+    return error.strip().splitlines()[-1]
+
+
+def config_with(path: Path, **changes: Any) -> str:
+    """cluster/local.yaml with other `args`, written to a file."""
+    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+    application = document["applications"][0]
+    application["args"] = changes
+    application["deployments"] = application["deployments"][:2]
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def test_from_launch_to_the_seeds_curl_and_a_clean_stop(tmp_path: Path) -> None:
+    port = free_port()
+    with launched("--port", str(port), AUTH_TOKEN="let-me-in") as process:
+        said = lines_until(process, "ready:")
+        assert any("sam2-demo: loading" in line for line in said), said
+        url = f"http://127.0.0.1:{port}"
+        curl = [
+            *("curl", "-s", "-X", "POST", f"{url}/segment-anything-2", "-H", "Authorization: Bearer let-me-in"),
+            *("-F", "point_coords=[[120,100],[120,50]]", "-F", "point_labels=[1,0]"),
+            *("-F", f"image=@{DEMO_FOLDER / 'example.png'}"),
+        ]
+        answer = orjson.loads(subprocess.run(curl, check=True, capture_output=True).stdout)
+        width, height = Image.open(DEMO_FOLDER / "example.png").size
+        assert np.array(orjson.loads(answer["masks"])).shape == (3, height, width)
+
+        refused = httpx.post(f"{url}/segment-anything-2", headers={"Authorization": "Bearer wrong"})
+        assert refused.status_code == 401
+        assert refused.json()["detail"]["msg"] == "Authorization: the bearer token is missing or wrong"
+        assert httpx.get(f"{url}/models").status_code == 401
+        for path in ("/health", "/ready", "/docs", "/openapi.json"):
+            assert httpx.get(f"{url}{path}").status_code == 200, path
+
+        process.send_signal(signal.SIGINT)
+        lines_until(process, "stopped")
+        assert process.wait(60) == 0
+
+
+def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(tmp_path: Path) -> None:
+    own = {"model_id": "mine", "checkpoint": str(tmp_path / "gone.pt"), "config": str(DEMO_FOLDER / "sam2_demo.yaml")}
+    config = config_with(tmp_path / "config.yaml", models=[own])
+    started = time.monotonic()
+    error = fails_with("--config", config, "--port", str(free_port()))
+    assert "mine" in error
+    assert "no such file" in error
+    assert time.monotonic() - started < 180
+
+
+def test_a_wrong_config_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    error = fails_with("--config", config_with(tmp_path / "config.yaml", models=["sam2-demo"], defualt_model="x"))
+    assert "args.defualt_model" in error
+    assert "gone.yaml" in fails_with("--config", str(tmp_path / "gone.yaml"))
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in fails_with("--port", str(port))

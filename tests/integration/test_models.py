@@ -1,0 +1,69 @@
+"""What a model's state means for a request: asleep, loading, ready, failed, and mended."""
+
+import shutil
+import time
+
+import httpx
+import pytest
+
+from tests.images import encoded, picture
+from tests.integration.conftest import DEMO, MISSING_FILE, NOT_CACHED, OWN, WRONG_CHECKPOINT, Service
+
+IMAGE = encoded(picture(160, 120))
+
+
+def ask(client: httpx.Client, model_id: str) -> httpx.Response:
+    fields = {"model_id": model_id, "point_coords": "[[40,40]]", "point_labels": "[1]", "return_logits": "false"}
+    return client.post("/segment-anything-2", data=fields, files={"image": IMAGE})
+
+
+def states(client: httpx.Client) -> dict[str, dict[str, str]]:
+    return {model["model_id"]: model for model in client.get("/models").json()["models"]}
+
+
+def test_a_sleeping_model_wakes_on_its_first_request(service: Service) -> None:
+    with service.client() as client:
+        response = ask(client, OWN)
+        assert response.status_code == 200, response.text
+        assert states(client)[OWN]["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("model_id", "cause"),
+    [
+        (NOT_CACHED, "is not in the hub cache"),
+        (WRONG_CHECKPOINT, "does not fit the configuration"),
+    ],
+)
+def test_a_model_that_cannot_load_says_why_and_disturbs_no_other(service: Service, model_id: str, cause: str) -> None:
+    with service.client() as client:
+        started = time.monotonic()
+        response = ask(client, model_id)
+        assert time.monotonic() - started < 30
+        message = response.json()["detail"]["msg"]
+        assert response.status_code == 503
+        assert model_id in message
+        assert cause in message
+        assert int(response.headers["Retry-After"]) > 0
+        failed = states(client)[model_id]
+        assert failed["state"] == "failed"
+        assert cause in failed["detail"]
+        started = time.monotonic()
+        assert ask(client, model_id).status_code == 503
+        assert time.monotonic() - started < 5, "a known failure is answered at once"
+        assert ask(client, DEMO).status_code == 200
+        assert client.get("/ready").status_code == 200
+        assert client.get("/health").json() == {"status": "OK"}
+
+
+def test_a_model_whose_file_arrives_later_is_served_then(service: Service) -> None:
+    with service.client() as client:
+        response = ask(client, MISSING_FILE)
+        assert response.status_code == 503
+        assert "no such file" in response.json()["detail"]["msg"]
+        shutil.copy(service.own_checkpoint, service.folder / "later.pt")
+        deadline = time.monotonic() + 60
+        while (response := ask(client, MISSING_FILE)).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(1)
+        assert response.status_code == 200, response.text
+        assert response.json()["scores"] == ask(client, OWN).json()["scores"]

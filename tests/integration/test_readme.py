@@ -1,0 +1,105 @@
+"""The README is true: its code blocks run, its pictures exist, its tables list every setting."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from deployments import settings
+from tests.images import iou
+from tests.integration.conftest import Service
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [code for name, code in BLOCKS if name == language]
+
+
+def default_text(value: Any) -> str:
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(model.model_id for model in value) + "]`"
+    return "below" if isinstance(value, BaseModel) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def range_text(field: Any) -> str:
+    bounds = {
+        kind: getattr(item, kind) for item in field.metadata for kind in ("ge", "gt", "le") if hasattr(item, kind)
+    }
+    low = f"≥ {bounds['ge']:g}" if "ge" in bounds else f"> {bounds['gt']:g}" if "gt" in bounds else ""
+    return ", ".join(filter(None, [low, f"≤ {bounds['le']:g}" if "le" in bounds else ""]))
+
+
+def settings_table(names: list[str]) -> str:
+    """The Markdown table of settings classes; run `python -m tests.integration.test_readme` to write it."""
+    rows = ["| setting | default | range | meaning |", "|---|---|---|---|"]
+    prefixes = {"ServiceSettings": "", "ModelSettings": "models[].", "Limits": "limits."}
+    for name in names:
+        for field_name, field in getattr(settings, name).model_fields.items():
+            prefix = prefixes.get(name, "Sam2Model: " if name == "Sam2ModelConfig" else "RequestParser: ")
+            default = "required" if field.is_required() else default_text(field.default)
+            rows.append(f"| `{prefix}{field_name}` | {default} | {range_text(field)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def with_tables(text: str) -> str:
+    """The README with its settings tables as the code has them."""
+    pattern = re.compile(r"(<!-- settings: ([\w ]+) -->\n)(?:\n?\|[^\n]*)*\n+")
+    return pattern.sub(lambda match: f"{match[1]}\n{settings_table(match[2].split())}\n\n", text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like the project's root to the README's commands."""
+    (tmp_path / "deployments").symlink_to(ROOT / "deployments")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_setting_is_listed_with_default_range_and_meaning() -> None:
+    assert with_tables(README) == README
+
+
+def test_pictures_and_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"make ([a-z]+)", "".join(blocks("sh"))))
+    assert {"serve", "test"} <= targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_first_example_finds_the_clicked_object(service: Service, folder: Path) -> None:
+    [curl] = blocks("bash")
+    subprocess.run(["bash", "-c", curl.replace("http://127.0.0.1:8000", service.url)], cwd=folder, check=True)
+    namespace: dict[str, Any] = {}
+    exec(blocks("python")[0], namespace)
+    truth = np.array(Image.open(ROOT / "deployments" / "model" / "demo" / "example_truth.png")) > 0
+    assert iou(namespace["masks"][0] > 0, truth) > 0.8
+    assert os.path.getsize(folder / "mask.png") > 0
+
+
+def test_the_handle_example_runs(service: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    exec(blocks("python")[1], namespace)
+    assert namespace["mask"].dtype == np.bool_
+    assert namespace["better"].scores.shape == (3,)
+    assert capsys.readouterr().out.startswith("[")
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(with_tables(README))
