@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -188,6 +189,7 @@ def _start_ray() -> None:
             namespace="serve",
             include_dashboard=None if address else False,
             log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise LaunchError(f"Ray did not start: {error}") from error
@@ -227,11 +229,18 @@ def _cause(status: Any) -> str:
 
 
 def _watch() -> None:
-    """Waits for a signal; tells when the application's health changes."""
+    """Waits for a signal; tells when the application's health changes.
+
+    Raises:
+        LaunchError: the cluster is gone.
+    """
     last = ApplicationStatus.RUNNING
     while True:
         time.sleep(2)
-        application = serve.status().applications.get(APP_NAME)
+        try:
+            application = serve.status().applications.get(APP_NAME)
+        except (RayError, ConnectionError) as error:
+            raise LaunchError(f"lost the Ray cluster: {error}") from error
         status = application.status if application else ApplicationStatus.NOT_STARTED
         if status != last:
             _say(f"the application is {status.value}: {application.message if application else ''}")

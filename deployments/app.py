@@ -15,6 +15,7 @@ from deployments.settings import (
     ServiceSettings,
     model_deployment_name,
     parse_settings,
+    with_auth_token,
 )
 
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
@@ -50,7 +51,8 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         ValueError: a setting is unknown, missing or out of range; the message names it.
     """
-    settings = parse_settings(args)
+    # The token is read here too: a worker node that lacks AUTH_TOKEN must not open what the head node closed.
+    settings = with_auth_token(parse_settings(args))
     models = {model.model_id: _model(model, settings) for model in settings.models}
     encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()
     return serve.deployment(**PARSER_OPTIONS)(serve.ingress()(RequestParser)).bind(settings, models, encoder)

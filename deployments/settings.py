@@ -176,6 +176,12 @@ def auth_token(settings: ServiceSettings) -> str | None:
     return os.environ.get("AUTH_TOKEN") or None
 
 
+def with_auth_token(settings: ServiceSettings) -> ServiceSettings:
+    """The settings with the token that is in force where this runs."""
+    token = auth_token(settings)
+    return settings.model_copy(update={"auth_token": SecretStr(token) if token else None})
+
+
 def ray_address() -> str | None:
     """The Ray cluster to join (RAY_ADDRESS), or None to start one on this machine."""
     return os.environ.get("RAY_ADDRESS") or None

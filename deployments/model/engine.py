@@ -170,7 +170,7 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
     Raises:
         ModelLoadError: a GPU is asked for and torch finds none.
     """
-    torch.set_num_threads(torch_threads or os.cpu_count() or 1)
+    torch.set_num_threads(torch_threads or len(os.sched_getaffinity(0)))
     if device == "cpu" or (device == "auto" and gpu_fraction == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -7,7 +7,7 @@ import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,6 +74,8 @@ class Boundary:
 
         try:
             await self._authorized(scope)(scope, receive, note_start)
+        except ClientDisconnect:
+            logger.info("request %r: the client went away while it was sending", request_id)
         # The last resort: whatever it is, the client gets an answer, the log the cause, and the replica lives on.
         except Exception:
             logger.exception("request %r failed", request_id)

@@ -10,7 +10,14 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import (
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -35,6 +42,7 @@ BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
 
 BANDS_IN_FLIGHT = 2
 HARDWARE_TIMEOUT_S = 10.0
+CONTROLLER_TIMEOUT_S = 2.0
 
 
 class Deadline:
@@ -137,10 +145,7 @@ class Calls:
 
     async def model_statuses(self) -> list[ModelStatus]:
         """The state of each configured model; wakes none."""
-        reported, application = await asyncio.gather(
-            asyncio.to_thread(read_statuses), asyncio.to_thread(lambda: serve.status().applications.get(APP_NAME))
-        )
-        deployments = application.deployments if application else {}
+        reported, deployments = await asyncio.gather(asyncio.to_thread(read_statuses), _deployments())
         return [
             _model_status(model_id, reported.get(model_id), deployments.get(handle.deployment_name))
             for model_id, handle in self._models.items()
@@ -169,6 +174,16 @@ def _cause(error: BaseException) -> BaseException:
     return inner if isinstance(inner, ServiceError) else error
 
 
+async def _deployments() -> dict[str, Any]:
+    """What Serve says of each deployment; nothing while its controller does not answer, e.g. because it restarts."""
+    try:
+        status = await asyncio.wait_for(asyncio.to_thread(serve.status), CONTROLLER_TIMEOUT_S)
+    except (TimeoutError, RayError):
+        return {}
+    application = status.applications.get(APP_NAME)
+    return dict(application.deployments) if application else {}
+
+
 def _model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
     """Joins what a model's replicas say with what Serve says of its deployment."""
     if deployment is not None and not any(deployment.replica_states.values()):
@@ -193,6 +208,6 @@ async def _ask_node(node_id: str) -> dict[str, Any]:
         facts = await asyncio.wait_for(
             asyncio.wrap_future(task.options(scheduling_strategy=affinity).remote().future()), HARDWARE_TIMEOUT_S
         )
-    except (TimeoutError, ray.exceptions.RayError) as error:
+    except (TimeoutError, RayError) as error:
         return {"node_id": node_id, "error": f"no answer: {type(error).__name__}"}
     return {"node_id": node_id, **facts}

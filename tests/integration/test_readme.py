@@ -77,7 +77,7 @@ def test_pictures_and_linked_files_exist() -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"make ([a-z]+)", "".join(blocks("sh"))))
+    targets = set(re.findall(r"^make ([a-z]+)", "".join(blocks("sh")), re.MULTILINE))
     assert {"serve", "test"} <= targets
     for target in targets:
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)

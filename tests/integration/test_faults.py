@@ -1,0 +1,51 @@
+"""A replica that dies costs its callers time, not their answers."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from numpy.typing import NDArray
+
+from tests.images import encoded, picture
+from tests.integration.conftest import DEMO, Service
+
+FIELDS = {"point_coords": "[[40,40]]", "point_labels": "[1]", "model_id": DEMO}
+
+
+def kill_replicas(deployment: str) -> int:
+    """Kills every replica of a deployment, as a crash would; returns how many."""
+    import ray
+    from ray.util import list_named_actors
+
+    names = [entry["name"] for entry in list_named_actors(all_namespaces=True)]
+    replicas = [name for name in names if name.startswith("SERVE_REPLICA::") and f"#{deployment}#" in name]
+    for name in replicas:
+        ray.kill(ray.get_actor(name, namespace="serve"))
+    return len(replicas)
+
+
+@pytest.mark.parametrize("deployment", [f"Sam2Model:{DEMO}", "ResponseEncoder"])
+def test_requests_survive_the_death_of_a_replica(service: Service, deployment: str) -> None:
+    image = encoded(picture(1280, 960))
+    at_work = threading.Event()
+
+    def ask(client: httpx.Client) -> NDArray[np.float32]:
+        with client.stream("POST", "/segment-anything-2", data=FIELDS, files={"image": image}) as response:
+            at_work.set()
+            body = response.read()
+        assert response.status_code == 200, body
+        return np.array(orjson.loads(orjson.loads(body)["masks"]), np.float32)
+
+    with service.client() as client, ThreadPoolExecutor(4) as pool:
+        expected = ask(client)
+        at_work.clear()
+        answers = [pool.submit(ask, client) for _ in range(4)]
+        # While the encoder's first bands arrive, or while the model is at work on the others.
+        at_work.wait(60)
+        assert kill_replicas(deployment) == 1
+        for answer in answers:
+            # Not the same to the last digit: torch rounds differently in batches of different sizes.
+            np.testing.assert_allclose(answer.result(), expected, atol=1e-3)
