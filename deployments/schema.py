@@ -227,6 +227,11 @@ class Segmentation:
         """`C×256×256` (or `B×C×256×256`) float32 in [-32, 32]: what a later prompt takes as `mask_input`."""
         return self._without_object_axis(self.low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT))
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all full-size masks and of all low-resolution logits: the unit in which an answer is written."""
+        return int(self.iou_predictions.size) * (self.image_size[0] + LOW_RES_SIZE)
+
     def masks(self, return_logits: bool = False) -> NDArray[Any]:
         """`C×H×W` (or `B×C×H×W`) masks at the image's size.
 

@@ -82,7 +82,7 @@ class Limits(Settings):
     max_points: int = Field(default=10_000, ge=1, description="Points of all objects together.")
     max_objects: int = Field(default=256, ge=1, description="Objects in one prompt (B).")
     max_answer_numbers: int = Field(
-        default=100_000_000, ge=1, description="Mask values in the answer: objects × masks × height × width."
+        default=100_000_000, ge=1, description="Numbers in the answer: objects × masks × (height × width + 256 × 256)."
     )
 
 

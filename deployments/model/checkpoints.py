@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 import yaml
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -38,6 +38,19 @@ POSTPROCESSING = {
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
 }
+
+# What torch and safetensors raise on a file that is damaged, cut short, or no checkpoint at all.
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    OSError,
+)
 
 
 def load_model(settings: ModelSettings, report: ReportProgress) -> SAM2Base:
@@ -104,7 +117,7 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
         return Path(hf_hub_download(model_id, filename, tqdm_class=progress))
     except OfflineModeIsEnabled as error:
         raise ModelLoadError(f"{model_id}: {filename} is not in the hub cache, and HF_HUB_OFFLINE is set") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx2.HTTPError, OSError) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(f"{model_id}: cannot download {filename} from the hub: {cause}") from error
 
@@ -129,9 +142,11 @@ def _build(model_id: str, config: Path) -> SAM2Base:
     """A SAM2Base with untrained weights, as sam2's build_sam2 builds it from the same file."""
     try:
         tree = OmegaConf.load(config)
+        if not isinstance(tree, DictConfig):
+            raise ModelLoadError(f"{model_id}: {config.name} is not a SAM 2 configuration: it is a list")
         OmegaConf.update(tree, "model.sam_mask_decoder_extra_args", POSTPROCESSING, merge=True, force_add=True)
         OmegaConf.resolve(tree)
-        model = instantiate(tree.model, _recursive_=True) if isinstance(tree, DictConfig) else None
+        model = instantiate(tree.model, _recursive_=True)
     except (OmegaConfBaseException, InstantiationException, yaml.YAMLError, ValueError, OSError) as error:
         raise ModelLoadError(f"{model_id}: {config.name} is not a SAM 2 configuration: {error}") from error
     if not isinstance(model, SAM2Base):
@@ -140,17 +155,24 @@ def _build(model_id: str, config: Path) -> SAM2Base:
 
 
 def _load_weights(model_id: str, model: SAM2Base, checkpoint: Path) -> None:
+    state = _read_state_dict(model_id, checkpoint)
     try:
-        if checkpoint.suffix == ".safetensors":
-            state = load_file(checkpoint)
-        else:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
         model.load_state_dict(state, strict=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
-        cause = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelLoadError(f"{model_id}: {checkpoint.name} cannot be read as a checkpoint: {cause}") from error
-    except (KeyError, TypeError, IndexError) as error:
-        raise ModelLoadError(f"{model_id}: {checkpoint.name} holds no `model` state dict") from error
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         cause = " ".join(str(error).split())[:400]
         raise ModelLoadError(f"{model_id}: {checkpoint.name} does not fit the configuration: {cause}") from error
+
+
+def _read_state_dict(model_id: str, checkpoint: Path) -> dict[str, torch.Tensor]:
+    try:
+        if checkpoint.suffix == ".safetensors":
+            saved = {"model": load_file(checkpoint)}
+        else:
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelLoadError(f"{model_id}: {checkpoint.name} cannot be read as a checkpoint: {cause}") from error
+    state = saved.get("model") if isinstance(saved, dict) else None
+    if not isinstance(state, dict):
+        raise ModelLoadError(f"{model_id}: {checkpoint.name} holds no `model` state dict")
+    return state

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +25,7 @@ from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, S
 from deployments.model_status import ModelStatus, read_statuses
 from deployments.parsing.hardware import node_hardware
 from deployments.parsing.images import DecodedImage
-from deployments.schema import Prompt, Segmentation
+from deployments.schema import LOW_RES_SIZE, Prompt, Segmentation
 from deployments.settings import APP_NAME, RequestParserConfig
 
 logger = logging.getLogger("ray.serve")
@@ -93,9 +92,10 @@ class Calls:
 
     async def bands(self, segmentation: Segmentation, return_logits: bool, deadline: Deadline) -> AsyncIterator[bytes]:
         """The text of the default answer, pulled band by band, two in flight."""
-        height, width = segmentation.image_size
-        rows = math.prod(segmentation.iou_predictions.shape) * height
-        band = max(1, self.config.band_bytes // (width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT)))
+        rows = segmentation.num_rows
+        width = segmentation.image_size[1]
+        row_bytes = max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
+        band = max(1, self.config.band_bytes // row_bytes)
         in_flight: deque[asyncio.Task[bytes]] = deque()
         try:
             for start in range(0, rows, band):

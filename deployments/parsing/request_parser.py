@@ -21,7 +21,7 @@ from deployments.parsing.boundary import Boundary, on_http_exception, on_service
 from deployments.parsing.calls import Calls, Deadline, cluster_hardware
 from deployments.parsing.form import form_route, parse_prompt
 from deployments.parsing.images import DecodedImage, ImageInput, decode
-from deployments.schema import Prompt, Segmentation
+from deployments.schema import LOW_RES_SIZE, Prompt, Segmentation
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
 
 DESCRIPTION = """\
@@ -235,11 +235,11 @@ class RequestParser:
 
     def _check_answer(self, image: DecodedImage, prompt: Prompt) -> None:
         height, width = image.pixels.shape[:2]
-        numbers, limit = prompt.num_masks * height * width, self._settings.limits.max_answer_numbers
+        numbers, limit = prompt.num_masks * (height * width + LOW_RES_SIZE**2), self._settings.limits.max_answer_numbers
         if numbers > limit:
             raise TooLarge(
-                f"image: {prompt.num_masks} masks of {width}×{height} are {numbers} numbers, more than the {limit} "
-                "that one answer may have; ask for fewer objects, or multimask_output=false"
+                f"image: {prompt.num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more "
+                f"than the {limit} that one answer may have; ask for fewer objects, or multimask_output=false"
             )
 
     def _deadline(self) -> Deadline:
