@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, Security, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -89,12 +88,12 @@ class RequestParser:
             redoc_url=None,
             redirect_slashes=False,
         )
-        self._add_segment_route(app)
+        app.include_router(self._form_routes())
         self._add_side_routes(app)
         return app
 
-    def _add_segment_route(self, app: FastAPI) -> None:
-        app.router.route_class = form_route(self._settings.limits)
+    def _form_routes(self) -> APIRouter:
+        router = APIRouter(route_class=form_route(self._settings.limits))
         options: dict[str, Any] = {
             "methods": ["POST"],
             "response_class": Response,
@@ -106,7 +105,7 @@ class RequestParser:
                 **documents.errors(400, 401, 413, 415, 422, 500, 503),
             },
         }
-        app.add_api_route(
+        router.add_api_route(
             "/segment-anything-2",
             self.post_segment,
             operation_id="genSegmentAnything2",
@@ -115,10 +114,10 @@ class RequestParser:
             tags=["generate"],
             **options,
         )
-        app.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
+        router.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
+        return router
 
     def _add_side_routes(self, app: FastAPI) -> None:
-        app.router.route_class = APIRoute
         app.add_api_route("/", self.get_root, include_in_schema=False)
         app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
         app.add_api_route(
