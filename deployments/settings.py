@@ -79,7 +79,7 @@ class Limits(Settings):
     )
     max_body_bytes: int = Field(default=128 * MEBIBYTE, ge=1024, description="Size of the whole request body.")
     max_pixels: int = Field(default=64_000_000, ge=1, description="Width × height of the image, read from its header.")
-    max_points: int = Field(default=10_000, ge=1, description="Points of all objects together.")
+    max_points: int = Field(default=1_000, ge=1, description="Points of all objects together.")
     max_objects: int = Field(default=256, ge=1, description="Objects in one prompt (B).")
     max_answer_numbers: int = Field(
         default=100_000_000, ge=1, description="Numbers in the answer: objects × masks × (height × width + 256 × 256)."

@@ -90,7 +90,7 @@ def has_object_axis(fields: Fields) -> bool:
 
 
 def _predictable(fields: Fields) -> list[Fields]:
-    """The requests that the predictor must be asked: it cannot take masks of several objects without points or boxes."""
+    """What the predictor must be asked: it cannot take masks of several objects without points or boxes."""
     if set(fields) == {"mask_input"} and fields["mask_input"].ndim == 4:
         return [{"mask_input": mask} for mask in fields["mask_input"]]
     return [fields]

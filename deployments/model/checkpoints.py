@@ -117,7 +117,15 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
         return Path(hf_hub_download(model_id, filename, tqdm_class=progress))
     except OfflineModeIsEnabled as error:
         raise ModelLoadError(f"{model_id}: {filename} is not in the hub cache, and HF_HUB_OFFLINE is set") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx2.HTTPError, OSError) as error:
+    # RuntimeError is what hf_xet raises for a transfer that broke off.
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        HFValidationError,
+        httpx2.HTTPError,
+        OSError,
+        RuntimeError,
+    ) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(f"{model_id}: cannot download {filename} from the hub: {cause}") from error
 

@@ -21,6 +21,9 @@ from deployments.schema import FloatArray, Prompt
 # Labels by which SAM 2's prompt encoder knows the corners of a box.
 BOX_CORNER_LABELS = (2, 3)
 
+OBJECTS_AT_ONCE = 32
+"""Objects decoded in one run. Each takes about 27 MB of activations; in one run 256 of them would take 7 GB."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
@@ -76,27 +79,44 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, embedding: ImageEmbedding, prompt: Prompt) -> tuple[FloatArray, FloatArray]:
-        """Runs prompt encoder and mask decoder for all objects of one prompt.
+        """Runs prompt encoder and mask decoder for all objects of one prompt, a few at a time.
 
         Returns:
             `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the decoder's order.
         """
+        points = self._point_tokens(prompt, embedding.image_size)
         masks = prompt.batched_masks()
+        parts = []
+        for start in range(0, prompt.num_objects, OBJECTS_AT_ONCE):
+            some = slice(start, start + OBJECTS_AT_ONCE)
+            # One mask may serve all objects; it is then broadcast rather than cut.
+            some_masks = masks if masks is None or len(masks) < prompt.num_objects else masks[some]
+            some_points = None if points is None else (points[0][some], points[1][some])
+            parts.append(self._decode_objects(embedding, some_points, some_masks, prompt.multimask_output))
+        low_res_logits, iou_predictions = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return low_res_logits.float().cpu().numpy(), iou_predictions.float().cpu().numpy()
+
+    def _decode_objects(
+        self,
+        embedding: ImageEmbedding,
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        masks: FloatArray | None,
+        multimask_output: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One run of prompt encoder and mask decoder: logits and IoU predictions of a few objects."""
         sparse, dense = self._model.sam_prompt_encoder(
-            points=self._point_tokens(prompt, embedding.image_size),
-            boxes=None,
-            masks=None if masks is None else torch.tensor(masks, device=self.device),
+            points=points, boxes=None, masks=None if masks is None else torch.tensor(masks, device=self.device)
         )
-        low_res_masks, iou_predictions, _, _ = self._model.sam_mask_decoder(
+        low_res_logits, iou_predictions, _, _ = self._model.sam_mask_decoder(
             image_embeddings=embedding.image_embed,
             image_pe=self._model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=prompt.multimask_output,
-            repeat_image=prompt.num_objects > 1,
+            multimask_output=multimask_output,
+            repeat_image=len(sparse) > 1,
             high_res_features=list(embedding.high_res_feats),
         )
-        return low_res_masks.float().cpu().numpy(), iou_predictions.float().cpu().numpy()
+        return low_res_logits, iou_predictions
 
     def _point_tokens(self, prompt: Prompt, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """`B×N×2` coordinates in the model's frame and `B×N` labels, a box as two points in front; None without any."""

@@ -101,8 +101,9 @@ class Sam2Model:
     def _load_or_report(self) -> "Engine":
         try:
             return self._load()
-        except ModelLoadError as error:
-            self._status.failed(error.message)
+        # Whatever it is takes this process down, so that the board is the only place to say why.
+        except Exception as error:
+            self._status.failed(str(error) or type(error).__name__)
             raise
 
     def _load(self) -> "Engine":

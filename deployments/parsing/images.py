@@ -133,6 +133,8 @@ def _decoded(image: Image.Image) -> RgbArray:
         if upright.mode.startswith("I"):
             return _high_byte(np.asarray(upright))
         return np.ascontiguousarray(upright.convert("RGB"))
+    except BOMBS as error:
+        raise TooLarge(f"image: {error}") from error
     except MemoryError as error:
         raise TooLarge("image: needs more memory to decode than there is") from error
     except DECODER_ERRORS as error:

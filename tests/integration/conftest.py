@@ -82,7 +82,12 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                     ],
                 },
                 "deployments": [
-                    {"name": "RequestParser", "ray_actor_options": {"num_cpus": 0}},
+                    {
+                        "name": "RequestParser",
+                        "ray_actor_options": {"num_cpus": 0},
+                        # Two cores that run several replicas wake a model slowly.
+                        "user_config": {"model_wait_s": 150},
+                    },
                     {"name": "ResponseEncoder", "ray_actor_options": {"num_cpus": 0}},
                     model_entry(DEMO, **warm),
                     *(model_entry(model_id) for model_id in (TINY, NOT_CACHED, OWN, MISSING_FILE, WRONG_CHECKPOINT)),
@@ -134,5 +139,5 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     ray.init(address="local", namespace="serve", include_dashboard=False, log_to_driver=False, configure_logging=False)
     deploy(config_document(port, folder, own_config))
     yield Service(f"http://127.0.0.1:{port}", folder, tiny_checkpoint, own_checkpoint, own_config)
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()

@@ -1,0 +1,43 @@
+"""What several unit tests share: made-up segmentations, and the bundled model, loaded once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.model.checkpoints import load_model
+from deployments.model.engine import Engine
+from deployments.schema import Segmentation, sorted_segmentation
+from deployments.settings import ModelSettings
+
+
+def made_up_segmentation(
+    image_size: tuple[int, int],
+    objects: int = 1,
+    candidates: int = 3,
+    has_object_axis: bool = False,
+    scale: float = 12.0,
+) -> Segmentation:
+    """Noise for logits, random scores."""
+    rng = np.random.default_rng(objects * 1000 + candidates)
+    return sorted_segmentation(
+        image_id="0" * 64,
+        model_id="sam2-demo",
+        image_size=image_size,
+        low_res_logits=rng.normal(0, scale, (objects, candidates, 256, 256)).astype(np.float32),
+        iou_predictions=rng.random((objects, candidates), np.float32),
+        has_object_axis=has_object_axis,
+    )
+
+
+@pytest.fixture(scope="session")
+def segmentation_of() -> Callable[..., Segmentation]:
+    """Builds a Segmentation that no model has seen."""
+    return made_up_segmentation
+
+
+@pytest.fixture(scope="session")
+def demo_engine() -> Engine:
+    """The bundled model on the CPU."""
+    return Engine(load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None), torch.device("cpu"))

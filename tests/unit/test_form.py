@@ -1,0 +1,304 @@
+"""Multipart form to Prompt: the JSON in its fields, and the body within its limits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, File, Form, UploadFile
+from starlette.exceptions import HTTPException
+
+from deployments.errors import InvalidPrompt, ServiceError, TooLarge
+from deployments.parsing.boundary import on_http_exception, on_service_error
+from deployments.parsing.form import form_route, parse_prompt
+from deployments.schema import Prompt
+from deployments.settings import Limits
+
+DEFAULTS = Limits()
+
+# ---- the JSON in the fields
+
+
+def parse(field: str, text: str | None, limits: Limits = DEFAULTS) -> Prompt:
+    return parse_prompt({field: text}, multimask_output=True, normalize_coords=True, limits=limits)
+
+
+def test_the_fields_become_a_prompt() -> None:
+    prompt = parse_prompt(
+        {"point_coords": "[[120, 100.5]]", "point_labels": "[1]", "box": "[0,0,9,9]", "mask_input": None},
+        multimask_output=False,
+        normalize_coords=False,
+        limits=Limits(),
+    )
+
+    assert prompt.point_coords is not None
+    assert prompt.box is not None
+    assert prompt.point_coords.tolist() == [[120, 100.5]]
+    assert prompt.box.tolist() == [0, 0, 9, 9]
+    assert (prompt.mask_input, prompt.multimask_output, prompt.normalize_coords) == (None, False, False)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  \n", "null", " null "])
+@pytest.mark.parametrize("field", ["point_coords", "point_labels", "box", "mask_input"])
+def test_an_empty_field_counts_as_not_given(field: str, nothing: str | None) -> None:
+    assert getattr(parse(field, nothing), field) is None
+
+
+@pytest.mark.parametrize("field", ["point_coords", "point_labels", "box", "mask_input"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[1,2]", "is not valid JSON: "),
+        ("[1,2,]", "is not valid JSON: "),
+        ("1 2", "is not valid JSON: "),
+        ("[[NaN, 1]]", "is not valid JSON: "),
+        ("[" * 2000, "is not valid JSON: "),
+        ("\ud800", "is not valid JSON: "),
+        ("5", "must be a JSON array, is int"),
+        ('"[[1,2]]"', "must be a JSON array, is str"),
+        ('{"x": 1}', "must be a JSON array, is dict"),
+        ("true", "must be a JSON array, is bool"),
+        ("[]", "is empty"),
+        ('["a"]', "must hold numbers only"),
+        ("[null]", "must hold numbers only"),
+        ("[true]", "must hold numbers only"),
+        ("[[1, true]]", "must hold numbers only"),
+        ("[1e400]", "is not valid JSON: "),
+        ("[1e39]", "must be finite"),
+        ("[[1,2],[3]]", "the rows have different lengths"),
+    ],
+)
+def test_malformed_text_is_refused_naming_the_field(field: str, text: str, message: str) -> None:
+    with pytest.raises(InvalidPrompt) as refused:
+        parse(field, text)
+
+    assert refused.value.message.startswith(f"{field}: {message}")
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_who_sends_nan_is_told_that_it_is_not_json(word: str) -> None:
+    with pytest.raises(InvalidPrompt, match="NaN and Infinity are not JSON"):
+        parse("box", f"[0, 0, 1, {word}]")
+
+
+@pytest.mark.parametrize("field", ["point_coords", "point_labels", "box"])
+def test_text_longer_than_any_sensible_prompt_is_not_parsed(field: str) -> None:
+    with pytest.raises(TooLarge, match=f"{field}: has more than the 768 characters that 10 points can need"):
+        parse(field, "[" * 769, Limits(max_points=10, max_objects=2))
+
+
+# ---- the body
+
+
+def application(limits: Limits) -> FastAPI:
+    """One route that takes a form, and answers with what arrived."""
+    app = FastAPI(exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception})
+    app.router.route_class = form_route(limits)
+
+    @app.post("/")
+    async def _(
+        image: Annotated[UploadFile, File()],
+        box: Annotated[str | None, Form()] = None,
+        flag: Annotated[bool, Form()] = True,
+    ) -> dict[str, Any]:
+        return {"filename": image.filename, "bytes": len(await image.read()), "box": box, "flag": flag}
+
+    return app
+
+
+def post(limits: Limits = DEFAULTS, **request: Any) -> tuple[int, Any]:
+    """Status and JSON of the answer."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(application(limits))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await client.post("/", **request)
+
+    response = asyncio.run(send())
+    return response.status_code, response.json()
+
+
+def refusal(message: str) -> dict[str, Any]:
+    return {"detail": {"msg": message}}
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    attribute = f'; filename="{filename}"' if filename is not None else ""
+    return f'--cut\r\nContent-Disposition: form-data; name="{name}"{attribute}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+def post_raw(body: bytes, limits: Limits = DEFAULTS, content_type: str = "multipart/form-data; boundary=cut") -> Any:
+    return post(limits, content=body, headers={"Content-Type": content_type})
+
+
+def in_pieces(body: bytes, size: int = 64) -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    return pieces()
+
+
+@pytest.mark.parametrize("filename", ["a.png", "фото 猫 é.png", "C:\\x\\a.png", 'quo"te.png', "a" * 500])
+def test_a_form_is_read_whatever_the_file_is_called(filename: str) -> None:
+    status, answer = post(files={"image": (filename, b"12345")}, data={"box": "[0,0,1,1]", "flag": "false"})
+
+    assert status == 200
+    assert (answer["bytes"], answer["box"], answer["flag"]) == (5, "[0,0,1,1]", False)
+
+
+def test_a_file_larger_than_memory_is_meant_for_is_read_whole() -> None:
+    assert post(files={"image": ("a.png", b"x" * 3_000_000)})[1]["bytes"] == 3_000_000
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data; boundary=cut", 'Multipart/Form-Data; boundary="cut"'])
+def test_the_content_type_may_be_written_as_http_allows(content_type: str) -> None:
+    assert post_raw(part("image", b"12345", "a.png") + b"--cut--\r\n", content_type=content_type)[0] == 200
+
+
+def test_a_part_may_arrive_in_any_pieces() -> None:
+    body = part("image", b"x" * 1000, "a.png") + part("box", b"[0,0,1,1]") + b"--cut--\r\n"
+
+    for size in (1, 7, 64):
+        status, answer = post(
+            content=in_pieces(body, size), headers={"Content-Type": "multipart/form-data; boundary=cut"}
+        )
+        assert (status, answer["bytes"], answer["box"]) == (200, 1000, "[0,0,1,1]")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "told"),
+    [
+        ("application/json", "application/json"),
+        ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded"),
+        ("multipart/mixed; boundary=cut", "multipart/mixed; boundary=cut"),
+        ("", "missing"),
+    ],
+)
+def test_another_content_type_is_refused(content_type: str, told: str) -> None:
+    assert post_raw(b"{}", content_type=content_type) == (
+        415,
+        refusal(f"Content-Type: must be multipart/form-data, is '{told}'"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (part("image", b"12345", "a.png") + b"--cut--\r\n", "multipart/form-data"),
+        (part("image", b"12345", "a.png") + b"--cut--\r\n", "multipart/form-data; boundary="),
+        (b"nonsense", "multipart/form-data; boundary=cut"),
+        (b"--cut\r\nnonsense", "multipart/form-data; boundary=cut"),
+        (b"--cut\r\nContent-Disposition: form-data\r\n\r\n1\r\n--cut--\r\n", "multipart/form-data; boundary=cut"),
+        (part("image", b"12345", "a.png"), "multipart/form-data; boundary=cut"),
+        (part("image", b"12345", "a.png")[:-20], "multipart/form-data; boundary=cut"),
+        (b"", "multipart/form-data; boundary=cut"),
+    ],
+    ids=["no boundary", "empty boundary", "no part", "bad header", "no name", "no end", "cut short", "empty"],
+)
+def test_a_broken_body_is_refused(body: bytes, content_type: str) -> None:
+    status, answer = post_raw(body, content_type=content_type)
+
+    assert status == 400
+    assert answer["detail"]["msg"].startswith("body: is not well-formed multipart/form-data: ")
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-16", "no-such-charset", "latin-1"])
+def test_a_strange_charset_never_breaks_the_service(charset: str) -> None:
+    body = part("image", b"12345", "a.png") + part("box", b"\xff\xfe\xfd..") + b"--cut--\r\n"
+
+    assert post_raw(body, content_type=f"multipart/form-data; boundary=cut; charset={charset}")[0] in {200, 400}
+
+
+def test_a_field_given_twice_is_refused() -> None:
+    body = part("image", b"1", "a.png") + part("box", b"[0,0,1,1]") * 2 + b"--cut--\r\n"
+
+    assert post_raw(body) == (400, refusal("box: is given 2 times"))
+
+
+def test_two_images_are_refused() -> None:
+    assert post_raw(part("image", b"1", "a.png") * 3 + b"--cut--\r\n") == (400, refusal("image: is given 3 times"))
+
+
+def test_thousands_of_fields_are_refused() -> None:
+    body = b"".join(part(f"f{number}", b"") for number in range(5000)) + b"--cut--\r\n"
+
+    assert post_raw(body)[0] == 400
+
+
+def test_a_large_image_is_refused_naming_the_field() -> None:
+    files = {"image": ("a.png", b"x" * 3001)}
+
+    assert post(Limits(max_image_bytes=3001), files=files)[0] == 200
+    assert post(Limits(max_image_bytes=3000), files=files) == (
+        413,
+        refusal("image: has more than the 3000 bytes that are accepted"),
+    )
+
+
+def test_a_large_image_that_arrives_in_pieces_is_refused() -> None:
+    body = part("image", b"x" * 3001, "a.png") + b"--cut--\r\n"
+
+    status, _ = post(
+        Limits(max_image_bytes=3000),
+        content=in_pieces(body),
+        headers={"Content-Type": "multipart/form-data; boundary=cut"},
+    )
+
+    assert status == 413
+
+
+def test_a_large_text_field_is_refused_naming_the_field() -> None:
+    def request(length: int) -> tuple[int, Any]:
+        return post(Limits(max_form_field_bytes=2000), files={"image": b"1"}, data={"box": " " * length})
+
+    assert request(2000)[0] == 200
+    assert request(2001) == (413, refusal("box: has more than the 2000 bytes that are accepted"))
+
+
+def test_an_announced_body_that_is_too_large_is_refused_unread() -> None:
+    status, answer = post(Limits(max_body_bytes=5000), files={"image": b"x" * 6000})
+
+    assert status == 413
+    assert answer["detail"]["msg"].startswith("body: has 6")
+    assert answer["detail"]["msg"].endswith(" bytes, more than the 5000 that are accepted")
+
+
+@pytest.mark.parametrize("announced", [None, "10", "-1", "many"])
+def test_a_body_is_counted_whatever_was_announced(announced: str | None) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=cut"}
+    if announced is not None:
+        headers["Content-Length"] = announced
+
+    status, answer = post(
+        Limits(max_body_bytes=5000), content=in_pieces(part("image", b"x" * 6000, "a.png")), headers=headers
+    )
+
+    assert (status, answer) == (413, refusal("body: has more than the 5000 bytes that are accepted"))
+
+
+def test_reading_stops_at_the_limit() -> None:
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield part("image", b"", "a.png")[:-2]
+        while True:
+            taken += 1000
+            yield b"x" * 1000
+
+    headers = {"Content-Type": "multipart/form-data; boundary=cut"}
+    status, _ = post(Limits(max_image_bytes=50_000), content=endless(), headers=headers)
+
+    assert status == 413
+    assert taken <= 52_000
+
+
+def test_bytes_that_are_no_text_in_a_refusal_still_make_json() -> None:
+    name = b'--cut\r\nContent-Disposition: form-data; name="\xff\xfe"\r\n\r\n1\r\n'
+
+    status, answer = post_raw(name * 2 + b"--cut--\r\n")
+
+    assert status == 400
+    assert answer["detail"]["msg"].endswith(": is given 2 times")
