@@ -27,6 +27,8 @@ from deployments.model_status import read_statuses
 from deployments.settings import (
     APP_NAME,
     HUB_MODEL_IDS,
+    RequestParserConfig,
+    Sam2ModelConfig,
     has_nvidia_gpu,
     model_deployment_name,
     parse_settings,
@@ -118,15 +120,20 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
     config = _read_config(config_path or _default_config(), port, host)
     address = (config.http_options.host, config.http_options.port)
     prepare_environment()
+    joins = ray_address() is not None
     with contextlib.suppress(Stopped), _stop_signals():
-        _check_port(*address)
+        if not joins:
+            _check_port(*address)
         _start_ray()
         try:
-            _deploy(config)
+            try:
+                _deploy(config)
+            except (RayError, RuntimeError, ConnectionError) as error:
+                raise LaunchError(f"the deploy failed: {error}") from error
             _say(f"ready: http://{address[0]}:{address[1]}/segment-anything-2 (Ctrl-C stops)")
             _watch()
         finally:
-            _stop()
+            _stop(joins)
     _say("stopped")
     return 0
 
@@ -151,10 +158,24 @@ def _read_config(path: Path, port: int | None, host: str | None) -> ServeDeployS
         raise LaunchError(f"{path}: {error}") from error
     _say(f"config {path}: default model {settings.default_model_id}, {len(settings.models)} models")
     known = {"RequestParser", "ResponseEncoder", *(model_deployment_name(model.model_id) for model in settings.models)}
+    for deployment in applications[APP_NAME].deployments:
+        _check_user_config(path, deployment.name, deployment.user_config)
     unknown = {deployment.name for deployment in applications[APP_NAME].deployments} - known
     if unknown:
         raise LaunchError(f"{path}: deployments has {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
     return config
+
+
+def _check_user_config(path: Path, name: str, user_config: Any) -> None:
+    """Refuses here what a replica would refuse each time it starts."""
+    kind = (
+        RequestParserConfig if name == "RequestParser" else Sam2ModelConfig if name.startswith("Sam2Model:") else None
+    )
+    if kind is not None and isinstance(user_config, dict):
+        try:
+            kind.model_validate(user_config)
+        except ValidationError as error:
+            raise LaunchError(f"{path}: user_config of {name}: {error}") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -168,7 +189,7 @@ def _check_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Any:
-    """SIGINT and SIGTERM raise Stopped, once; after that they are ignored while everything shuts down."""
+    """SIGINT and SIGTERM raise Stopped, once."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -201,6 +222,9 @@ def _deploy(config: ServeDeploySchema) -> None:
     Raises:
         LaunchError: the deploy failed.
     """
+    others = set(serve.status().applications) - {APP_NAME}
+    if others:
+        raise LaunchError(f"this cluster serves {', '.join(sorted(others))} already; use `serve deploy` there")
     client = serve_start(http_options=config.http_options.model_dump(), proxy_location=config.proxy_location)
     client.deploy_apps(config)
     started, told = time.monotonic(), ""
@@ -247,8 +271,15 @@ def _watch() -> None:
             last = status
 
 
-def _stop() -> None:
+def _stop(joined: bool) -> None:
+    """Ends what the launcher started: on a cluster that it joined, the application only."""
     _say("stopping")
+    # A second signal ends the launcher even if the cluster does not answer.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if joined:
+        serve.delete(APP_NAME)
+        return
     serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
 

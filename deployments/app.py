@@ -22,6 +22,7 @@ from deployments.settings import (
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
     "max_ongoing_requests": 64,
+    "max_queued_requests": 256,
     "ray_actor_options": {"num_cpus": 1},
     "user_config": RequestParserConfig().model_dump(),
 }

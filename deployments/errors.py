@@ -6,6 +6,7 @@ ServiceError 500
 │   ├── InvalidImage            the upload cannot be decoded
 │   └── UnknownModel            no such model_id is configured
 ├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
+├── BodyTimeout 408             the request's body did not arrive in time
 ├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
 ├── UnsupportedMediaType 415    the body is not multipart/form-data
 ├── Unavailable 503             try again later; the answer carries Retry-After
@@ -51,6 +52,12 @@ class Unauthorized(ServiceError):
     """The bearer token is missing or wrong."""
 
     status = 401
+
+
+class BodyTimeout(ServiceError):
+    """The client took too long to send the request."""
+
+    status = 408
 
 
 class TooLarge(ServiceError):

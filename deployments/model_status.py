@@ -8,7 +8,7 @@ state to the cluster's key-value store, where `/models`, `/ready` and the launch
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import orjson
@@ -74,12 +74,9 @@ class StatusReporter:
     def __init__(self, replica_id: str, model_id: str) -> None:
         self._key = KEY_PREFIX + replica_id.encode()
         self._status = ModelStatus(model_id, "loading", "starting")
+        # Without it, a heartbeat under way could overwrite a newer word with an older one.
+        self._lock = threading.Lock()
         threading.Thread(target=self._push_forever, name="status-reporter", daemon=True).start()
-
-    @property
-    def status(self) -> ModelStatus:
-        """The latest state."""
-        return self._status
 
     def loading(self, detail: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
         """Loading has come this far."""
@@ -95,7 +92,9 @@ class StatusReporter:
 
     def failed(self, cause: str) -> None:
         """Loading failed."""
-        self._status = replace(self._status, state="failed", detail=cause, done_bytes=0, total_bytes=0)
+        # A path in the cause may hold undecodable bytes, which JSON cannot.
+        printable = cause.encode("utf-8", "replace").decode()
+        self._status = ModelStatus(self._status.model_id, "failed", printable)
         self._announce()
 
     def _announce(self) -> None:
@@ -104,11 +103,12 @@ class StatusReporter:
         self._push()
 
     def _push(self) -> None:
-        entry = orjson.dumps({"at": time.time(), "status": asdict(self._status)})
-        try:
-            internal_kv._internal_kv_put(self._key, entry, overwrite=True, namespace=NAMESPACE)
-        except (RayError, RuntimeError, OSError) as error:
-            logger.warning("the status board cannot be reached: %s", error)
+        with self._lock:
+            entry = orjson.dumps({"at": time.time(), "status": asdict(self._status)})
+            try:
+                internal_kv._internal_kv_put(self._key, entry, overwrite=True, namespace=NAMESPACE)
+            except (RayError, RuntimeError, OSError) as error:
+                logger.warning("the status board cannot be reached: %s", error)
 
     def _push_forever(self) -> None:
         while True:

@@ -253,7 +253,16 @@ def sorted_segmentation(
     iou_predictions: FloatArray,
     has_object_axis: bool,
 ) -> Segmentation:
-    """A Segmentation from `B×C×256×256` logits and `B×C` scores in the model's order: sorts each object's masks."""
+    """A Segmentation from `B×C×256×256` logits and `B×C` scores in the model's order: sorts each object's masks.
+
+    Raises:
+        InvalidPrompt: they are not finite: the prompt's numbers overflow inside the model. JSON could not hold them.
+    """
+    if not (np.isfinite(low_res_logits).all() and np.isfinite(iou_predictions).all()):
+        raise InvalidPrompt(
+            "prompt: the model's answer is not finite; coordinates or mask_input are too large for it, or its weights "
+            "are broken"
+        )
     order = np.argsort(-iou_predictions, axis=1, kind="stable")
     return Segmentation(
         image_id=image_id,

@@ -126,6 +126,9 @@ class RequestParserConfig(Settings):
     request_timeout_s: float = Field(
         default=300.0, gt=0, le=3600, description="A request's deadline; `x-request-timeout-seconds` may shorten it."
     )
+    body_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="How long a client may take to send a request; then 408."
+    )
     model_wait_s: float = Field(
         default=60.0, gt=0, le=3600, description="How long a request waits for a model that is asleep or loading."
     )
@@ -172,8 +175,9 @@ def parse_settings(args: dict[str, Any]) -> ServiceSettings:
 def auth_token(settings: ServiceSettings) -> str | None:
     """The bearer token that clients must send, or None: from the config file, else from AUTH_TOKEN."""
     if settings.auth_token is not None:
-        return settings.auth_token.get_secret_value() or None
-    return os.environ.get("AUTH_TOKEN") or None
+        return settings.auth_token.get_secret_value().strip() or None
+    # Stripped: a secret that was made from a file often ends with a newline, which no header can carry.
+    return os.environ.get("AUTH_TOKEN", "").strip() or None
 
 
 def with_auth_token(settings: ServiceSettings) -> ServiceSettings:
@@ -191,10 +195,12 @@ def prepare_environment() -> None:
     """Sets, before Ray starts, what its processes inherit from the launcher."""
     # Ray would otherwise copy the project into a new environment for each worker when started by `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A replica that was assigned no GPU keeps what CUDA_VISIBLE_DEVICES it has, as Ray will do by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A self-hosted service reports to nobody unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def has_nvidia_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU with its driver."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")

@@ -48,8 +48,8 @@ def upsample_rows(low_res: NDArray[np.float32], size: tuple[int, int], start: in
     return upsampled
 
 
-def bands(height: int, width: int, numbers: int) -> Iterator[tuple[int, int]]:
-    """Splits `height` rows into `(start, stop)` bands of about `numbers` values each, at least one row."""
+def row_chunks(height: int, width: int, numbers: int) -> Iterator[tuple[int, int]]:
+    """Splits `height` rows into `(start, stop)` chunks of about `numbers` values each, at least one row."""
     rows = max(1, numbers // width)
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
@@ -61,6 +61,6 @@ def upsample(low_res: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     masks = np.empty((*low_res.shape[:-2], height, width), np.float32)
     for index in np.ndindex(*low_res.shape[:-2]):
         # Band by band, so that the temporaries stay in the processor's cache.
-        for start, stop in bands(height, width, 250_000):
+        for start, stop in row_chunks(height, width, 250_000):
             masks[index][start:stop] = upsample_rows(low_res[index], size, start, stop)
     return masks

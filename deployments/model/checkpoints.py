@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
     try:
         # Asked first and without the client library's retries, so that an unreachable hub is known within seconds.
         url = hf_hub_url(model_id, filename)
-        size = get_hf_file_metadata(url, timeout=HUB_PROBE_TIMEOUT_S).size or 0
+        size = _within(HUB_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, timeout=HUB_PROBE_TIMEOUT_S).size or 0)
         progress = _progress_class(f"downloading {filename}", size, report)
         return Path(hf_hub_download(model_id, filename, tqdm_class=progress))
     except OfflineModeIsEnabled as error:
@@ -128,6 +129,17 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
     ) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(f"{model_id}: cannot download {filename} from the hub: {cause}") from error
+
+
+def _within(seconds: float, call: Callable[[], int]) -> int:
+    """The result of a call; TimeoutError after so many seconds in all, over every address that it tries."""
+    with_result = ThreadPoolExecutor(1, thread_name_prefix="hub-probe")
+    try:
+        return with_result.submit(call).result(timeout=seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
+    finally:
+        with_result.shutdown(wait=False)
 
 
 def _progress_class(what: str, total: int, report: ReportProgress) -> type[Any]:

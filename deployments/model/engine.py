@@ -5,7 +5,8 @@ than kept on the object. Needs no Ray.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
-from deployments.errors import ModelLoadError
+from deployments.errors import ModelLoadError, Overloaded
 from deployments.schema import FloatArray, Prompt
 
 # Labels by which SAM 2's prompt encoder knows the corners of a box.
@@ -40,6 +41,15 @@ class ImageEmbedding:
     image_size: tuple[int, int]
 
 
+@contextmanager
+def _memory_as_overload() -> Iterator[None]:
+    """A GPU whose share is full is overload, which passes; not a bug."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Overloaded(f"the device's memory is full: {str(error).splitlines()[0]}") from error
+
+
 class Engine:
     """A SAM2Base model and the steps from pixels to low-resolution masks."""
 
@@ -48,12 +58,16 @@ class Engine:
         self._model = model.to(device).eval()
         self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
 
+    @_memory_as_overload()
     @torch.inference_mode()
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
         """Runs the image encoder once over a batch.
 
         Args:
-            images: `H×W×3` RGB images, each of its own size.
+            images: `H×W×3` uint8 RGB images, each of its own size.
+
+        Raises:
+            Overloaded: the device's memory is full.
         """
         # Arrays out of Ray's object store are read-only, which torch's tensors are not.
         pixels = [np.require(image, requirements=["C", "W"]) for image in images]
@@ -77,12 +91,16 @@ class Engine:
             for index, image in enumerate(images)
         ]
 
+    @_memory_as_overload()
     @torch.inference_mode()
     def decode(self, embedding: ImageEmbedding, prompt: Prompt) -> tuple[FloatArray, FloatArray]:
         """Runs prompt encoder and mask decoder for all objects of one prompt, a few at a time.
 
         Returns:
             `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the decoder's order.
+
+        Raises:
+            Overloaded: the device's memory is full.
         """
         points = self._point_tokens(prompt, embedding.image_size)
         masks = prompt.batched_masks()

@@ -1,10 +1,9 @@
-"""Loads a model in the background: remembers a failure, and tries again with growing pauses."""
+"""Loads a model: once while its replica starts, and again in the background, with growing pauses, where that failed."""
 
-import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from deployments.errors import ModelLoadError
@@ -14,11 +13,14 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE_S = 300.0
 
+SHORTEST_PAUSE_S = 1.0
+"""Between two attempts, however many requests ask for one."""
+
 logger = logging.getLogger("ray.serve")
 
 
 class ModelLoader:
-    """Calls `load` in a thread until it succeeds.
+    """Holds the engine, or why there is none.
 
     Args:
         load: builds the engine; raises ModelLoadError.
@@ -29,51 +31,58 @@ class ModelLoader:
     def __init__(self, load: Callable[[], "Engine"], on_failure: Callable[[str], None], first_pause_s: float) -> None:
         self._load = load
         self._on_failure = on_failure
-        self._pause_s = first_pause_s
-        self._outcome: Future[Engine] = Future()
+        self.first_pause_s = first_pause_s
+        self._engine: Engine | None = None
+        self._cause = "has not been loaded yet"
         self._asked_again = threading.Event()
-        threading.Thread(target=self._load_until_done, name="model-loader", daemon=True).start()
 
-    async def engine(self) -> "Engine":
-        """The engine, as soon as it is loaded.
+    def attempt(self) -> None:
+        """Loads the model, here and now.
 
         Raises:
-            ModelLoadError: at once if the latest attempt failed; another is then made soon, not only after the pause.
+            ModelLoadError: that failed. Whatever else goes wrong (out of memory, a bug) is turned into one.
         """
-        outcome = self._outcome
-        if outcome.done() and outcome.exception() is not None:
-            self._asked_again.set()
-        # Shielded: a request that is cancelled while it waits must not cancel the load for the others.
-        return await asyncio.shield(asyncio.wrap_future(outcome))
-
-    def _load_until_done(self) -> None:
-        while not self._try_once():
-            # Never sooner than a second, however many requests ask.
-            threading.Event().wait(min(1.0, self._pause_s))
-            self._asked_again.wait(self._pause_s)
-            self._asked_again.clear()
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-
-    def _try_once(self) -> bool:
         try:
-            engine = self._load()
+            self._engine = self._load()
         except ModelLoadError as error:
             logger.warning("loading failed: %s", error.message)
-            return self._settle_failure(error)
-        # Whatever else goes wrong here (out of memory, a bug) must reach those who wait, or they would wait forever.
+            self._note(error.message)
+            raise
         except Exception as error:
             logger.exception("loading failed unexpectedly")
-            return self._settle_failure(ModelLoadError(f"{type(error).__name__}: {error}"))
-        self._pending_outcome().set_result(engine)
-        return True
+            self._note(f"{type(error).__name__}: {error}")
+            raise ModelLoadError(self._cause) from error
 
-    def _settle_failure(self, error: ModelLoadError) -> bool:
-        self._on_failure(error.message)
-        self._pending_outcome().set_exception(error)
-        return False
+    def keep_trying(self) -> None:
+        """Attempts again in a thread, until one succeeds."""
+        threading.Thread(target=self._retry, name="model-loader", daemon=True).start()
 
-    def _pending_outcome(self) -> "Future[Engine]":
-        """The future that requests wait for; a fresh one after a failure, which stays in force until then."""
-        if self._outcome.done():
-            self._outcome = Future()
-        return self._outcome
+    def engine(self) -> "Engine":
+        """The engine.
+
+        Raises:
+            ModelLoadError: the latest attempt failed; another is then made soon, not only after the pause.
+        """
+        if self._engine is None:
+            self._asked_again.set()
+            raise ModelLoadError(self._cause)
+        return self._engine
+
+    def _retry(self) -> None:
+        failures = 0
+        while True:
+            pause_s = min(self.first_pause_s * 2**failures, LONGEST_PAUSE_S)
+            time.sleep(min(SHORTEST_PAUSE_S, pause_s))
+            self._asked_again.wait(pause_s)
+            self._asked_again.clear()
+            try:
+                self.attempt()
+            except ModelLoadError:
+                # Noted by attempt(); requests are answered with it meanwhile.
+                failures += 1
+            else:
+                return
+
+    def _note(self, cause: str) -> None:
+        self._cause = cause
+        self._on_failure(cause)

@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class Sam2Model:
-    """Segments images with one model.
+    """Segments images with one model, which is loaded before Serve sends the replica its first request.
 
-    A *warm* deployment (min_replicas ≥ 1) loads in its constructor and raises where that fails, so that a rolling
-    update stops. An *on-demand* one (min_replicas 0) loads in the background: a constructor that raises would make the
-    whole application unhealthy and leave queued requests hanging.
+    Where that fails, a *warm* deployment (min_replicas ≥ 1) raises, so that a rolling update stops. An *on-demand* one
+    (min_replicas 0) answers requests with the cause and tries again in the background: if it raised, the whole
+    application would be unhealthy and queued requests would hang.
 
     Raises:
         ModelLoadError: the model is warm and cannot be loaded.
@@ -38,18 +38,20 @@ class Sam2Model:
         self._status = StatusReporter(serve.get_replica_context().replica_tag, settings.model_id)
         # One thread: torch parallelises inside an operation, and a GPU runs one kernel stream.
         self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
-        self._loader: ModelLoader | None = None
-        self._engine: Engine | None = None
-        if _is_warm():
-            self._engine = self._load_or_report()
+        self._loader = ModelLoader(self._load, self._status.failed, Sam2ModelConfig().load_retry_s)
+        try:
+            self._loader.attempt()
+        except ModelLoadError:
+            if _is_warm():
+                raise
+            self._loader.keep_trying()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
         config = Sam2ModelConfig.model_validate(user_config)
         self._embed.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
         self._embed.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
-        if self._engine is None and self._loader is None:
-            self._loader = ModelLoader(self._load, self._status.failed, config.load_retry_s)
+        self._loader.first_pause_s = config.load_retry_s
 
     async def wait_until_ready(self) -> None:
         """Returns once the model can answer.
@@ -57,7 +59,7 @@ class Sam2Model:
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
         """
-        await self._ready_engine()
+        self._ready_engine()
 
     async def segment(self, image_id: str, image: NDArray[np.uint8], prompt: Prompt) -> Segmentation:
         """Embeds an `H×W×3` RGB image, together with those of other requests, and decodes one prompt on it.
@@ -65,7 +67,7 @@ class Sam2Model:
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
         """
-        engine = await self._ready_engine()
+        engine = self._ready_engine()
         embedding = await self._embed(image)
         low_res_logits, iou_predictions = await self._on_torch_thread(engine.decode, embedding, prompt)
         return sorted_segmentation(
@@ -82,29 +84,17 @@ class Sam2Model:
         return await self._embed_batch(images)
 
     async def _embed_batch(self, images: list[NDArray[np.uint8]]) -> "list[ImageEmbedding]":
-        engine = await self._ready_engine()
+        engine = self._ready_engine()
         return await self._on_torch_thread(engine.embed, images)
 
-    async def _ready_engine(self) -> "Engine":
-        if self._engine is None:
-            if self._loader is None:
-                raise ModelUnavailable(f"model {self._settings.model_id} has not been configured yet")
-            try:
-                self._engine = await self._loader.engine()
-            except ModelLoadError as error:
-                raise ModelUnavailable(f"model {self._settings.model_id} failed to load: {error.message}") from error
-        return self._engine
+    def _ready_engine(self) -> "Engine":
+        try:
+            return self._loader.engine()
+        except ModelLoadError as error:
+            raise ModelUnavailable(f"model {self._settings.model_id} failed to load: {error.message}") from error
 
     async def _on_torch_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._torch_thread, function, *args)
-
-    def _load_or_report(self) -> "Engine":
-        try:
-            return self._load()
-        # Whatever it is takes this process down, so that the board is the only place to say why.
-        except Exception as error:
-            self._status.failed(str(error) or type(error).__name__)
-            raise
 
     def _load(self) -> "Engine":
         """Loads the weights, moves them to the device, and runs the model once, so that no request pays for that."""

@@ -5,6 +5,7 @@ import logging
 
 import orjson
 from fastapi.exceptions import RequestValidationError
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -86,10 +87,12 @@ class Boundary:
 
     def _authorized(self, scope: Scope) -> ASGIApp:
         """The application, or the refusal."""
-        if self._token is None or scope["path"] in PUBLIC_PATHS:
+        if self._token is None or get_route_path(scope) in PUBLIC_PATHS:
             return self._app
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token.encode()):
+        # As bytes: a header is not text until somebody decides on its encoding.
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode()):
             return self._app
         refusal = Unauthorized("Authorization: the bearer token is missing or wrong")
         return error_response(refusal.status, refusal.message, {"WWW-Authenticate": "Bearer"})

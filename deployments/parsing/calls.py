@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -41,7 +43,9 @@ BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
 
 BANDS_IN_FLIGHT = 2
 HARDWARE_TIMEOUT_S = 10.0
-CONTROLLER_TIMEOUT_S = 2.0
+CONTROL_PLANE_TIMEOUT_S = 2.0
+LOOK_EVERY_S = 1.0
+LATE = "the request did not finish within its deadline"
 
 
 class Deadline:
@@ -74,6 +78,10 @@ class Calls:
         self._encoder = encoder
         self.config = config
         self._awake_until: dict[str, float] = {}
+        self._statuses = [ModelStatus(model_id, "loading", "not known yet") for model_id in models]
+        self._looked_at = -math.inf
+        self._looking = asyncio.Lock()
+        self._lookers = ThreadPoolExecutor(2, thread_name_prefix="status")
 
     async def segment(self, model_id: str, image: DecodedImage, prompt: Prompt, deadline: Deadline) -> Segmentation:
         """One prompt on one image.
@@ -122,34 +130,75 @@ class Calls:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         patience = Deadline(min(self.config.model_wait_s, deadline.remaining()))
+        ready = asyncio.create_task(self._call(self._models[model_id].wait_until_ready.remote, patience))
         try:
-            await self._call(self._models[model_id].wait_until_ready.remote, patience)
+            while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
+                # A warm model that cannot be loaded has no replica that could say so.
+                status = await self._status(model_id)
+                if status.state == "failed":
+                    raise ModelUnavailable(f"model {model_id} failed to load: {status.detail}")
+            await ready
         except DeadlineExceeded as error:
-            status = (await asyncio.to_thread(read_statuses)).get(model_id)
-            state = str(status) if status else f"{model_id}: loading, waiting for a replica"
-            raise ModelUnavailable(f"model {state}; try again later") from error
+            raise ModelUnavailable(f"model {await self._status(model_id)}; try again later") from error
+        finally:
+            ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
 
-    async def _call(self, send: Callable[[], Awaitable[Any]], deadline: Deadline) -> Any:
+    async def _call(self, send: Callable[[], Any], deadline: Deadline) -> Any:
         """Sends a request; sends it again, a few times, if the replica that had it died."""
         for attempt in range(self.config.max_retries + 1):
+            if deadline.remaining() <= 0:
+                raise DeadlineExceeded(LATE)
+            response = send()
             try:
-                return await asyncio.wait_for(_answer(send()), deadline.remaining())
+                async with asyncio.timeout(deadline.remaining()) as patience:
+                    return await _answer(response)
             except TimeoutError as error:
-                raise DeadlineExceeded("the request did not finish within its deadline") from error
+                # One that a replica raised is a bug there, not the end of this deadline.
+                if not patience.expired():
+                    raise
+                response.cancel()
+                raise DeadlineExceeded(LATE) from error
+            except asyncio.CancelledError:
+                # Serve would let a replica finish what nobody waits for any more.
+                response.cancel()
+                raise
             except INFRASTRUCTURE_FAULTS as error:
                 logger.warning("attempt %d of %d: %s", attempt + 1, self.config.max_retries + 1, type(error).__name__)
+                # It is no longer known which models are awake.
+                self._awake_until.clear()
                 # A moment for the router to learn of the death.
                 await asyncio.sleep(min(0.2 * 2**attempt, deadline.remaining()))
         raise Unavailable("the replicas that had this request died; it is safe to send it again")
 
     async def model_statuses(self) -> list[ModelStatus]:
-        """The state of each configured model; wakes none."""
-        reported, deployments = await asyncio.gather(asyncio.to_thread(read_statuses), _deployments())
+        """The state of each configured model, at most a second old; wakes none.
+
+        Asked in threads of its own, so that a cluster whose control plane hangs can still be told to be alive, and can
+        still decode images: then the last answer stands.
+        """
+        async with self._looking:
+            if time.monotonic() - self._looked_at > LOOK_EVERY_S:
+                loop = asyncio.get_running_loop()
+                try:
+                    async with asyncio.timeout(CONTROL_PLANE_TIMEOUT_S):
+                        self._statuses = await loop.run_in_executor(self._lookers, self._look)
+                except (TimeoutError, RayError) as error:
+                    logger.warning("the control plane does not answer: %s", type(error).__name__)
+                self._looked_at = time.monotonic()
+        return self._statuses
+
+    def _look(self) -> list[ModelStatus]:
+        reported = read_statuses()
+        application = serve.status().applications.get(APP_NAME)
+        deployments = application.deployments if application else {}
         return [
-            _model_status(model_id, reported.get(model_id), deployments.get(handle.deployment_name))
+            model_status(model_id, reported.get(model_id), deployments.get(handle.deployment_name))
             for model_id, handle in self._models.items()
         ]
+
+    async def _status(self, model_id: str) -> ModelStatus:
+        return next(status for status in await self.model_statuses() if status.model_id == model_id)
 
 
 async def _answer(response: Awaitable[Any]) -> Any:
@@ -174,25 +223,14 @@ def _cause(error: BaseException) -> BaseException:
     return inner if isinstance(inner, ServiceError) else error
 
 
-async def _deployments() -> dict[str, Any]:
-    """What Serve says of each deployment; nothing while its controller does not answer, e.g. because it restarts."""
-    try:
-        status = await asyncio.wait_for(asyncio.to_thread(serve.status), CONTROLLER_TIMEOUT_S)
-    except (TimeoutError, RayError):
-        return {}
-    application = status.applications.get(APP_NAME)
-    return dict(application.deployments) if application else {}
-
-
-def _model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
-    """Joins what a model's replicas say with what Serve says of its deployment."""
+def model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
+    """Joins what a model's replicas say with what Serve says of its deployment (None while it does not know one)."""
+    if deployment is not None and deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        failed = reported is not None and reported.state == "failed"
+        return reported if reported and failed else ModelStatus(model_id, "failed", deployment.message)
     if deployment is not None and not any(deployment.replica_states.values()):
         return ModelStatus(model_id, "asleep")
-    if reported is not None:
-        return reported
-    if deployment is not None and deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-        return ModelStatus(model_id, "failed", deployment.message)
-    return ModelStatus(model_id, "loading", "starting a replica")
+    return reported or ModelStatus(model_id, "loading", "starting a replica")
 
 
 async def cluster_hardware() -> list[dict[str, Any]]:

@@ -98,8 +98,8 @@ class GpuInfo(Gpu):
 class GpuStats(Gpu):
     """How busy a GPU is, in percent."""
 
-    utilization_compute: int
-    utilization_memory: int
+    utilization_compute: int | None = Field(description="None where a slice of a GPU does not count it.")
+    utilization_memory: int | None
 
 
 class Node(BaseModel):
@@ -136,6 +136,7 @@ class HardwareStats(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},
     401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
+    408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
     415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
     422: {"model": ValidationAnswer, "description": "A field is missing or not of its type."},
@@ -148,6 +149,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of these statuses."""
     return {status: ERRORS[status] for status in statuses}

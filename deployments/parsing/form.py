@@ -1,5 +1,7 @@
 """Multipart form to Prompt: reading the body within its limits, and the JSON in its fields."""
 
+import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -11,8 +13,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.errors import InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
-from deployments.schema import Prompt
+from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
+from deployments.schema import LOW_RES_SIZE, Prompt
 from deployments.settings import Limits
 
 PROMPT_FIELDS = ("point_coords", "point_labels", "box", "mask_input")
@@ -23,12 +25,23 @@ MAX_FIELDS = 64
 # The longest sensible text of one point in JSON, `[x,y],` with two float64 in full, rounded up.
 POINT_TEXT_BYTES = 64
 
+# As Python's codecs call them; latin-1 is what Starlette takes for an unknown one.
+CHARSETS = {"utf-8", "ascii", "iso8859-1", "latin-1"}
+
+NUMBERS_ONLY = re.compile(r"[\s\d\[\],.eE+-]*")
+
 
 class LimitedMultiPartParser(MultiPartParser):
     """Starlette's parser, bounding file parts too and naming the field that is too large."""
 
     limits = Limits()
     ended = False
+
+    def on_part_begin(self) -> None:
+        """Refuses the charsets whose decoders are slow or surprising: punycode, for one, is quadratic."""
+        if self._charset not in CHARSETS:
+            raise InvalidRequest(f"Content-Type: charset {self._charset} is not supported; use utf-8")
+        super().on_part_begin()
 
     def on_end(self) -> None:
         """Notes that the closing boundary was there; without it the last part would be dropped in silence."""
@@ -75,9 +88,8 @@ class FormRequest(Request):
             self._form = await parser.parse()
         except MultiPartException as error:
             raise InvalidRequest(f"body: is not well-formed multipart/form-data: {error.message}") from error
-        # Some codecs that a client may name as charset refuse text with another error than those Starlette foresees.
-        except UnicodeError as error:
-            raise InvalidRequest(f"body: cannot be decoded with the charset of its Content-Type: {error}") from error
+        except ValueError as error:
+            raise InvalidRequest(f"Content-Type: names a charset that cannot be looked up: {error}") from error
         if not parser.ended:
             raise InvalidRequest("body: is not well-formed multipart/form-data: its closing boundary is missing")
         _check_single(self._form)
@@ -100,8 +112,8 @@ def _check_single(form: FormData) -> None:
         raise InvalidRequest(f"{repeated[0]}: is given {len(form.getlist(repeated[0]))} times")
 
 
-def form_route(limits: Limits) -> type[APIRoute]:
-    """The class of routes that take a form: bounded, and refused with the service's own errors."""
+def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIRoute]:
+    """The class of routes that take a form: bounded in size and time, and refused with the service's own errors."""
 
     class FormRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -109,7 +121,11 @@ def form_route(limits: Limits) -> type[APIRoute]:
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
-                await form_request.read_form(limits)
+                try:
+                    async with asyncio.timeout(body_timeout_s()):
+                        await form_request.read_form(limits)
+                except TimeoutError as error:
+                    raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)
 
             return read_and_handle
@@ -132,10 +148,7 @@ def parse_prompt(
         InvalidPrompt: a field is not JSON, or not what Prompt accepts.
         TooLarge: there are too many points or objects.
     """
-    for name in PROMPT_FIELDS[:3]:
-        longest = POINT_TEXT_BYTES * (limits.max_points + limits.max_objects)
-        if len(fields.get(name) or "") > longest:
-            raise TooLarge(f"{name}: has more than the {longest} characters that {limits.max_points} points can need")
+    _check_text_sizes(fields, limits)
     arrays = {name: _parse_json(name, fields.get(name)) for name in PROMPT_FIELDS}
     return Prompt(
         point_coords=arrays["point_coords"],
@@ -145,6 +158,17 @@ def parse_prompt(
         multimask_output=multimask_output,
         normalize_coords=normalize_coords,
     )
+
+
+def _check_text_sizes(fields: dict[str, str | None], limits: Limits) -> None:
+    """Refuses what cannot but exceed the limits before it is parsed: a parsed list takes many times its text."""
+    longest = POINT_TEXT_BYTES * (limits.max_points + limits.max_objects)
+    for name in PROMPT_FIELDS[:3]:
+        if len(fields.get(name) or "") > longest:
+            raise TooLarge(f"{name}: has more than the {longest} characters that {limits.max_points} points can need")
+    most_rows = limits.max_objects * 3 * (LOW_RES_SIZE + 2)
+    if (fields.get("mask_input") or "").count("[") > most_rows:
+        raise TooLarge(f"mask_input: has more rows than the masks of {limits.max_objects} objects")
 
 
 def _parse_json(name: str, text: str | None) -> list[Any] | None:
@@ -157,7 +181,7 @@ def _parse_json(name: str, text: str | None) -> list[Any] | None:
         raise InvalidPrompt(f"{name}: is not valid JSON: {error.msg} at character {error.pos}{hint}") from error
     if value is not None and not isinstance(value, list):
         raise InvalidPrompt(f"{name}: must be a JSON array, is {type(value).__name__}")
-    # Among numbers, numpy would take them for 1 and 0. A string that holds these words is refused just so.
-    if "true" in text or "false" in text:
+    # Before numpy sees it: a long string beside many numbers would become an array of strings of that length.
+    if value is not None and not NUMBERS_ONLY.fullmatch(text):
         raise InvalidPrompt(f"{name}: must hold numbers only")
     return value

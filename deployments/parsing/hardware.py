@@ -34,7 +34,12 @@ def _gpus() -> list[dict[str, Any]]:
 def _gpu(device: Any) -> dict[str, Any]:
     memory = pynvml.nvmlDeviceGetMemoryInfo(device)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
-    utilization = pynvml.nvmlDeviceGetUtilizationRates(device)
+    try:
+        utilization = pynvml.nvmlDeviceGetUtilizationRates(device)
+        compute_percent, memory_percent = utilization.gpu, utilization.memory
+    except pynvml.NVMLError:
+        # A slice of a GPU (MIG, vGPU) does not count its utilisation.
+        compute_percent, memory_percent = None, None
     return {
         "id": pynvml.nvmlDeviceGetUUID(device),
         "name": pynvml.nvmlDeviceGetName(device),
@@ -42,6 +47,6 @@ def _gpu(device: Any) -> dict[str, Any]:
         "memory_free": memory.free,
         "major": major,
         "minor": minor,
-        "utilization_compute": utilization.gpu,
-        "utilization_memory": utilization.memory,
+        "utilization_compute": compute_percent,
+        "utilization_memory": memory_percent,
     }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, TooLarge
+from deployments.schema import LOW_RES_SIZE
 from deployments.settings import Limits
 
 RgbArray: TypeAlias = NDArray[np.uint8]
@@ -55,36 +56,37 @@ class DecodedImage:
     pixels: RgbArray
 
 
-def decode(image: ImageInput, limits: Limits) -> DecodedImage:
+def decode(image: ImageInput, limits: Limits, num_masks: int = 0) -> DecodedImage:
     """Reads an image file, a PIL image, or an array.
 
     Args:
         image: the bytes of an image file, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
             the first two; alpha is dropped; 16-bit images keep their high byte; of an animation the first frame counts.
-        limits: the largest file and image that are accepted.
+        limits: the largest file, image and answer that are accepted.
+        num_masks: full-size masks that the answer will hold as text.
 
     Raises:
         InvalidImage: it cannot be decoded, or is an array of another shape or type.
-        TooLarge: it has too many bytes or pixels; the latter is known before decoding.
+        TooLarge: it has too many bytes or pixels, or the answer too many numbers; known before decoding.
     """
     # `max_pixels` is checked before decoding; but an image inside an icon file is decoded while the file is opened,
     # and there Pillow's own guard is the only one.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     if isinstance(image, np.ndarray):
-        return _from_array(image, limits)
+        return _from_array(image, limits, num_masks)
     if isinstance(image, Image.Image):
-        _check_size(image.size, limits)
+        _check_size(image.size, limits, num_masks)
         return _from_pixels(_decoded(image))
     if not isinstance(image, (bytes, bytearray, memoryview)):
         raise InvalidImage(f"image: must be bytes, a PIL image or a numpy array, is {type(image).__name__}")
-    return _from_file(bytes(image), limits)
+    return _from_file(bytes(image), limits, num_masks)
 
 
-def _from_array(array: NDArray[np.uint8], limits: Limits) -> DecodedImage:
+def _from_array(array: NDArray[np.uint8], limits: Limits, num_masks: int) -> DecodedImage:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = "×".join(map(str, array.shape))
         raise InvalidImage(f"image: an array must be H×W×3 uint8 in RGB order, is {shape} {array.dtype}")
-    _check_size((array.shape[1], array.shape[0]), limits)
+    _check_size((array.shape[1], array.shape[0]), limits, num_masks)
     return _from_pixels(np.ascontiguousarray(array))
 
 
@@ -94,14 +96,14 @@ def _from_pixels(pixels: RgbArray) -> DecodedImage:
     return DecodedImage(digest.hexdigest(), pixels)
 
 
-def _from_file(data: bytes, limits: Limits) -> DecodedImage:
+def _from_file(data: bytes, limits: Limits, num_masks: int) -> DecodedImage:
     if not data:
         raise InvalidImage("image: the file is empty")
     if len(data) > limits.max_image_bytes:
         raise TooLarge(f"image: has {len(data)} bytes, more than the {limits.max_image_bytes} that are accepted")
     try:
         with Image.open(io.BytesIO(data), formats=_raster_formats()) as image:
-            _check_size(image.size, limits)
+            _check_size(image.size, limits, num_masks)
             return DecodedImage(hashlib.sha256(data).hexdigest(), _decoded(image))
     except UnidentifiedImageError as error:
         raise InvalidImage("image: is not an image in a format that can be read") from error
@@ -116,13 +118,19 @@ def _raster_formats() -> list[str]:
     return [name for name in Image.ID if name not in NOT_RASTER]
 
 
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
+def _check_size(size: tuple[int, int], limits: Limits, num_masks: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise InvalidImage(f"image: is {width}×{height} pixels")
     if width * height > limits.max_pixels:
         raise TooLarge(
             f"image: has {width}×{height} = {width * height} pixels, more than the {limits.max_pixels} accepted"
+        )
+    numbers = num_masks * (width * height + LOW_RES_SIZE**2)
+    if numbers > limits.max_answer_numbers:
+        raise TooLarge(
+            f"image: {num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than the "
+            f"{limits.max_answer_numbers} that one answer may have; ask for fewer objects, or multimask_output=false"
         )
 
 
@@ -132,6 +140,8 @@ def _decoded(image: Image.Image) -> RgbArray:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             return _high_byte(np.asarray(upright))
+        if upright.mode == "F":
+            return _scaled(np.asarray(upright))
         return np.ascontiguousarray(upright.convert("RGB"))
     except BOMBS as error:
         raise TooLarge(f"image: {error}") from error
@@ -143,7 +153,14 @@ def _decoded(image: Image.Image) -> RgbArray:
 
 def _high_byte(grey: NDArray[np.integer]) -> RgbArray:
     """16-bit grey to RGB. Pillow would clip at 255, which turns most such images white."""
-    values = grey.astype(np.int64).clip(0, 65535)
-    if values.max() > 255:
-        values >>= 8
-    return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
+    if grey.max() > 255:
+        grey = grey.clip(0, 65535).astype(np.uint16, copy=False) >> 8
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _scaled(grey: NDArray[np.float32]) -> RgbArray:
+    """Float grey to RGB: values in [0, 1], as scientific images have them, or else in [0, 255]."""
+    values = np.nan_to_num(grey)
+    if values.max() <= 1:
+        values = values * 255
+    return np.repeat(values.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from fastapi.security import HTTPBearer
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from deployments.errors import InvalidPrompt, ModelUnavailable, ServiceError, TooLarge, UnknownModel
@@ -20,8 +22,10 @@ from deployments.parsing.boundary import Boundary, on_http_exception, on_service
 from deployments.parsing.calls import Calls, Deadline, cluster_hardware
 from deployments.parsing.form import form_route, parse_prompt
 from deployments.parsing.images import DecodedImage, ImageInput, decode
-from deployments.schema import LOW_RES_SIZE, Prompt, Segmentation
+from deployments.schema import Prompt, Segmentation
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
+
+DECODING_THREADS = 4
 
 DESCRIPTION = """\
 Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
@@ -45,6 +49,8 @@ class RequestParser:
     ) -> None:
         self._settings = settings
         self._calls = Calls(models, encoder, RequestParserConfig())
+        # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
+        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
@@ -67,7 +73,7 @@ class RequestParser:
         """
         prompt = prompt if prompt is not None else Prompt()
         model_id = self._check(prompt, model_id)
-        decoded = await asyncio.to_thread(decode, image, self._settings.limits)
+        decoded = await self._decode(image)
         return await self._calls.segment(model_id, decoded, prompt, self._deadline())
 
     # ---- the HTTP application
@@ -93,7 +99,7 @@ class RequestParser:
         return app
 
     def _form_routes(self) -> APIRouter:
-        router = APIRouter(route_class=form_route(self._settings.limits))
+        router = APIRouter(route_class=form_route(self._settings.limits, lambda: self._calls.config.body_timeout_s))
         options: dict[str, Any] = {
             "methods": ["POST"],
             "response_class": Response,
@@ -102,7 +108,7 @@ class RequestParser:
                     "model": documents.SegmentationAnswer,
                     "description": "Masks, scores and logits.",
                 },
-                **documents.errors(400, 401, 413, 415, 422, 500, 503),
+                **documents.error_responses(400, 401, 408, 413, 415, 422, 500, 503),
             },
         }
         router.add_api_route(
@@ -121,9 +127,9 @@ class RequestParser:
         app.add_api_route("/", self.get_root, include_in_schema=False)
         app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
         app.add_api_route(
-            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.errors(503)
+            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.error_responses(503)
         )
-        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.errors(401)}
+        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.error_responses(401)}
         app.add_api_route("/version", self.get_version, operation_id="version", **guarded)
         app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
         app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
@@ -162,17 +168,16 @@ class RequestParser:
         limits = self._settings.limits
         prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, limits)
         model_id = self._check(prompt, model_id)
-        decoded = await asyncio.to_thread(decode, await image.read(), limits)
-        self._check_answer(decoded, prompt)
+        decoded = await self._decode(await image.read(), prompt.num_masks)
         segmentation = await self._calls.segment(model_id, decoded, prompt, deadline)
         bands = self._calls.bands(segmentation, return_logits, deadline)
         # Awaited here: what fails before the first byte is still answered with a status.
         first = await anext(bands)
         return StreamingResponse(_chain(first, bands), media_type="application/json")
 
-    async def get_root(self) -> RedirectResponse:
+    async def get_root(self, request: Request) -> RedirectResponse:
         """Leads a browser to the documentation."""
-        return RedirectResponse("/docs")
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
     async def get_health(self) -> documents.Health:
         """Whether the service is alive."""
@@ -232,14 +237,10 @@ class RequestParser:
             raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
         return model_id or self._settings.default_model_id
 
-    def _check_answer(self, image: DecodedImage, prompt: Prompt) -> None:
-        height, width = image.pixels.shape[:2]
-        numbers, limit = prompt.num_masks * (height * width + LOW_RES_SIZE**2), self._settings.limits.max_answer_numbers
-        if numbers > limit:
-            raise TooLarge(
-                f"image: {prompt.num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more "
-                f"than the {limit} that one answer may have; ask for fewer objects, or multimask_output=false"
-            )
+    async def _decode(self, image: ImageInput, num_masks: int = 0) -> DecodedImage:
+        """Decodes off the event loop; refuses an image whose `num_masks` masks would make too large an answer."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, decode, image, self._settings.limits, num_masks)
 
     def _deadline(self) -> Deadline:
         return Deadline(self._calls.config.request_timeout_s)

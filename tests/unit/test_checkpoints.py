@@ -404,7 +404,7 @@ def test_a_hub_that_never_answers_is_told_within_its_time(monkeypatch: pytest.Mo
         message = refusal(ModelSettings(model_id=TINY))
 
     assert message.startswith(f"{TINY}: cannot download {TINY_FILE} from the hub: ")
-    assert "timed out" in message
+    assert "timed out" in message or "no answer within 0.3 s" in message
     assert time.monotonic() - started < 10
 
 

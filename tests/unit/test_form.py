@@ -1,6 +1,7 @@
 """Multipart form to Prompt: the JSON in its fields, and the body within its limits."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -8,14 +9,18 @@ import httpx
 import pytest
 from fastapi import FastAPI, File, Form, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
 
-from deployments.errors import InvalidPrompt, ServiceError, TooLarge
+from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarge
 from deployments.parsing.boundary import on_http_exception, on_service_error
 from deployments.parsing.form import form_route, parse_prompt
 from deployments.schema import Prompt
 from deployments.settings import Limits
 
 DEFAULTS = Limits()
+
+CUT = b"multipart/form-data; boundary=cut"
 
 # ---- the JSON in the fields
 
@@ -94,7 +99,7 @@ def test_text_longer_than_any_sensible_prompt_is_not_parsed(field: str) -> None:
 def application(limits: Limits) -> FastAPI:
     """One route that takes a form, and answers with what arrived."""
     app = FastAPI(exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception})
-    app.router.route_class = form_route(limits)
+    app.router.route_class = form_route(limits, lambda: 60.0)
 
     @app.post("/")
     async def _(
@@ -204,11 +209,34 @@ def test_a_broken_body_is_refused(body: bytes, content_type: str) -> None:
     assert answer["detail"]["msg"].startswith("body: is not well-formed multipart/form-data: ")
 
 
-@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-16", "no-such-charset", "latin-1"])
-def test_a_strange_charset_never_breaks_the_service(charset: str) -> None:
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("idna", 400), ("punycode", 400), ("utf-16", 400), ("no-such-charset", 200), ("latin-1", 200), ("UTF8", 200)],
+)
+def test_only_plain_charsets_are_decoded(charset: str, status: int) -> None:
     body = part("image", b"12345", "a.png") + part("box", b"\xff\xfe\xfd..") + b"--cut--\r\n"
 
-    assert post_raw(body, content_type=f"multipart/form-data; boundary=cut; charset={charset}")[0] in {200, 400}
+    assert post_raw(body, content_type=f"multipart/form-data; boundary=cut; charset={charset}")[0] == status
+
+
+def test_a_long_punycode_field_is_refused_before_its_slow_decoder_runs() -> None:
+    body = part("box", b"1" * 300_000) + part("image", b"12345", "a.png") + b"--cut--\r\n"
+    started = time.monotonic()
+
+    assert post_raw(body, content_type="multipart/form-data; boundary=cut; charset=punycode")[0] == 400
+    assert time.monotonic() - started < 5
+
+
+def test_a_string_among_many_numbers_is_refused_without_an_array_of_strings() -> None:
+    text = f'["{"x" * 20_000}"' + ",1" * 25_000 + "]"
+
+    with pytest.raises(InvalidPrompt, match="mask_input: must hold numbers only"):
+        parse("mask_input", text)
+
+
+def test_more_rows_than_any_mask_has_are_refused_before_parsing() -> None:
+    with pytest.raises(TooLarge, match="mask_input: has more rows"):
+        parse("mask_input", "[" + "[]," * 1_000_000 + "[]]")
 
 
 def test_a_field_given_twice_is_refused() -> None:
@@ -302,3 +330,20 @@ def test_bytes_that_are_no_text_in_a_refusal_still_make_json() -> None:
 
     assert status == 400
     assert answer["detail"]["msg"].endswith(": is given 2 times")
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def stalled() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        """Nothing is sent: the error goes to the application's handlers."""
+
+    async def endpoint(image: Annotated[UploadFile, File()]) -> None:
+        """Never reached."""
+
+    route = form_route(DEFAULTS, lambda: 0.05)("/", endpoint, methods=["POST"])
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", CUT)], "query_string": b""}
+    with pytest.raises(BodyTimeout, match=r"body: did not arrive within 0.05 s"):
+        asyncio.run(route.get_route_handler()(Request(scope, stalled, send)))

@@ -1,9 +1,8 @@
-"""ModelLoader: one load in the background, for any number of waiters."""
+"""ModelLoader: one attempt while a replica starts, more in the background where that failed."""
 
-import asyncio
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -20,170 +19,114 @@ class Attempts:
 
     def __init__(self, *outcomes: Exception | Engine) -> None:
         self.outcomes = list(outcomes)
-        self.count = 0
+        self.times: list[float] = []
         self.go = threading.Event()
         self.go.set()
 
     def __call__(self) -> Engine:
         assert self.go.wait(20)
-        outcome = self.outcomes[self.count]
-        self.count += 1
+        outcome = self.outcomes[len(self.times)]
+        self.times.append(time.monotonic())
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
 
-def run(scenario: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 20))
-
-
-async def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
     while not condition():
-        await asyncio.sleep(0.005)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def ignore(_: str) -> None:
     """Takes a cause."""
 
 
-def test_waiters_get_the_engine_once_it_is_loaded() -> None:
-    async def scenario() -> None:
-        load = Attempts(ENGINE)
-        load.go.clear()
-        loader = ModelLoader(load, ignore, first_pause_s=60)
-        waiters = [asyncio.create_task(loader.engine()) for _ in range(10)]
-        await asyncio.sleep(0.05)
-        assert not any(waiter.done() for waiter in waiters)
-
-        load.go.set()
-
-        assert set(await asyncio.gather(*waiters)) == {ENGINE}
-        assert await loader.engine() is ENGINE
-        assert load.count == 1
-
-    run(scenario())
+def failed_loader(load: Attempts, on_failure: Callable[[str], None] = ignore, pause_s: float = 60) -> ModelLoader:
+    """A loader whose first attempt has failed and which keeps trying."""
+    loader = ModelLoader(load, on_failure, first_pause_s=pause_s)
+    with pytest.raises(ModelLoadError):
+        loader.attempt()
+    loader.keep_trying()
+    return loader
 
 
-def test_a_failure_reaches_those_who_wait_and_is_given_at_once_from_then_on() -> None:
-    async def scenario() -> None:
-        load, causes = Attempts(ModelLoadError("own: no such file"), ENGINE), list[str]()
-        load.go.clear()
-        loader = ModelLoader(load, causes.append, first_pause_s=60)
-        waiter = asyncio.create_task(loader.engine())
-        await asyncio.sleep(0.02)
-        load.go.set()
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_loader, "SHORTEST_PAUSE_S", 0.01)
 
+
+def test_a_loaded_engine_is_there_for_everyone() -> None:
+    load = Attempts(ENGINE)
+    loader = ModelLoader(load, ignore, first_pause_s=60)
+    loader.attempt()
+    assert [loader.engine() for _ in range(3)] == [ENGINE] * 3
+    assert len(load.times) == 1
+
+
+def test_before_the_first_attempt_there_is_no_engine() -> None:
+    with pytest.raises(ModelLoadError, match="has not been loaded yet"):
+        ModelLoader(Attempts(ENGINE), ignore, first_pause_s=60).engine()
+
+
+def test_a_failure_is_told_and_given_at_once_from_then_on() -> None:
+    causes: list[str] = []
+    load = Attempts(ModelLoadError("own: no such file"), ENGINE)
+    loader = failed_loader(load, causes.append)
+    load.go.clear()
+    for _ in range(5):
         with pytest.raises(ModelLoadError, match="own: no such file"):
-            await waiter
-        load.go.clear()
-        for _ in range(5):
-            with pytest.raises(ModelLoadError, match="own: no such file"):
-                await asyncio.wait_for(loader.engine(), 1)
-        assert causes == ["own: no such file"]
-        load.go.set()
-
-    run(scenario())
+            loader.engine()
+    assert causes == ["own: no such file"]
+    load.go.set()
 
 
 def test_loading_is_tried_again_by_itself() -> None:
-    async def scenario() -> None:
-        load, causes = Attempts(ModelLoadError("one"), ModelLoadError("two"), ENGINE), list[str]()
-        loader = ModelLoader(load, causes.append, first_pause_s=0.01)
-
-        await until(lambda: load.count == 3)
-
-        assert await loader.engine() is ENGINE
-        assert causes == ["one", "two"]
-
-    run(scenario())
+    causes: list[str] = []
+    load = Attempts(ModelLoadError("one"), ModelLoadError("two"), ENGINE)
+    loader = failed_loader(load, causes.append, pause_s=0.01)
+    until(lambda: len(load.times) == 3)
+    until(lambda: loader._engine is ENGINE)
+    assert causes == ["one", "two"]
 
 
 def test_a_request_after_the_cause_is_gone_does_not_wait_for_the_pause() -> None:
-    async def scenario() -> None:
-        load = Attempts(ModelLoadError("the hub cannot be reached"), ENGINE)
-        loader = ModelLoader(load, ignore, first_pause_s=3600)
+    load = Attempts(ModelLoadError("the hub cannot be reached"), ENGINE)
+    loader = failed_loader(load, pause_s=3600)
+    with pytest.raises(ModelLoadError):
+        loader.engine()
+    until(lambda: loader._engine is ENGINE)
+
+
+def test_many_requests_for_a_broken_model_do_not_make_many_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_loader, "SHORTEST_PAUSE_S", 0.5)
+    load = Attempts(ModelLoadError("broken"), ModelLoadError("still"), ENGINE)
+    loader = failed_loader(load, pause_s=3600)
+    for _ in range(50):
         with pytest.raises(ModelLoadError):
-            await loader.engine()
-
-        with pytest.raises(ModelLoadError):
-            await loader.engine()
-        await until(lambda: load.count == 2)
-
-        assert await loader.engine() is ENGINE
-
-    run(scenario())
-
-
-def test_many_requests_for_a_broken_model_do_not_make_many_attempts() -> None:
-    async def scenario() -> None:
-        load = Attempts(ModelLoadError("broken"), ENGINE)
-        loader = ModelLoader(load, ignore, first_pause_s=3600)
-        await until(lambda: load.count == 1)
-
-        for _ in range(50):
-            with pytest.raises(ModelLoadError):
-                await loader.engine()
-
-        assert load.count == 1
-
-    run(scenario())
+            loader.engine()
+        time.sleep(0.005)
+    assert len(load.times) == 1
 
 
 def test_pauses_double_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_loader, "LONGEST_PAUSE_S", 0.08)
-
-    async def scenario() -> None:
-        load = Attempts(*[ModelLoadError("broken")] * 4, ENGINE)
-        loader = ModelLoader(load, ignore, first_pause_s=0.02)
-
-        await until(lambda: load.count == 5)
-
-        assert loader._pause_s == 0.08
-
-    run(scenario())
+    monkeypatch.setattr(model_loader, "LONGEST_PAUSE_S", 0.4)
+    load = Attempts(*[ModelLoadError("broken")] * 4, ENGINE)
+    failed_loader(load, pause_s=0.1)
+    until(lambda: len(load.times) == 5)
+    pauses = [after - before for before, after in zip(load.times, load.times[1:], strict=False)]
+    expected = [0.1, 0.2, 0.4, 0.4]
+    assert all(pause >= wanted for pause, wanted in zip(pauses, expected, strict=True))
+    assert pauses[-1] < 0.8, "no longer than the limit"
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), MemoryError("out of memory"), RuntimeError("CUDA error")])
-def test_whatever_else_goes_wrong_reaches_those_who_wait(bug: Exception) -> None:
-    async def scenario() -> None:
-        causes: list[str] = []
-        loader = ModelLoader(Attempts(bug, ENGINE), causes.append, first_pause_s=60)
-
-        with pytest.raises(ModelLoadError, match=f"^{type(bug).__name__}: {bug}$"):
-            await loader.engine()
-        assert causes == [f"{type(bug).__name__}: {bug}"]
-
-    run(scenario())
-
-
-def test_a_cancelled_waiter_takes_nobody_with_it() -> None:
-    async def scenario() -> None:
-        load = Attempts(ENGINE)
-        load.go.clear()
-        loader = ModelLoader(load, ignore, first_pause_s=60)
-        patient, impatient = asyncio.create_task(loader.engine()), asyncio.create_task(loader.engine())
-        await asyncio.sleep(0.02)
-
-        impatient.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await impatient
-        load.go.set()
-
-        assert await patient is ENGINE
-
-    run(scenario())
-
-
-def test_a_waiter_that_runs_out_of_time_does_not_stop_the_load() -> None:
-    async def scenario() -> None:
-        load = Attempts(ENGINE)
-        load.go.clear()
-        loader = ModelLoader(load, ignore, first_pause_s=60)
-
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(loader.engine(), 0.02)
-        load.go.set()
-
-        assert await loader.engine() is ENGINE
-
-    run(scenario())
+def test_whatever_else_goes_wrong_is_a_cause_too(bug: Exception) -> None:
+    causes: list[str] = []
+    loader = ModelLoader(Attempts(bug), causes.append, first_pause_s=60)
+    with pytest.raises(ModelLoadError, match=f"^{type(bug).__name__}: {bug}$"):
+        loader.attempt()
+    with pytest.raises(ModelLoadError, match=str(bug)):
+        loader.engine()
+    assert causes == [f"{type(bug).__name__}: {bug}"]

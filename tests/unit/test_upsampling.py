@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from deployments.schema import FloatArray
-from deployments.upsampling import bands, upsample, upsample_rows
+from deployments.upsampling import row_chunks, upsample, upsample_rows
 
 SIZES = [
     (33, 47),
@@ -44,7 +44,7 @@ def test_upsampling_gives_what_torch_gives(size: tuple[int, int], scale: float) 
 def test_bands_are_the_whole_bit_for_bit(size: tuple[int, int], rows_per_band: int) -> None:
     low_res = logits(256, 256)
 
-    parts = [upsample_rows(low_res, size, start, stop) for start, stop in bands(*size, rows_per_band * size[1])]
+    parts = [upsample_rows(low_res, size, start, stop) for start, stop in row_chunks(*size, rows_per_band * size[1])]
 
     np.testing.assert_array_equal(np.concatenate(parts), upsample(low_res, size))
 
@@ -69,7 +69,7 @@ def test_leading_axes_are_kept() -> None:
     ],
 )
 def test_bands_cover_all_rows_once(height: int, width: int, numbers: int, expected: list[tuple[int, int]]) -> None:
-    assert list(bands(height, width, numbers)) == expected
+    assert list(row_chunks(height, width, numbers)) == expected
 
 
 def test_a_constant_mask_stays_constant() -> None:
