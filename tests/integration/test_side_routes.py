@@ -63,7 +63,7 @@ def test_the_openapi_document_describes_the_contract(service: Service) -> None:
     document = get(service, "/openapi.json").json()
     operation = document["paths"]["/segment-anything-2"]["post"]
     assert operation["operationId"] == "genSegmentAnything2"
-    assert set(operation["responses"]) == {"200", "400", "401", "413", "415", "422", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
     reference = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"]
     form = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
     assert set(form["properties"]) == FORM_FIELDS

@@ -1,0 +1,174 @@
+"""Measure a checkpoint on held-out scenes through SAM2ImagePredictor, as a Markdown table and a sheet to look at."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from training import scenes, sprites
+from training.model import CHECKPOINT_PATH, build_model
+from training.prompts import depth
+
+Mask = NDArray[np.bool_]
+SEED = 2026
+SMALLEST = 0.004
+CORRECTIONS = 3
+COLUMNS = {
+    "middle_best": "one click in the middle, best of three",
+    "middle_scored": "one click in the middle, mask of the highest score",
+    "middle_single": "one click in the middle, `multimask_output=False`",
+    "anywhere_best": "one click anywhere on the object, best of three",
+    "box_scored": "box, mask of the highest score",
+    "box_single": "box, `multimask_output=False`",
+    "corrected": "three clicks, each new one where the mask is most wrong, with the previous mask",
+}
+
+
+def load_predictor(checkpoint: Path) -> Any:
+    """The demo model with the checkpoint's weights, in float32, behind SAM2's own predictor."""
+    model = build_model()
+    model.load_state_dict(load_file(checkpoint), strict=True)
+    return SAM2ImagePredictor(model.float().eval())
+
+
+def iou(guess: Mask, truth: Mask) -> float:
+    """Intersection over union of two masks."""
+    return float((guess & truth).sum() / max(1, (guess | truth).sum()))
+
+
+def middle(mask: Mask) -> tuple[float, float]:
+    """The point of a mask farthest from its edge, as x and y."""
+    height, width = mask.shape
+    small = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=(height // 4, width // 4), mode="area")
+    solid = (small > 0.5).float()
+    if not solid.any():
+        rows, columns = np.nonzero(mask)
+        return float(columns[len(columns) // 2]), float(rows[len(rows) // 2])
+    index = int(depth(F.pad(solid, (1, 1, 1, 1)), 100)[..., 1:-1, 1:-1].argmax())
+    return (index % (width // 4)) * 4 + 2.0, (index // (width // 4)) * 4 + 2.0
+
+
+def corrected(predictor: Any, truth: Mask) -> float:
+    """IoU after clicks that each go to the deepest point of what is still wrong."""
+    points, labels, logits, mask = [], [], None, np.zeros_like(truth)
+    for _ in range(CORRECTIONS):
+        missed, extra = truth & ~mask, mask & ~truth
+        foreground = missed.sum() >= extra.sum()
+        points.append(middle(missed if foreground else extra))
+        labels.append(int(foreground))
+        masks, scores, low = predictor.predict(np.array(points), np.array(labels), mask_input=logits)
+        best = int(scores.argmax())
+        mask, logits = masks[best] > 0, low[best : best + 1]
+    return iou(mask, truth)
+
+
+def measure(predictor: Any, truth: Mask, anywhere: tuple[float, float]) -> dict[str, float]:
+    """Every figure of COLUMNS for one object of the image that the predictor holds."""
+    found: dict[str, float] = {}
+    one = np.array([1])
+    masks, scores, _ = predictor.predict(np.array([middle(truth)]), one)
+    each = [iou(mask > 0, truth) for mask in masks]
+    found["middle_best"], found["middle_scored"] = max(each), each[int(scores.argmax())]
+    masks, _, _ = predictor.predict(np.array([middle(truth)]), one, multimask_output=False)
+    found["middle_single"] = iou(masks[0] > 0, truth)
+    masks, _, _ = predictor.predict(np.array([anywhere]), one)
+    found["anywhere_best"] = max(iou(mask > 0, truth) for mask in masks)
+    rows, columns = np.nonzero(truth)
+    box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    masks, scores, _ = predictor.predict(box=box)
+    found["box_scored"] = iou(masks[int(scores.argmax())] > 0, truth)
+    masks, _, _ = predictor.predict(box=box, multimask_output=False)
+    found["box_single"] = iou(masks[0] > 0, truth)
+    found["corrected"] = corrected(predictor, truth)
+    return found
+
+
+def held_out_scene(index: int, size: int) -> tuple[NDArray[np.uint8], list[tuple[Mask, tuple[float, float]]]]:
+    """A scene of held-out sprites and new shapes: its picture, and each object's mask with a random click on it."""
+    rng = np.random.default_rng([SEED, index])
+    scene = scenes.render(rng, size, size, sprites.load(held_out=True))
+    targets = []
+    for number in range(1, int(scene.objects.max()) + 1):
+        truth = scene.objects == number
+        if truth.mean() > SMALLEST:
+            rows, columns = np.nonzero(truth)
+            chosen = int(rng.integers(len(rows)))
+            targets.append((truth, (float(columns[chosen]), float(rows[chosen]))))
+    return scene.image, targets
+
+
+def sheet_row(predictor: Any, image: NDArray[np.uint8], truth: Mask, side: int) -> Image.Image:
+    """The image with the click, then the three masks over it with their IoUs and predicted scores."""
+    x, y = middle(truth)
+    masks, scores, _ = predictor.predict(np.array([[x, y]]), np.array([1]))
+    row = Image.new("RGB", (4 * side, side))
+    scale = side / image.shape[1]
+    for column, mask in enumerate([None, *masks]):
+        shown = image.astype(np.float32)
+        if mask is not None:
+            shown[mask > 0] = shown[mask > 0] * 0.4 + np.array([255, 0, 200]) * 0.6
+        tile = Image.fromarray(shown.astype(np.uint8)).resize((side, round(image.shape[0] * scale)))
+        draw = ImageDraw.Draw(tile)
+        cx, cy = x * scale, y * scale
+        draw.ellipse((cx - 4, cy - 4, cx + 4, cy + 4), fill=(255, 255, 0), outline=(0, 0, 0))
+        if mask is not None:
+            text = f"IoU {iou(mask > 0, truth):.2f} score {scores[column - 1]:.2f}"
+            draw.text((4, 2), text, fill=(255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0))
+        row.paste(tile, (column * side, 0))
+    return row
+
+
+def evaluate(predictor: Any, count: int, size: int, sheet: Path | None, rows: int) -> list[dict[str, float]]:
+    """Every object's figures on `count` held-out scenes; the sheet shows one object of each of the first scenes."""
+    results: list[dict[str, float]] = []
+    strips: list[Image.Image] = []
+    for index in range(count):
+        image, targets = held_out_scene(index, size)
+        predictor.set_image(image)
+        results += [measure(predictor, truth, anywhere) for truth, anywhere in targets]
+        if targets and len(strips) < rows:
+            strips.append(sheet_row(predictor, image, targets[index % len(targets)][0], 300))
+    if sheet is not None:
+        page = Image.new("RGB", (1200, 300 * len(strips)))
+        for number, strip in enumerate(strips):
+            page.paste(strip, (0, 300 * number))
+        page.save(sheet)
+    return results
+
+
+def table(results: list[dict[str, float]]) -> str:
+    """The means as a Markdown table."""
+    lines = ["| prompt | mean IoU | objects at 0.5 or better |", "| --- | --- | --- |"]
+    for key, words in COLUMNS.items():
+        values = np.array([result[key] for result in results])
+        lines.append(f"| {words} | {values.mean():.3f} | {100 * (values >= 0.5).mean():.0f}% |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_PATH)
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--size", type=int, default=1024, help="side of the rendered scenes")
+    parser.add_argument("--sheet", type=Path, default=None, help="write a picture of some results here")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = evaluate(load_predictor(args.checkpoint), args.scenes, args.size, args.sheet, args.rows)
+    print(f"{len(results)} objects in {args.scenes} held-out scenes of {args.size}x{args.size} pixels\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

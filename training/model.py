@@ -1,0 +1,93 @@
+"""The demo model as training sees it: built from its YAML, run at any square size, with an easier starting point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+DEMO_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "model" / "demo"
+CONFIG_PATH = DEMO_FOLDER / "sam2_demo.yaml"
+CHECKPOINT_PATH = DEMO_FOLDER / "sam2_demo.safetensors"
+CLICK_FREQUENCY_SCALES = (1.0, 2.0, 4.0)
+
+
+class Features(NamedTuple):
+    """What the encoder hands the decoder: the embedding (stride 16) and the finer maps (strides 4 and 8)."""
+
+    embedding: Tensor
+    high_res: list[Tensor]
+
+
+class Decoded(NamedTuple):
+    """All four masks of each prompt: index 0 the single mask, 1 to 3 the alternatives."""
+
+    masks: Tensor
+    scores: Tensor
+
+
+def build_model(config: Path = CONFIG_PATH) -> Any:
+    """SAM2Base as the YAML describes it, with random weights."""
+    settings: Any = OmegaConf.load(config)
+    return instantiate(settings.model, _recursive_=True)
+
+
+def ease_start(model: Any) -> None:
+    """Start attention from "look where things are alike": queries and keys begin with the same weights.
+
+    A click finds its own place in the image from the first step instead of having to discover it, and tokens of one
+    colour find each other. The click encoding also gets finer frequencies, for clicks sharper than SAM's.
+    """
+    for module in model.modules():
+        if hasattr(module, "q_proj") and hasattr(module, "k_proj"):
+            if module.q_proj.weight.shape == module.k_proj.weight.shape:
+                module.k_proj.load_state_dict(module.q_proj.state_dict())
+        elif hasattr(module, "qkv"):
+            _share_query_and_key(module.qkv)
+    matrix = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    columns = torch.arange(matrix.shape[1]) % len(CLICK_FREQUENCY_SCALES)
+    matrix.mul_(torch.tensor(CLICK_FREQUENCY_SCALES)[columns])
+
+
+def _share_query_and_key(qkv: nn.Linear) -> None:
+    width = qkv.out_features // 3
+    with torch.no_grad():
+        qkv.weight[width : 2 * width] = qkv.weight[:width]
+
+
+def set_size(model: Any, size: int) -> None:
+    """Make prompts and positions follow an input of size x size pixels; weights stay what they are."""
+    encoder = model.sam_prompt_encoder
+    encoder.input_image_size = (size, size)
+    encoder.image_embedding_size = (size // 16, size // 16)
+    encoder.mask_input_size = (size // 4, size // 4)
+
+
+def encode(model: Any, images: Tensor) -> Features:
+    """The features of a batch, as SAM2ImagePredictor.set_image computes them."""
+    levels = model.forward_image(images)["backbone_fpn"]
+    embedding = levels[-1] + model.no_mem_embed.view(1, -1, 1, 1)
+    return Features(embedding, list(levels[:-1]))
+
+
+def decode(
+    model: Any, features: Features, owner: Tensor, points: Tensor | None, labels: Tensor | None, previous: Tensor | None
+) -> Decoded:
+    """Masks for many prompts in one call; owner says which image of the batch each prompt belongs to."""
+    prompts = None if points is None else (points, labels)
+    sparse, dense = model.sam_prompt_encoder(points=prompts, boxes=None, masks=previous)
+    if prompts is None:
+        sparse, dense = sparse.expand(len(owner), -1, -1), dense.expand(len(owner), -1, -1, -1)
+    masks, scores, _, _ = model.sam_mask_decoder.predict_masks(
+        image_embeddings=features.embedding[owner],
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=[level[owner] for level in features.high_res],
+    )
+    return Decoded(masks, scores)

@@ -1,0 +1,105 @@
+"""Cut-out pictures with exact alpha: colour emoji and clip art, split into a training and a held-out part.
+
+Both come from Debian packages (fonts-noto-color-emoji, openclipart-png). They are read where the packages put them
+and are never shipped. The split is by a hash of a family name, so that near twins (clock_01, clock_02; neighbouring
+emoji) fall on the same side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Sprite = NDArray[np.uint8]
+
+EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+EMOJI_SIZE = 109  # the only size the bitmap font holds
+EMOJI_RANGES = ((0x1F300, 0x1F6FF), (0x1F900, 0x1FAFF), (0x2600, 0x27BF))
+EMOJI_FAMILY = 8
+CLIPART_FOLDER = Path("/usr/share/openclipart/png")
+MAX_BYTES = 200_000  # some are posters of hundreds of megapixels
+MAX_SIDE = 224
+HELD_OUT_IN = 8
+CACHE = Path(__file__).resolve().parent / "runs" / "sprites.pickle"
+
+
+def is_held_out(family: str) -> bool:
+    """Whether a family of sprites is kept from training."""
+    return hashlib.sha256(family.encode()).digest()[0] % HELD_OUT_IN == 0
+
+
+def emoji() -> Iterator[tuple[str, Image.Image]]:
+    """Every emoji of one code point, with its family name."""
+    font = ImageFont.truetype(str(EMOJI_FONT), EMOJI_SIZE)
+    for first, last in EMOJI_RANGES:
+        for code in range(first, last + 1):
+            canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
+            ImageDraw.Draw(canvas).text((8, 8), chr(code), font=font, embedded_color=True)
+            yield f"emoji-{code // EMOJI_FAMILY:x}", canvas
+
+
+def clipart(stride: int) -> Iterator[tuple[str, Image.Image]]:
+    """Every stride-th clip art picture, with its name less digits as the family."""
+    small = (path for path in sorted(CLIPART_FOLDER.rglob("*.png")) if path.stat().st_size <= MAX_BYTES)
+    for path in list(small)[::stride]:
+        with Image.open(path) as opened:
+            if max(opened.size) <= 2000:
+                yield "clipart-" + re.sub(r"[\d_\-]+", "", path.stem)[:12], opened.convert("RGBA")
+
+
+def tidy(picture: Image.Image) -> Sprite | None:
+    """The picture cut to its alpha and scaled, or None where it makes no clear solid object."""
+    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+    if box is None:
+        return None
+    picture = picture.crop(box)
+    width, height = picture.size
+    if min(width, height) < 40 or max(width, height) > 4 * min(width, height):
+        return None
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    sprite: Sprite = np.asarray(picture, dtype=np.uint8)
+    solid = float((sprite[..., 3] > 127).mean())
+    return sprite if 0.3 < solid < 0.97 else None
+
+
+def collect(stride: int = 3) -> dict[bool, list[Sprite]]:
+    """All usable sprites: under False those for training, under True the held-out ones."""
+    found: dict[bool, list[Sprite]] = {False: [], True: []}
+    seen: set[bytes] = set()
+    for source in (emoji(), clipart(stride)):
+        for family, picture in source:
+            sprite = tidy(picture)
+            if sprite is None:
+                continue
+            key = hashlib.sha256(sprite.tobytes()).digest()
+            if key not in seen:
+                seen.add(key)
+                found[is_held_out(family)].append(sprite)
+    return found
+
+
+def load(held_out: bool) -> list[Sprite]:
+    """The sprites of one side of the split, collected once and then kept in training/runs/."""
+    if not CACHE.exists():
+        CACHE.parent.mkdir(parents=True, exist_ok=True)
+        CACHE.write_bytes(pickle.dumps(collect()))
+    found: dict[bool, list[Sprite]] = pickle.loads(CACHE.read_bytes())
+    return found[held_out]
+
+
+def main() -> None:
+    """Collect the sprites and say how many there are."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(f"{len(load(False))} sprites for training, {len(load(True))} held out")
+
+
+if __name__ == "__main__":
+    main()

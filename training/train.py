@@ -1,0 +1,224 @@
+"""The training loop: small pictures first, then larger ones, by the clock; it saves its state and can be resumed.
+
+A schedule is a list of stages `size:minutes:images:prompts`; minutes are of this loop's own running time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from training import scenes
+from training.check import held_out_iou
+from training.data import Batch, Pool, make_batch
+from training.losses import AffinityHead, prompt_loss
+from training.model import build_model, decode, ease_start, encode, set_size
+from training.optim import make_optimisers
+from training.prompts import correction, first_prompt
+
+RUNS = Path(__file__).resolve().parent / "runs"
+DEFAULT_STAGES = "128:17:16:5,256:20:8:5,512:17:4:5,1024:24:2:4"
+KINDS = {"click": 0.68, "box": 0.19, "both": 0.10, "none": 0.03}
+AFFINITY_WEIGHT = 0.5
+EMA_DECAY = {128: 0.998, 256: 0.998, 512: 0.99, 1024: 0.985}  # fewer steps at larger sizes
+FLOOR = 0.04
+REPORT_SECONDS = 20.0
+CHECK_SECONDS = 300.0
+CHECK_SCENES = {128: 32, 256: 24, 512: 14, 1024: 8}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One input size, until the loop has run for `until` seconds."""
+
+    size: int
+    until: float
+    images: int
+    prompts: int
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    images: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def parse_stages(text: str) -> list[Stage]:
+    """Stages from `size:minutes:images:prompts,...`."""
+    stages: list[Stage] = []
+    for part in text.split(","):
+        size, minutes, images, prompts = part.split(":")
+        start = stages[-1].until if stages else 0.0
+        stages.append(Stage(int(size), start + 60 * float(minutes), int(images), int(prompts)))
+    return stages
+
+
+class Trainer:
+    """A model, its moving average, its optimisers, and the loop over them."""
+
+    def __init__(self, folder: Path, stages: list[Stage], lr: float, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.folder, self.stages, self.lr, self.seed = folder, stages, lr, seed
+        self.model = build_model()
+        ease_start(self.model)
+        self.average = deepcopy(self.model).eval().requires_grad_(False)
+        self.helper = AffinityHead()
+        self.optimisers = make_optimisers([self.model, self.helper], lr)
+        self.progress = Progress()
+        self._checked = self._reported = -math.inf
+        self._recent: list[list[float]] = []
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage the clock is in; None when all are over."""
+        return next((stage for stage in self.stages if self.progress.seconds < stage.until), None)
+
+    def run(self) -> None:
+        """Train until the schedule is over."""
+        rng = np.random.default_rng([self.seed, self.progress.steps])
+        current, pool = None, None
+        while (stage := self.stage) is not None:
+            started = time.monotonic()
+            if pool is None or stage is not current or self.progress.steps % 200 == 0:
+                current, pool = stage, Pool(scenes.POOL_FOLDER, 1024 if stage.size == 1024 else 512)
+                set_size(self.model, stage.size)
+            self._step(rng, stage, pool)
+            self.progress.seconds += time.monotonic() - started
+            self._report(stage)
+        self._check(self.stages[-1])
+
+    def _step(self, rng: Generator, stage: Stage, pool: Pool) -> None:
+        batch = make_batch(rng, pool, stage.size, stage.images, stage.prompts, 0.5 if stage.size < 1024 else 0.6)
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = self._rate(stage)
+        loss, reached = self._loss(rng, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.progress.steps += 1
+        self.progress.images += stage.images
+        self._follow(stage.size)
+        self._recent.append([float(loss), float(reached[:, 1:].amax(1).mean()), float(reached[:, 0].mean())])
+
+    def _rate(self, stage: Stage) -> float:
+        """Cosine over the whole run, a warm-up at its start, and less for small batches."""
+        done = self.progress.seconds / self.stages[-1].until
+        cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.lr * cosine * min(1.0, (self.progress.steps + 1) / 100) * math.sqrt(stage.images / 16)
+
+    def _loss(self, rng: Generator, batch: Batch) -> tuple[Tensor, Tensor]:
+        features = encode(self.model, batch.images)
+        loss = AFFINITY_WEIGHT * self.helper([*features.high_res, features.embedding], batch.objects)
+        masks = (batch.targets > 0.5).float()
+        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        points, labels = first_prompt(kind, masks)
+        first = decode(self.model, features, batch.owner, points, labels, None)
+        opening, reached = prompt_loss(first.masks, first.scores, batch.targets)
+        loss = loss + (0.2 if kind == "none" else 1.0) * opening
+        if points is not None and labels is not None and rng.random() < 0.4:
+            rows = torch.arange(len(masks))
+            best = first.masks.detach()[rows, first.scores.detach().argmax(1)][:, None]
+            click, label = correction(masks, best)
+            points, labels = torch.cat([points, click], dim=1), torch.cat([labels, label], dim=1)
+            previous = best.clamp(-32, 32) if rng.random() < 0.5 else None
+            second = decode(self.model, features, batch.owner, points, labels, previous)
+            loss = loss + 0.7 * prompt_loss(second.masks, second.scores, batch.targets)[0]
+        return loss, reached
+
+    @torch.no_grad()
+    def _follow(self, size: int) -> None:
+        """Move the average towards the model."""
+        keep = min(EMA_DECAY.get(size, 0.99), (1 + self.progress.steps) / (10 + self.progress.steps))
+        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(now, 1 - keep)
+
+    def _report(self, stage: Stage) -> None:
+        if self.progress.seconds - self._reported >= REPORT_SECONDS:
+            self._reported = self.progress.seconds
+            loss, best, single = (sum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
+            print(
+                f"{self.progress.seconds / 60:6.1f} min  size {stage.size}  step {self.progress.steps}  "
+                f"images {self.progress.images}  loss {loss:.3f}  best of three {best:.3f}  single {single:.3f}  "
+                f"rate {self._rate(stage):.5f}",
+                flush=True,
+            )
+            self._recent.clear()
+        if self.progress.seconds - self._checked >= CHECK_SECONDS:
+            self._check(stage)
+
+    def _check(self, stage: Stage) -> None:
+        """Measure the average on held-out scenes at the current size, note it, and save everything."""
+        self._checked = self.progress.seconds
+        reached = held_out_iou(self.average, stage.size, CHECK_SCENES.get(stage.size, 16))
+        note = {
+            "minutes": round(self.progress.seconds / 60, 1),
+            "images": self.progress.images,
+            "size": stage.size,
+            "one_click_best_of_three": round(reached, 4),
+        }
+        self.progress.curve.append(note)
+        print("held out:", json.dumps(note), flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write the state so that a later call can go on from it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "helper": self.helper.state_dict(),
+            "progress": vars(self.progress),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+        torch.save(state, self.folder / "state.part")
+        (self.folder / "state.part").replace(self.folder / "state.pt")
+        (self.folder / "curve.json").write_text(json.dumps(self.progress.curve, indent=1) + "\n")
+
+    def resume(self) -> None:
+        """Go on from the saved state."""
+        state: dict[str, Any] = torch.load(self.folder / "state.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.helper.load_state_dict(state["helper"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+        self._checked = self.progress.seconds
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", default="demo", help="name of the folder under training/runs/")
+    parser.add_argument("--stages", default=DEFAULT_STAGES)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(RUNS / args.run, parse_stages(args.stages), args.lr, args.seed)
+    if args.resume:
+        trainer.resume()
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
