@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import signal
 import socket
@@ -280,8 +281,10 @@ def _stop(joined: bool) -> None:
     if joined:
         serve.delete(APP_NAME)
         return
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+    # Ray reports the end of Serve's controller as if it were a fault.
+    with contextlib.redirect_stdout(io.StringIO()):
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 if __name__ == "__main__":
