@@ -225,12 +225,17 @@ def _cause(error: BaseException) -> BaseException:
 
 def model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
     """Joins what a model's replicas say with what Serve says of its deployment (None while it does not know one)."""
-    if deployment is not None and deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-        failed = reported is not None and reported.state == "failed"
-        return reported if reported and failed else ModelStatus(model_id, "failed", deployment.message)
-    if deployment is not None and not any(deployment.replica_states.values()):
-        return ModelStatus(model_id, "asleep")
-    return reported or ModelStatus(model_id, "loading", "starting a replica")
+    if deployment is None:
+        return reported or ModelStatus(model_id, "loading", "starting a replica")
+    broken = deployment.status in ("UNHEALTHY", "DEPLOY_FAILED")
+    if broken and reported is not None and reported.state == "failed":
+        return reported
+    if deployment.status == "DEPLOY_FAILED":
+        return ModelStatus(model_id, "failed", deployment.message)
+    if any(deployment.replica_states.values()):
+        return reported or ModelStatus(model_id, "loading", "starting a replica")
+    # Unhealthy is also what Serve calls a deployment while it replaces a replica that died.
+    return ModelStatus(model_id, "loading", deployment.message) if broken else ModelStatus(model_id, "asleep")
 
 
 async def cluster_hardware() -> list[dict[str, Any]]:
