@@ -235,6 +235,9 @@ def _deploy(config: ServeDeploySchema) -> None:
             return
         if status is not None and status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             raise LaunchError(f"the deploy failed: {_cause(status)}")
+        if "failed" in {model.state for model in read_statuses().values()}:
+            # Serve would try twice more; who sits before the launcher mends the cause sooner.
+            raise LaunchError(f"the deploy failed: {_failures()}")
         line = _progress_line() or "starting replicas"
         if line != told:
             _say(f"[{time.monotonic() - started:4.0f} s] {line}")
@@ -248,9 +251,12 @@ def _progress_line() -> str:
 
 def _cause(status: Any) -> str:
     """The models' own words where they have some, else Serve's."""
-    failures = [str(model) for model in read_statuses().values() if model.state == "failed"]
     messages = [f"{name}: {one.message}" for name, one in status.deployments.items() if one.status != "HEALTHY"]
-    return "; ".join(failures or [message for message in messages if message] or [status.message])
+    return _failures() or "; ".join(messages) or str(status.message)
+
+
+def _failures() -> str:
+    return "; ".join(str(model) for model in read_statuses().values() if model.state == "failed")
 
 
 def _watch() -> None:

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from tests.integration.conftest import free_port
+from tests.weights import fill_hub_cache
 
 ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
@@ -124,3 +125,16 @@ def test_a_port_in_use_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}" in fails_with("--port", str(port))
+
+
+def test_prefetch_ends_with_the_files_or_with_the_cause(tmp_path: Path) -> None:
+    cached = fill_hub_cache(tmp_path, "facebook/sam2-hiera-tiny")
+    with launched("prefetch", "facebook/sam2-hiera-tiny", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1") as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert said.strip() == f"facebook/sam2-hiera-tiny: {cached}"
+
+    with launched("prefetch", "facebook/sam2.1-hiera-tiny", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1") as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "sam2.1_hiera_tiny.pt is not in the hub cache" in error
