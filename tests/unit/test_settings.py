@@ -22,6 +22,7 @@ from deployments.settings import (
     parse_settings,
     prepare_environment,
     ray_address,
+    use_compile_cache,
 )
 
 TINY = "facebook/sam2-hiera-tiny"
@@ -68,6 +69,20 @@ def test_a_model_of_ones_own_has_checkpoint_and_config() -> None:
         ({"models": [{"checkpoint": "a.pt", "config": "a.yaml"}]}, "args.models.0.model_id: Field required"),
         ({"models": [{"model_id": TINY, "device": "tpu"}]}, "args.models.0.device: Input should be 'auto', 'cpu' or"),
         ({"models": [{"model_id": TINY, "torch_threads": 0}]}, "args.models.0.torch_threads: Input should be greater"),
+        (
+            {"models": [{"model_id": TINY, "precision": "float16"}]},
+            "args.models.0.precision: Input should be 'auto', 'f",
+        ),
+        (
+            {"models": [{"model_id": TINY, "compile_batch_sizes": []}]},
+            "args.models.0.compile_batch_sizes: Tuple should",
+        ),
+        (
+            {"models": [{"model_id": TINY, "compile_batch_sizes": [0]}]},
+            "args.models.0.compile_batch_sizes.0: Input sho",
+        ),
+        ({"models": [{"model_id": TINY, "compile_batch_sizes": [1, 257]}]}, "args.models.0.compile_batch_sizes.1: Inp"),
+        ({"models": [{"model_id": TINY, "compile_batch_sizes": [*range(1, 10)]}]}, "args.models.0.compile_batch_sizes"),
         ({"models": [""]}, "args.models.0.model_id: String should have at least 1 character"),
         ({"models": ["a b"]}, "args.models.0.model_id: String should match pattern"),
         ({"models": ["a#b"]}, "args.models.0.model_id: String should match pattern"),
@@ -186,6 +201,19 @@ def test_a_hidden_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     assert not has_nvidia_gpu()
+
+
+def test_batch_sizes_to_compile_for_are_sorted_and_listed_once() -> None:
+    assert ModelSettings(model_id=TINY, compile_batch_sizes=(8, 1, 8, 2)).compile_batch_sizes == (1, 2, 8)
+
+
+def test_a_compile_cache_is_set_only_where_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/of/the/operator")
+
+    use_compile_cache(None)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/the/operator"
+    use_compile_cache(Path("/of/the/config"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/the/config"
 
 
 def test_a_models_deployment_is_named_after_it() -> None:
