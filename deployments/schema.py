@@ -5,7 +5,7 @@ Names, shapes and meanings are those of SAM 2's `SAM2ImagePredictor.predict`.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,16 @@ from deployments.upsampling import upsample
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
+RgbArray: TypeAlias = NDArray[np.uint8]
 
 LOW_RES_SIZE = 256
 """Height and width of SAM 2's low-resolution logits, and of `mask_input`."""
 
 LOGIT_LIMIT = 32.0
 """SAM 2 returns low-resolution logits clamped to ±32; full-size masks come from the unclamped ones."""
+
+BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
+"""Text of one mask value in the default answer, comma included: a float32 on average, and 0 or 1."""
 
 POINT_LABELS = {-1: "padding", 0: "background", 1: "foreground", 2: "box top left", 3: "box bottom right"}
 
@@ -232,6 +236,18 @@ class Segmentation:
         """Rows of all full-size masks and of all low-resolution logits: the unit in which an answer is written."""
         return int(self.iou_predictions.size) * (self.image_size[0] + LOW_RES_SIZE)
 
+    def band(self, start: int, stop: int) -> "Band":
+        """Rows `start` to `stop` of the answer (0 to `num_rows`), with only those masks that they touch."""
+        count, height = int(self.iou_predictions.size), self.image_size[0]
+        full_rows = count * height
+        touched = {
+            *_touched(start, min(stop, full_rows), height),
+            *_touched(max(start, full_rows) - full_rows, stop - full_rows, LOW_RES_SIZE),
+        }
+        masks = tuple(sorted(touched))
+        flat = self.low_res_logits.reshape(count, *self.low_res_logits.shape[2:])
+        return Band(self.image_size, self.iou_predictions, self.has_object_axis, start, stop, masks, flat[list(masks)])
+
     def masks(self, return_logits: bool = False) -> NDArray[Any]:
         """`C×H×W` (or `B×C×H×W`) masks at the image's size.
 
@@ -243,6 +259,69 @@ class Segmentation:
 
     def _without_object_axis(self, array: FloatArray) -> FloatArray:
         return array if self.has_object_axis else array[0]
+
+
+def _touched(start: int, stop: int, height: int) -> range:
+    """The masks of this height that rows `start` to `stop` belong to."""
+    return range(start // height, -(-stop // height)) if start < stop else range(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Some rows of an answer, and no more of its Segmentation than it takes to write them.
+
+    Rows are counted through: first those of all full-size masks, over objects and their candidates, then those of all
+    low-resolution logits.
+
+    Attributes:
+        image_size: height and width of the image in pixels.
+        iou_predictions: `B×C` float32, of all masks.
+        has_object_axis: whether the answer leads with the object axis `B`.
+        start: first row, from 0.
+        stop: one past the last row.
+        masks: the masks that the rows belong to, as indices into `B·C`, ascending.
+        low_res_logits: `n×256×256` float32, not clamped: the logits of those masks.
+    """
+
+    image_size: tuple[int, int]
+    iou_predictions: FloatArray
+    has_object_axis: bool
+    start: int
+    stop: int
+    masks: tuple[int, ...]
+    low_res_logits: FloatArray
+
+    @property
+    def scores(self) -> FloatArray:
+        """`C` (or `B×C`) float32: the estimated IoU of each mask."""
+        return self.iou_predictions if self.has_object_axis else self.iou_predictions[0]
+
+    def logits_of(self, mask: int) -> FloatArray:
+        """`256×256` float32: the logits of one of the `masks`."""
+        logits: FloatArray = self.low_res_logits[self.masks.index(mask)]
+        return logits
+
+
+@dataclass(frozen=True)
+class PixelsWanted:
+    """A model replica's answer to an image_id that it does not remember: send the request again, with the pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnswer:
+    """What a model replica answers, and where its time went.
+
+    Attributes:
+        segmentation: the masks.
+        cache: `hit` if the image was remembered, or already on its way for another request; else `miss`.
+        embed_s: seconds of the image encoder's run, or of waiting for that of another request.
+        decode_s: seconds of the run that decoded the prompt, together with those of other requests.
+    """
+
+    segmentation: Segmentation
+    cache: Literal["hit", "miss"]
+    embed_s: float
+    decode_s: float
 
 
 def sorted_segmentation(

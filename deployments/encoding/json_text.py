@@ -1,8 +1,7 @@
 """The default answer, `{"masks": "…", "scores": "…", "logits": "…"}`: three strings that hold JSON, written in bands.
 
-Rows are counted through: first those of all full-size masks, over objects and their candidates, then those of all
-low-resolution logits, `Segmentation.num_rows` in all. Bands that follow each other without gaps concatenate to the
-whole body, so no more than a band of it ever needs to exist. Numbers are the shortest text that reads back to the same
+Bands (see `schema.Band`) that follow each other without gaps concatenate to the whole body, so no more than a band of
+it ever needs to exist. Numbers are the shortest text that reads back to the same
 float32 (orjson); 0/1 masks are integers. Nothing in that text needs escaping inside a JSON string.
 """
 
@@ -13,63 +12,61 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE, Segmentation
+from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE, Band
 from deployments.upsampling import upsample_rows
 
-Rows = Callable[[tuple[int, int], int, int], NDArray[Any]]
-"""Some rows of one mask: its object and candidate, the first row, one past the last."""
+Rows = Callable[[int, int, int], NDArray[Any]]
+"""Some rows of one mask: its index in `B·C`, the first row, one past the last."""
 
 
-def encode_band(segmentation: Segmentation, start: int, stop: int, return_logits: bool) -> bytes:
-    """The text of rows `start` to `stop`.
+def encode_band(band: Band, return_logits: bool) -> bytes:
+    """The text of a band.
 
     Args:
-        segmentation: what the model answered.
-        start: first row, from 0.
-        stop: one past the last row, at most `segmentation.num_rows`.
+        band: some rows of an answer.
         return_logits: un-thresholded float masks, or 0 and 1.
     """
 
-    def mask_rows(index: tuple[int, int], first: int, last: int) -> NDArray[Any]:
-        rows = upsample_rows(segmentation.low_res_logits[index], segmentation.image_size, first, last)
+    def mask_rows(mask: int, first: int, last: int) -> NDArray[Any]:
+        rows = upsample_rows(band.logits_of(mask), band.image_size, first, last)
         return rows if return_logits else (rows > 0).view(np.uint8)
 
-    def logits_rows(index: tuple[int, int], first: int, last: int) -> NDArray[Any]:
-        logits: NDArray[np.float32] = segmentation.low_res_logits[index]
-        return logits[first:last].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    def logits_rows(mask: int, first: int, last: int) -> NDArray[Any]:
+        return band.logits_of(mask)[first:last].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
 
     parts = []
-    between = b'","scores":"' + _text(segmentation.scores) + b'","logits":"'
+    start, stop = band.start, band.stop
+    between = b'","scores":"' + _text(band.scores) + b'","logits":"'
     for opening, height, rows in (
-        (b'{"masks":"', segmentation.image_size[0], mask_rows),
+        (b'{"masks":"', band.image_size[0], mask_rows),
         (between, LOW_RES_SIZE, logits_rows),
     ):
-        count = segmentation.iou_predictions.size * height
+        count = band.iou_predictions.size * height
         first, last = max(start, 0), min(stop, count)
         if first < last:
-            parts += [opening + b"[" if first == 0 else b"", _stack(segmentation, height, rows, first, last)]
+            parts += [opening + b"[" if first == 0 else b"", _stack(band, height, rows, first, last)]
             parts.append(b"]" if last == count else b"")
         start, stop = start - count, stop - count
     parts.append(b'"}' if stop == 0 else b"")
     return b"".join(parts)
 
 
-def _stack(segmentation: Segmentation, height: int, rows: Rows, start: int, stop: int) -> bytes:
+def _stack(band: Band, height: int, rows: Rows, start: int, stop: int) -> bytes:
     """Rows `start` to `stop` of masks of this height, with the brackets of the masks and objects that they touch."""
-    num_masks = segmentation.iou_predictions.shape[1]
+    candidates = band.iou_predictions.shape[1]
     parts = []
     while start < stop:
         mask, first = divmod(start, height)
         last = min(height, first + stop - start)
-        index = divmod(mask, num_masks)
+        candidate = mask % candidates
         if first == 0:
-            opens_object = segmentation.has_object_axis and index[1] == 0
+            opens_object = band.has_object_axis and candidate == 0
             parts.append((b"," if mask else b"") + (b"[[" if opens_object else b"["))
         else:
             parts.append(b",")
-        parts.append(_text(rows(index, first, last))[1:-1])
+        parts.append(_text(rows(mask, first, last))[1:-1])
         if last == height:
-            closes_object = segmentation.has_object_axis and index[1] == num_masks - 1
+            closes_object = band.has_object_axis and candidate == candidates - 1
             parts.append(b"]]" if closes_object else b"]")
         start += last - first
     return b"".join(parts)

@@ -3,12 +3,12 @@
 import asyncio
 
 from deployments.encoding import json_text
-from deployments.schema import Segmentation
+from deployments.schema import Band
 
 
 class ResponseEncoder:
     """Writes answers band by band. Stateless: a band that was lost with its replica is simply asked for again."""
 
-    async def encode_band(self, segmentation: Segmentation, start: int, stop: int, return_logits: bool) -> bytes:
-        """Rows `start` to `stop` of the default JSON answer; see `json_text.encode_band`."""
-        return await asyncio.to_thread(json_text.encode_band, segmentation, start, stop, return_logits)
+    async def encode_band(self, band: Band, return_logits: bool) -> bytes:
+        """Some rows of the default JSON answer; see `json_text.encode_band`."""
+        return await asyncio.to_thread(json_text.encode_band, band, return_logits)

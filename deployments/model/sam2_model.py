@@ -1,25 +1,29 @@
-"""Sam2Model, the GPU deployment: one configured model, batched over requests."""
+"""Sam2Model, the GPU deployment: one configured model, its remembered embeddings, batched over requests."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray import serve
 
 from deployments.errors import ModelLoadError, ModelUnavailable
+from deployments.metrics import CacheMetrics
+from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
+from deployments.model.rounds import Rounds
 from deployments.model_status import StatusReporter
-from deployments.schema import Prompt, Segmentation, sorted_segmentation
-from deployments.settings import ModelSettings, Sam2ModelConfig
+from deployments.schema import FloatArray, ModelAnswer, PixelsWanted, Prompt, RgbArray, sorted_segmentation
+from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
 
 if TYPE_CHECKING:
     from deployments.model.engine import Engine, ImageEmbedding
 
 T = TypeVar("T")
+Decoded: TypeAlias = tuple[FloatArray, FloatArray]
+"""Low-resolution logits and IoU predictions, as Engine.decode gives them."""
 
 
 class Sam2Model:
@@ -35,10 +39,21 @@ class Sam2Model:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
+        self._config = Sam2ModelConfig()
         self._status = StatusReporter(serve.get_replica_context().replica_tag, settings.model_id)
-        # One thread: torch parallelises inside an operation, and a GPU runs one kernel stream.
-        self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
-        self._loader = ModelLoader(self._load, self._status.failed, Sam2ModelConfig().load_retry_s)
+        # One thread each: torch parallelises inside an operation. Two, so that a click on a remembered image does not
+        # wait for a batch of new ones.
+        self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
+        self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._embed_rounds = Rounds(self._config.max_batch_size)
+        self._decode_rounds = Rounds(self._config.max_decode_batch_size)
+        # Half of the places are enough for those who wait; the others stay free for those who bring pixels.
+        self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
+            CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
+        )
+        # What the cache may take by default is known once the model is loaded.
+        self._default_cache_bytes = 0
+        self._loader = ModelLoader(self._load, self._status.failed, self._config.load_retry_s)
         try:
             self._loader.attempt()
         except ModelLoadError:
@@ -48,10 +63,14 @@ class Sam2Model:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
-        config = Sam2ModelConfig.model_validate(user_config)
+        config = self._config = Sam2ModelConfig.model_validate(user_config)
         self._embed.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
         self._embed.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        self._embed_rounds.size = config.max_batch_size
+        self._decode.set_max_batch_size(config.max_decode_batch_size)  # type: ignore[attr-defined]
+        self._decode_rounds.size = config.max_decode_batch_size
         self._loader.first_pause_s = config.load_retry_s
+        self._configure_cache()
 
     async def wait_until_ready(self) -> None:
         """Returns once the model can answer.
@@ -61,16 +80,36 @@ class Sam2Model:
         """
         self._ready_engine()
 
-    async def segment(self, image_id: str, image: NDArray[np.uint8], prompt: Prompt) -> Segmentation:
-        """Embeds an `H×W×3` RGB image, together with those of other requests, and decodes one prompt on it.
+    async def segment(
+        self, image_id: str, prompt: Prompt, pixels: RgbArray | None = None
+    ) -> ModelAnswer | PixelsWanted:
+        """Decodes one prompt on an image: on the remembered embedding, or on that of the pixels.
+
+        Args:
+            image_id: digest of the image.
+            prompt: what to segment.
+            pixels: `H×W×3` uint8 RGB. Asked without them, a replica that does not remember the image answers
+                PixelsWanted, to one of all who ask at the same time; the others wait for it. Who is so elected sends
+                the pixels, or calls `give_up`.
 
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
+            Overloaded: the image, or the prompt's objects, do not fit into the device's memory.
         """
-        engine = self._ready_engine()
-        embedding = await self._embed(image)
-        low_res_logits, iou_predictions = await self._on_torch_thread(engine.decode, embedding, prompt)
-        return sorted_segmentation(
+        self._ready_engine()
+        started = time.perf_counter()
+        runs: list[float] = []
+        if pixels is None:
+            embedding = await self._cache.get(image_id)
+            if embedding is None:
+                return PixelsWanted()
+        else:
+            embedding = await self._cache.compute(image_id, lambda: self._encode(pixels, runs))
+        embed_s = runs[0] if runs else time.perf_counter() - started
+        (low_res_logits, iou_predictions), decode_s = await self._in_round(
+            self._decode_rounds, self._decode, (embedding, prompt)
+        )
+        segmentation = sorted_segmentation(
             image_id,
             self._settings.model_id,
             embedding.image_size,
@@ -78,14 +117,51 @@ class Sam2Model:
             iou_predictions,
             prompt.has_object_axis,
         )
+        return ModelAnswer(segmentation, "miss" if runs else "hit", embed_s, decode_s)
+
+    async def give_up(self, image_id: str) -> None:
+        """Says that who was elected to send an image's pixels will not."""
+        self._cache.give_up(image_id)
+
+    async def forget(self, image_id: str) -> bool:
+        """Forgets an image; whether it was remembered, or on its way."""
+        return self._cache.forget(image_id)
+
+    # ---- batches
+
+    async def _encode(self, pixels: RgbArray, runs: list[float]) -> "ImageEmbedding":
+        """The image's embedding; appends the seconds of the encoder's run."""
+        embedding, seconds = await self._in_round(self._embed_rounds, self._embed, pixels)
+        runs.append(seconds)
+        return embedding
+
+    @staticmethod
+    async def _in_round(rounds: Rounds, batched: Callable[[Any], Awaitable[T]], item: Any) -> T:
+        async with rounds:
+            return await batched(item)
 
     @serve.batch
-    async def _embed(self, images: list[NDArray[np.uint8]]) -> "list[ImageEmbedding]":
+    async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding, float]]":
         return await self._embed_batch(images)
 
-    async def _embed_batch(self, images: list[NDArray[np.uint8]]) -> "list[ImageEmbedding]":
-        engine = self._ready_engine()
-        return await self._on_torch_thread(engine.embed, images)
+    async def _embed_batch(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding, float]]":
+        self._embed_rounds.begin()
+        return await _timed(self._embed_thread, self._ready_engine().embed, images)
+
+    # No wait: who comes while a batch is at work forms the next one.
+    @serve.batch(batch_wait_timeout_s=0)
+    async def _decode(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded, float]]:
+        return await self._decode_batch(items)
+
+    async def _decode_batch(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded, float]]:
+        self._decode_rounds.begin()
+        return await _timed(self._decode_thread, self._ready_engine().decode, items)
+
+    # ---- loading
+
+    def _configure_cache(self) -> None:
+        max_bytes = self._default_cache_bytes if self._config.cache_bytes is None else self._config.cache_bytes
+        self._cache.configure(max_bytes, self._config.cache_ttl_s, self._config.pixels_timeout_s)
 
     def _ready_engine(self) -> "Engine":
         try:
@@ -93,29 +169,51 @@ class Sam2Model:
         except ModelLoadError as error:
             raise ModelUnavailable(f"model {self._settings.model_id} failed to load: {error.message}") from error
 
-    async def _on_torch_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._torch_thread, function, *args)
-
     def _load(self) -> "Engine":
         """Loads the weights, moves them to the device, and runs the model once, so that no request pays for that."""
         # Imported here: they bring torch, which takes seconds, and app.py imports this file only to draw the graph.
         from deployments.model.checkpoints import load_model
-        from deployments.model.engine import Engine, start_device
+        from deployments.model.devices import choose_precision, default_cache_bytes, start_device
+        from deployments.model.engine import Engine
 
-        model = load_model(self._settings, self._status.loading)
-        self._status.loading("warming up")
-        device = start_device(self._settings.device, _gpu_fraction(), self._settings.torch_threads)
-        engine = Engine(model, device)
-        [embedding] = engine.embed([np.zeros((64, 64, 3), np.uint8)])
-        engine.decode(embedding, Prompt(point_coords=[[32, 32]], point_labels=[1]))
+        settings = self._settings
+        model = load_model(settings, self._status.loading)
+        self._status.loading("compiling and warming up" if settings.torch_compile else "warming up")
+        device = start_device(settings.device, _gpu_fraction(), settings.torch_threads)
+        use_compile_cache(settings.compile_cache)
+        batch_sizes = settings.compile_batch_sizes if settings.torch_compile else ()
+        engine = Engine(model, device, choose_precision(settings.precision, device), batch_sizes)
+        engine.warm_up()
+        self._default_cache_bytes = default_cache_bytes(device)
+        # Perhaps on the loader's thread, but no request has reached the cache yet.
+        self._configure_cache()
         self._status.ready()
         return engine
+
+
+async def _timed(
+    thread: ThreadPoolExecutor, run: Callable[[Sequence[Any]], list[T]], items: Any
+) -> list[tuple[T, float]]:
+    """Runs a batch on its thread; each result with the seconds that the run took."""
+
+    def timed() -> tuple[list[T], float]:
+        started = time.perf_counter()
+        results = run(items)
+        return results, time.perf_counter() - started
+
+    results, seconds = await asyncio.get_running_loop().run_in_executor(thread, timed)
+    return [(result, seconds) for result in results]
 
 
 def _is_warm() -> bool:
     """Whether Serve always keeps a replica of this deployment."""
     autoscaling = serve.get_replica_context()._deployment_config.autoscaling_config
     return autoscaling is None or autoscaling.min_replicas > 0
+
+
+def _max_ongoing_requests() -> int:
+    """How many requests Serve sends to this replica at a time."""
+    return int(serve.get_replica_context()._deployment_config.max_ongoing_requests)
 
 
 def _gpu_fraction() -> float:

@@ -76,7 +76,7 @@ class Boundary:
         try:
             await self._authorized(scope)(scope, receive, note_start)
         except ClientDisconnect:
-            logger.info("request %r: the client went away while it was sending", request_id)
+            logger.info("request %r: the client went away, or stopped reading", request_id)
         # The last resort: whatever it is, the client gets an answer, the log the cause, and the replica lives on.
         except Exception:
             logger.exception("request %r failed", request_id)

@@ -1,12 +1,13 @@
-"""Reaching models and encoders: waiting for a model, deadlines, repeats after a replica's death, the band window."""
+"""Reaching models and encoders: affinity, two steps, deadlines, repeats after a replica's death, the band window."""
 
 import asyncio
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
+from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS, RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,8 +28,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServiceError, Unavailable
 from deployments.model_status import ModelStatus, read_statuses
 from deployments.parsing.hardware import node_hardware
-from deployments.parsing.images import DecodedImage
-from deployments.schema import LOW_RES_SIZE, Prompt, Segmentation
+from deployments.schema import (
+    BYTES_PER_BIT,
+    BYTES_PER_LOGIT,
+    LOW_RES_SIZE,
+    ModelAnswer,
+    PixelsWanted,
+    Prompt,
+    RgbArray,
+    Segmentation,
+)
 from deployments.settings import APP_NAME, RequestParserConfig
 
 logger = logging.getLogger("ray.serve")
@@ -38,11 +48,9 @@ INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedEr
 AWAKE_FOR_S = 30.0
 """A model that answered is taken to be awake for this long, and not asked whether it is."""
 
-BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
-"""Text of one mask value, comma included: a float32 on average, and 0 or 1."""
-
 BANDS_IN_FLIGHT = 2
 HARDWARE_TIMEOUT_S = 10.0
+FORGET_TIMEOUT_S = 10.0
 CONTROL_PLANE_TIMEOUT_S = 2.0
 LOOK_EVERY_S = 1.0
 LATE = "the request did not finish within its deadline"
@@ -82,28 +90,104 @@ class Calls:
         self._looked_at = -math.inf
         self._looking = asyncio.Lock()
         self._lookers = ThreadPoolExecutor(2, thread_name_prefix="status")
+        self._background: set[asyncio.Task[None]] = set()
 
-    async def segment(self, model_id: str, image: DecodedImage, prompt: Prompt, deadline: Deadline) -> Segmentation:
-        """One prompt on one image.
+    async def segment(
+        self,
+        model_id: str,
+        image_id: str,
+        prompt: Prompt,
+        pixels: Callable[[], Awaitable[RgbArray]],
+        deadline: Deadline,
+    ) -> ModelAnswer:
+        """One prompt on one image, on the replica that remembers the image if there is one.
+
+        Args:
+            model_id: a configured model.
+            image_id: digest of the image.
+            prompt: what to segment.
+            pixels: decodes the image; called only if the model wants to see it.
+            deadline: when there must be an answer.
 
         Raises:
             ModelUnavailable: the model did not wake up in time, or failed to load.
-            Overloaded: its queues are full.
+            Overloaded: its queues, or its device's memory, are full.
             DeadlineExceeded: there was no answer in time.
+            ServiceError: what `pixels` raised.
         """
         await self._wake(model_id, deadline)
-        model = self._models[model_id]
-        answer: Segmentation = await self._call(
-            lambda: model.segment.remote(image.image_id, image.pixels, prompt), deadline
-        )
+        # The same image, the same replica: affinity_router.py.
+        model = self._models[model_id].options(session_id=image_id)
+        answer = await self._call(lambda: model.segment.remote(image_id, prompt), deadline)
+        if isinstance(answer, PixelsWanted):
+            answer = await self._send_pixels(model, image_id, prompt, pixels, deadline)
+        assert isinstance(answer, ModelAnswer)
         return answer
 
-    async def bands(self, segmentation: Segmentation, return_logits: bool, deadline: Deadline) -> AsyncIterator[bytes]:
-        """The text of the default answer, pulled band by band, two in flight."""
+    async def _send_pixels(
+        self,
+        model: "DeploymentHandle[Any]",
+        image_id: str,
+        prompt: Prompt,
+        pixels: Callable[[], Awaitable[RgbArray]],
+        deadline: Deadline,
+    ) -> Any:
+        try:
+            image = await pixels()
+            return await self._call(lambda: model.segment.remote(image_id, prompt, image), deadline)
+        except BaseException:
+            # Others may wait for these pixels. In a context of its own, since this request's calls may be cancelled.
+            task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            raise
+
+    async def forget(self, image_id: str) -> bool:
+        """Makes every replica of every model forget an image; whether any remembered it. Wakes none.
+
+        Raises:
+            Unavailable: a replica did not answer in time.
+        """
+        awake = [status.model_id for status in await self.model_statuses() if status.state != "asleep"]
+        return any(await asyncio.gather(*(self._forget(model_id, image_id) for model_id in awake)))
+
+    async def _forget(self, model_id: str, image_id: str) -> bool:
+        deadline = Deadline(FORGET_TIMEOUT_S)
+        while deadline.remaining():
+            response = self._models[model_id].broadcast("forget", image_id)
+            try:
+                return any(await response.results_async(timeout_s=deadline.remaining()))
+            except DeploymentUnavailableError:
+                # No replica, no memory; but a handle that was never used learns of its replicas a moment later.
+                if (await self._status(model_id)).state != "ready":
+                    return False
+                await asyncio.sleep(0.2)
+            except (*INFRASTRUCTURE_FAULTS, TimeoutError):
+                # What a dead replica remembered is gone with it, but did the others hear?
+                logger.info("asking the replicas of %s again to forget image %s", model_id, image_id)
+        raise Unavailable(f"a replica of {model_id} did not answer; it may still remember the image")
+
+    @property
+    def window_bytes(self) -> int:
+        """The most of an answer's text that is here at a time: bands that are pulled, and the one that is sent."""
+        return (BANDS_IN_FLIGHT + 1) * self.config.band_bytes
+
+    def answer_bytes(self, segmentation: Segmentation, return_logits: bool) -> int:
+        """About how long an answer's text will be."""
+        return segmentation.num_rows * _row_bytes(segmentation, return_logits)
+
+    async def bands(
+        self, segmentation: Segmentation, return_logits: bool, deadline: Deadline
+    ) -> AsyncGenerator[bytes, None]:
+        """The text of the default answer, pulled band by band, two in flight.
+
+        Args:
+            segmentation: what the model answered.
+            return_logits: un-thresholded float masks, or 0 and 1.
+            deadline: for the first band; each further one has as long as a request.
+        """
         rows = segmentation.num_rows
-        width = segmentation.image_size[1]
-        row_bytes = max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
-        band = max(1, self.config.band_bytes // row_bytes)
+        band = max(1, self.config.band_bytes // _row_bytes(segmentation, return_logits))
         in_flight: deque[asyncio.Task[bytes]] = deque()
         try:
             for start in range(0, rows, band):
@@ -111,6 +195,8 @@ class Calls:
                 in_flight.append(asyncio.create_task(self._band(segmentation, start, stop, return_logits, deadline)))
                 if len(in_flight) == BANDS_IN_FLIGHT:
                     yield await in_flight.popleft()
+                    # A client may read for longer than a request may wait for its answer.
+                    deadline = Deadline(self.config.request_timeout_s)
             while in_flight:
                 yield await in_flight.popleft()
         finally:
@@ -121,7 +207,7 @@ class Calls:
         self, segmentation: Segmentation, start: int, stop: int, return_logits: bool, deadline: Deadline
     ) -> bytes:
         text: bytes = await self._call(
-            lambda: self._encoder.encode_band.remote(segmentation, start, stop, return_logits), deadline
+            lambda: self._encoder.encode_band.remote(segmentation.band(start, stop), return_logits), deadline
         )
         return text
 
@@ -199,6 +285,29 @@ class Calls:
 
     async def _status(self, model_id: str) -> ModelStatus:
         return next(status for status in await self.model_statuses() if status.model_id == model_id)
+
+
+def is_flow_controlled() -> bool:
+    """Whether what this replica sends waits for the client to take it.
+
+    So it is where clients reach the replica's own HTTP server (direct ingress, behind HAProxy) and that server shares
+    its event loop. Elsewhere Serve takes in all that is sent, however slowly the client reads.
+    """
+    return RAY_SERVE_ENABLE_DIRECT_INGRESS and not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+
+
+def _row_bytes(segmentation: Segmentation, return_logits: bool) -> int:
+    """The longest text of a row, of a full-size mask or of low-resolution logits."""
+    width = segmentation.image_size[1]
+    return max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
+
+
+async def _give_up(model: "DeploymentHandle[Any]", image_id: str) -> None:
+    try:
+        await model.give_up.remote(image_id)
+    except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+        # Those who wait elect another sender by themselves, a little later.
+        logger.info("no replica took back the promise of image %s: %s", image_id, type(error).__name__)
 
 
 async def _answer(response: Awaitable[Any]) -> Any:

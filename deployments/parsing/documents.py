@@ -15,6 +15,13 @@ class SegmentationAnswer(BaseModel):
     logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for a later request's `mask_input`.")
 
 
+class Forgotten(BaseModel):
+    """An image is forgotten."""
+
+    image_id: str
+    forgotten: bool = Field(description="Whether any replica remembered it.")
+
+
 class ErrorMessage(BaseModel):
     """What went wrong."""
 
@@ -132,6 +139,15 @@ class HardwareStats(BaseModel):
     gpu_stats: dict[int, GpuStats]
     nodes: list[Node]
 
+
+ANSWER_HEADERS: dict[str, Any] = {
+    "X-Image-Id": {"schema": {"type": "string"}, "description": "SHA-256 of the image file."},
+    "Server-Timing": {
+        "schema": {"type": "string"},
+        "description": "Milliseconds of parse, queue, embed, decode, and encode up to the first byte; `cache` tells "
+        "whether the image was remembered: `hit` or `miss`.",
+    },
+}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},

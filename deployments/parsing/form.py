@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -121,6 +122,7 @@ def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIR
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
+                form_request.state.arrived_at = time.perf_counter()
                 try:
                     async with asyncio.timeout(body_timeout_s()):
                         await form_request.read_form(limits)

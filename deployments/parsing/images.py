@@ -4,6 +4,8 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,10 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, TooLarge
-from deployments.schema import LOW_RES_SIZE
+from deployments.schema import LOW_RES_SIZE, RgbArray
 from deployments.settings import Limits
 
-RgbArray: TypeAlias = NDArray[np.uint8]
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image
 
 # Not raster images: Pillow reads these by running or emulating another program, or only their metadata. IPTC wraps an
@@ -44,20 +45,35 @@ DECODER_ERRORS = (
 
 
 @dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """An upright RGB image.
+class IdentifiedImage:
+    """An image whose header was read and whose name is known, but which is decoded only where its pixels are needed.
 
     Attributes:
         image_id: SHA-256, as hex, of the uploaded bytes; of an array or PIL image, of its upright RGB pixels and shape.
-        pixels: `H×W×3` uint8.
+        source: the bytes of the file, or the `H×W×3` uint8 pixels where they were at hand.
     """
 
     image_id: str
-    pixels: RgbArray
+    source: bytes | RgbArray
+
+    def decode(self, limits: Limits) -> RgbArray:
+        """The upright image, `H×W×3` uint8 RGB.
+
+        Args:
+            limits: those that it was identified with.
+
+        Raises:
+            InvalidImage: the file is damaged or truncated.
+            TooLarge: there is not enough memory for its pixels.
+        """
+        if not isinstance(self.source, bytes):
+            return self.source
+        with _opened(self.source, limits.max_pixels) as image:
+            return _decoded(image)
 
 
-def decode(image: ImageInput, limits: Limits, num_masks: int = 0) -> DecodedImage:
-    """Reads an image file, a PIL image, or an array.
+def identify(image: ImageInput, limits: Limits, num_masks: int = 0) -> IdentifiedImage:
+    """Names an image and checks its size, without decoding the file.
 
     Args:
         image: the bytes of an image file, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
@@ -66,12 +82,9 @@ def decode(image: ImageInput, limits: Limits, num_masks: int = 0) -> DecodedImag
         num_masks: full-size masks that the answer will hold as text.
 
     Raises:
-        InvalidImage: it cannot be decoded, or is an array of another shape or type.
-        TooLarge: it has too many bytes or pixels, or the answer too many numbers; known before decoding.
+        InvalidImage: it is no image, or an array of another shape or type.
+        TooLarge: it has too many bytes or pixels, or the answer too many numbers.
     """
-    # `max_pixels` is checked before decoding; but an image inside an icon file is decoded while the file is opened,
-    # and there Pillow's own guard is the only one.
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     if isinstance(image, np.ndarray):
         return _from_array(image, limits, num_masks)
     if isinstance(image, Image.Image):
@@ -82,7 +95,7 @@ def decode(image: ImageInput, limits: Limits, num_masks: int = 0) -> DecodedImag
     return _from_file(bytes(image), limits, num_masks)
 
 
-def _from_array(array: NDArray[np.uint8], limits: Limits, num_masks: int) -> DecodedImage:
+def _from_array(array: RgbArray, limits: Limits, num_masks: int) -> IdentifiedImage:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = "×".join(map(str, array.shape))
         raise InvalidImage(f"image: an array must be H×W×3 uint8 in RGB order, is {shape} {array.dtype}")
@@ -90,25 +103,35 @@ def _from_array(array: NDArray[np.uint8], limits: Limits, num_masks: int) -> Dec
     return _from_pixels(np.ascontiguousarray(array))
 
 
-def _from_pixels(pixels: RgbArray) -> DecodedImage:
+def _from_pixels(pixels: RgbArray) -> IdentifiedImage:
     digest = hashlib.sha256(f"RGB {pixels.shape}".encode())
     digest.update(pixels.data)
-    return DecodedImage(digest.hexdigest(), pixels)
+    return IdentifiedImage(digest.hexdigest(), pixels)
 
 
-def _from_file(data: bytes, limits: Limits, num_masks: int) -> DecodedImage:
+def _from_file(data: bytes, limits: Limits, num_masks: int) -> IdentifiedImage:
     if not data:
         raise InvalidImage("image: the file is empty")
     if len(data) > limits.max_image_bytes:
         raise TooLarge(f"image: has {len(data)} bytes, more than the {limits.max_image_bytes} that are accepted")
+    with _opened(data, limits.max_pixels) as image:
+        _check_size(image.size, limits, num_masks)
+    return IdentifiedImage(hashlib.sha256(data).hexdigest(), data)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The file's image, its header read; what goes wrong inside is told in the service's own errors."""
+    # `max_pixels` is checked before decoding; but an image inside an icon file is decoded while the file is opened,
+    # and there Pillow's own guard is the only one.
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with Image.open(io.BytesIO(data), formats=_raster_formats()) as image:
-            _check_size(image.size, limits, num_masks)
-            return DecodedImage(hashlib.sha256(data).hexdigest(), _decoded(image))
+            yield image
     except UnidentifiedImageError as error:
         raise InvalidImage("image: is not an image in a format that can be read") from error
     except BOMBS as error:
-        raise TooLarge(f"image: has more than the {limits.max_pixels} pixels that are accepted") from error
+        raise TooLarge(f"image: has more than the {max_pixels} pixels that are accepted") from error
     except DECODER_ERRORS as error:
         raise InvalidImage(f"image: is damaged or truncated: {error}") from error
 

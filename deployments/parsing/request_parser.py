@@ -1,31 +1,42 @@
 """RequestParser, the ingress deployment: HTTP routes and handle calls, from image and prompt to an answer."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, File, Form, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
-from deployments.errors import InvalidPrompt, ModelUnavailable, ServiceError, TooLarge, UnknownModel
+from deployments.errors import InvalidPrompt, InvalidRequest, ModelUnavailable, ServiceError, TooLarge, UnknownModel
 from deployments.model_status import ModelStatus
 from deployments.parsing import documents
+from deployments.parsing.answers import AnswerBudget, BandedResponse, Delivery
 from deployments.parsing.boundary import Boundary, on_http_exception, on_service_error, on_validation_error
-from deployments.parsing.calls import Calls, Deadline, cluster_hardware
+from deployments.parsing.calls import Calls, Deadline, cluster_hardware, is_flow_controlled
+from deployments.parsing.compression import choose_coding, compressed
 from deployments.parsing.form import form_route, parse_prompt
-from deployments.parsing.images import DecodedImage, ImageInput, decode
-from deployments.schema import Prompt, Segmentation
+from deployments.parsing.images import IdentifiedImage, ImageInput, identify
+from deployments.parsing.server_timing import ServerTiming
+from deployments.schema import ModelAnswer, Prompt, RgbArray, Segmentation
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
 
+T = TypeVar("T")
+
 DECODING_THREADS = 4
+
+IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 DESCRIPTION = """\
 Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
@@ -51,10 +62,12 @@ class RequestParser:
         self._calls = Calls(models, encoder, RequestParserConfig())
         # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        self._budget = AnswerBudget(self._calls.config.answer_budget_bytes)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         self._calls.config = RequestParserConfig.model_validate(user_config)
+        self._budget.limit = self._calls.config.answer_budget_bytes
 
     # ---- handle calls
 
@@ -73,8 +86,23 @@ class RequestParser:
         """
         prompt = prompt if prompt is not None else Prompt()
         model_id = self._check(prompt, model_id)
-        decoded = await self._decode(image)
-        return await self._calls.segment(model_id, decoded, prompt, self._deadline())
+        identified = await self._off_loop(identify, image, self._settings.limits)
+        answer = await self._segment(model_id, identified, prompt, self._deadline(), ServerTiming())
+        return answer.segmentation
+
+    async def forget(self, image_id: str) -> bool:
+        """Makes every replica of every model forget an image; whether any remembered it.
+
+        Args:
+            image_id: SHA-256 of the image file as 64 hexadecimal digits, or `Segmentation.image_id`.
+
+        Raises:
+            InvalidRequest: that is no image_id.
+            Unavailable: a replica did not answer in time.
+        """
+        if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
+            raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256")
+        return await self._calls.forget(image_id)
 
     # ---- the HTTP application
 
@@ -95,6 +123,14 @@ class RequestParser:
             redirect_slashes=False,
         )
         app.include_router(self._form_routes())
+        app.add_api_route(
+            "/segment-anything-2/images/{image_id}",
+            self.delete_image,
+            methods=["DELETE"],
+            operation_id="forgetImage",
+            tags=["generate"],
+            responses=documents.error_responses(400, 401, 503),
+        )
         self._add_side_routes(app)
         return app
 
@@ -107,6 +143,7 @@ class RequestParser:
                 200: {
                     "model": documents.SegmentationAnswer,
                     "description": "Masks, scores and logits.",
+                    "headers": documents.ANSWER_HEADERS,
                 },
                 **documents.error_responses(400, 401, 408, 413, 415, 422, 500, 503),
             },
@@ -139,6 +176,7 @@ class RequestParser:
 
     async def post_segment(
         self,
+        request: Request,
         image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
         model_id: Annotated[str, Form(description="Model to use; empty for the default one.")] = "",
         point_coords: Annotated[
@@ -168,12 +206,16 @@ class RequestParser:
         limits = self._settings.limits
         prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, limits)
         model_id = self._check(prompt, model_id)
-        decoded = await self._decode(await image.read(), prompt.num_masks)
-        segmentation = await self._calls.segment(model_id, decoded, prompt, deadline)
-        bands = self._calls.bands(segmentation, return_logits, deadline)
-        # Awaited here: what fails before the first byte is still answered with a status.
-        first = await anext(bands)
-        return StreamingResponse(_chain(first, bands), media_type="application/json")
+        identified = await self._off_loop(identify, await image.read(), limits, prompt.num_masks)
+        timing = ServerTiming()
+        timing.add("parse", time.perf_counter() - request.state.arrived_at)
+        answer = await self._segment(model_id, identified, prompt, deadline, timing)
+        headers = {"X-Image-Id": identified.image_id}
+        return self._respond(answer.segmentation, return_logits, deadline, timing, headers, request.headers)
+
+    async def delete_image(self, image_id: str) -> documents.Forgotten:
+        """Forgets an image: drops what every replica of every model has computed from it."""
+        return documents.Forgotten(image_id=image_id, forgotten=await self.forget(image_id))
 
     async def get_root(self, request: Request) -> RedirectResponse:
         """Leads a browser to the documentation."""
@@ -237,10 +279,61 @@ class RequestParser:
             raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
         return model_id or self._settings.default_model_id
 
-    async def _decode(self, image: ImageInput, num_masks: int = 0) -> DecodedImage:
-        """Decodes off the event loop; refuses an image whose `num_masks` masks would make too large an answer."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, decode, image, self._settings.limits, num_masks)
+    # ---- steps
+
+    async def _segment(
+        self, model_id: str, image: IdentifiedImage, prompt: Prompt, deadline: Deadline, timing: ServerTiming
+    ) -> ModelAnswer:
+        """Asks the model, with the pixels only if it wants them; notes where the time went."""
+        decoding_s = 0.0
+
+        async def pixels() -> RgbArray:
+            nonlocal decoding_s
+            started = time.perf_counter()
+            try:
+                return await self._off_loop(image.decode, self._settings.limits)
+            finally:
+                decoding_s = time.perf_counter() - started
+
+        started = time.perf_counter()
+        answer = await self._calls.segment(model_id, image.image_id, prompt, pixels, deadline)
+        timing.add("parse", decoding_s)
+        timing.add_model(answer, time.perf_counter() - started - decoding_s)
+        return answer
+
+    def _respond(
+        self,
+        segmentation: Segmentation,
+        return_logits: bool,
+        deadline: Deadline,
+        timing: ServerTiming,
+        headers: dict[str, str],
+        request_headers: Headers,
+    ) -> Response:
+        """The default answer, compressed where that pays."""
+        bands = self._calls.bands(segmentation, return_logits, deadline)
+        coding = choose_coding(request_headers.get("accept-encoding", ""), segmentation, return_logits)
+        headers["Vary"] = "Accept-Encoding"
+        if coding is not None:
+            headers["Content-Encoding"] = coding
+            bands = compressed(bands, coding)
+        delivery = self._delivery(self._calls.answer_bytes(segmentation, return_logits), deadline)
+        return BandedResponse(bands, delivery, timing, headers)
+
+    async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs what would hold up other requests in one of the decoding threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
+
+    def _delivery(self, answer_bytes: int, deadline: Deadline) -> Delivery:
+        config = self._calls.config
+        flow_controlled = is_flow_controlled()
+        return Delivery(
+            budget=self._budget,
+            share=min(answer_bytes, self._calls.window_bytes) if flow_controlled else answer_bytes,
+            wait_s=deadline.remaining(),
+            stall_timeout_s=config.answer_stall_timeout_s,
+            flow_controlled=flow_controlled,
+        )
 
     def _deadline(self) -> Deadline:
         return Deadline(self._calls.config.request_timeout_s)
@@ -248,12 +341,6 @@ class RequestParser:
     async def _default_model_status(self) -> ModelStatus:
         statuses = await self._calls.model_statuses()
         return next(status for status in statuses if status.model_id == self._settings.default_model_id)
-
-
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for band in rest:
-        yield band
 
 
 def _node_documents(nodes: list[dict[str, Any]]) -> list[documents.Node]:

@@ -7,14 +7,15 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
 from deployments.errors import InvalidImage, TooLarge
-from deployments.parsing.images import decode
+from deployments.parsing.images import identify
+from deployments.schema import RgbArray
 from deployments.settings import Limits
 from tests.images import encoded, picture
 
@@ -26,6 +27,18 @@ pytestmark = [
 
 LIMITS = Limits()
 PICTURE = picture(40, 30)
+
+
+class Decoded(NamedTuple):
+    """What becomes of an image that a model has to see."""
+
+    image_id: str
+    pixels: RgbArray
+
+
+def decode(image: Any, limits: Limits) -> Decoded:
+    identified = identify(image, limits)
+    return Decoded(identified.image_id, identified.decode(limits))
 
 
 def rgb(image: Image.Image) -> Any:
@@ -378,3 +391,18 @@ def test_random_damage_never_does_more_than_refuse_the_image(kind: str, seed: in
     # Any other error would fail the test.
     with contextlib.suppress(InvalidImage, TooLarge):
         assert decode(bytes(data), Limits(max_pixels=4_000_000)).pixels.ndim == 3
+
+
+# ---- what a remembered image costs
+
+
+def test_a_file_is_named_and_measured_without_being_decoded() -> None:
+    file = encoded(Image.new("RGB", (4000, 3000), (10, 200, 30)))
+    tracemalloc.start()
+
+    identified = identify(file, LIMITS)
+
+    # Its pixels take 36 MB.
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert identified.decode(LIMITS).shape == (3000, 4000, 3)

@@ -42,12 +42,13 @@ OWN_IMPORTS = {
 LAZY = {"__main__": {"model.checkpoints"}}
 
 DEPLOYMENT_FILES = {"parsing.request_parser", "model.sam2_model", "encoding.response_encoder"}
-TORCH_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
-HTTP_FILES = {"parsing.request_parser", "parsing.form", "parsing.boundary"}
+SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
+TORCH_FILES = SAM2_FILES | {"model.devices", "model.halving"}
+HTTP_FILES = {"parsing.request_parser", "parsing.form", "parsing.boundary", "parsing.answers"}
 ONLY_IN = {
     "ray": {"app", "__main__", "model_status", "metrics", "parsing.calls", "parsing.affinity_router"}
     | DEPLOYMENT_FILES,
-    "sam2": TORCH_FILES,
+    "sam2": SAM2_FILES,
     "torch": TORCH_FILES,
     "torchvision": TORCH_FILES,
     "fastapi": HTTP_FILES,
@@ -205,17 +206,17 @@ from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
 from deployments.model.model_loader import ModelLoader
 from deployments.parsing.form import parse_prompt
-from deployments.parsing.images import decode
+from deployments.parsing.images import identify
 from deployments.schema import Prompt, sorted_segmentation
 from deployments.settings import Limits, ModelSettings
 
-decoded = decode(np.zeros((60, 80, 3), np.uint8), Limits())
+image = identify(np.zeros((60, 80, 3), np.uint8), Limits())
 engine = Engine(load_model(ModelSettings(model_id="sam2-demo"), print), torch.device("cpu"))
-[embedding] = engine.embed([decoded.pixels])
+[embedding] = engine.embed([image.decode(Limits())])
 prompt = parse_prompt({"box": "[10, 10, 50, 40]"}, True, True, Limits())
-answer = engine.decode(embedding, prompt)
-segmentation = sorted_segmentation(decoded.image_id, "sam2-demo", (60, 80), *answer, prompt.has_object_axis)
-assert encode_band(segmentation, 0, segmentation.num_rows, False).endswith(b'"}')
+[answer] = engine.decode([(embedding, prompt)])
+segmentation = sorted_segmentation(image.image_id, "sam2-demo", (60, 80), *answer, prompt.has_object_axis)
+assert encode_band(segmentation.band(0, segmentation.num_rows), False).endswith(b'"}')
 print("answered")
 """
 

@@ -21,8 +21,12 @@ OBJECTS = [
 ]
 
 
+def band_text(segmentation: Segmentation, start: int, stop: int, return_logits: bool) -> bytes:
+    return encode_band(segmentation.band(start, stop), return_logits)
+
+
 def whole(segmentation: Segmentation, return_logits: bool = True) -> bytes:
-    return encode_band(segmentation, 0, segmentation.num_rows, return_logits)
+    return band_text(segmentation, 0, segmentation.num_rows, return_logits)
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def test_bands_of_any_size_make_the_same_body(
     segmentation = segmentation_of((7, 9), objects=objects, has_object_axis=has_object_axis)
     rows = segmentation.num_rows
 
-    parts = [encode_band(segmentation, start, min(start + band, rows), return_logits) for start in range(0, rows, band)]
+    parts = [band_text(segmentation, start, min(start + band, rows), return_logits) for start in range(0, rows, band)]
 
     assert b"".join(parts) == whole(segmentation, return_logits)
 
@@ -88,9 +92,7 @@ def test_bands_of_uneven_sizes_make_the_same_body(segmentation_of: BuildSegmenta
     rows = segmentation.num_rows
     cuts = np.random.default_rng(seed).choice(np.arange(1, rows), size=9, replace=False)
 
-    parts = [
-        encode_band(segmentation, start, stop, True) for start, stop in pairwise([0, *sorted(cuts.tolist()), rows])
-    ]
+    parts = [band_text(segmentation, start, stop, True) for start, stop in pairwise([0, *sorted(cuts.tolist()), rows])]
 
     assert b"".join(parts) == whole(segmentation)
 

@@ -1,0 +1,55 @@
+"""Full batches under load: requests enter a `@serve.batch` queue in rounds."""
+
+import asyncio
+from collections import deque
+
+
+class Rounds:
+    """Admits requests to a batch queue only while no batch is at work.
+
+    Serve closes a batch when its wait is over, also while the one before it is still at work. Under load each request
+    would so become a batch of its own, however many others queue behind it. Here, those who come meanwhile wait
+    outside, enter together when the batch is done, and are one batch again. Who is cancelled outside never enters.
+
+    Use: `async with rounds: await batched_method(item)`, with `rounds.begin()` first in the batch's own function.
+
+    Args:
+        size: the largest batch; may be changed at any time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._inside = 0
+        self._at_work = False
+        self._outside: deque[asyncio.Future[None]] = deque()
+
+    def begin(self) -> None:
+        """A batch is at work: the round is closed until all who are inside have left."""
+        self._at_work = True
+
+    async def __aenter__(self) -> None:
+        if not self._at_work and not self._outside and self._inside < self.size:
+            self._inside += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outside.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # Cancelled in the very moment of being admitted.
+            if not turn.cancelled():
+                self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if self._inside == 0:
+            self._at_work = False
+            while self._outside and self._inside < self.size:
+                turn = self._outside.popleft()
+                if not turn.done():
+                    self._inside += 1
+                    turn.set_result(None)

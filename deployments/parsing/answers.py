@@ -1,0 +1,157 @@
+"""Sending an answer while it is being written: bands, the budget for those that nobody reads, the first byte's time."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from deployments.errors import Overloaded
+from deployments.parsing.server_timing import HEADER, ServerTiming
+
+CHUNK_BYTES = 256 * 1024
+"""Handed to the server at a time, which keeps all of it until the client has taken it, or is given up."""
+
+
+class AnswerBudget:
+    """How many bytes of answers may be on their way to clients, over all requests of one replica.
+
+    Args:
+        limit: bytes; may be changed at any time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def share(self, nbytes: int, timeout_s: float) -> AsyncIterator[None]:
+        """Holds so many bytes, at most all there are, while the block runs; first come, first served.
+
+        Raises:
+            Overloaded: the time is over and others still hold them.
+        """
+        nbytes = min(nbytes, self.limit)
+        await self._acquire(nbytes, timeout_s)
+        try:
+            yield
+        finally:
+            self._used -= nbytes
+            self._admit()
+
+    async def _acquire(self, nbytes: int, timeout_s: float) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((nbytes, turn))
+        self._admit()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await turn
+        except TimeoutError as error:
+            self._leave(nbytes, turn)
+            raise Overloaded("overloaded: too many answers are under way to clients that have not read them") from error
+        except asyncio.CancelledError:
+            self._leave(nbytes, turn)
+            raise
+
+    def _leave(self, nbytes: int, turn: "asyncio.Future[None]") -> None:
+        """A request stops waiting, perhaps in the very moment of its turn."""
+        if turn.done() and not turn.cancelled():
+            self._used -= nbytes
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._queue:
+            nbytes, turn = self._queue[0]
+            # Whoever is first goes, even over a limit that was lowered, once nobody else is on the way.
+            if not turn.done():
+                if self._used and self._used + nbytes > self.limit:
+                    return
+                self._used += nbytes
+                turn.set_result(None)
+            self._queue.popleft()
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How an answer is sent.
+
+    Attributes:
+        budget: what it takes its share of.
+        share: bytes of it that may be on their way at the same time.
+        wait_s: how long it may wait for its share.
+        stall_timeout_s: how long the client may take nothing.
+        flow_controlled: sending waits for the client. Otherwise something between takes everything at once, and only
+            the end of the exchange tells that the client has it.
+    """
+
+    budget: AnswerBudget
+    share: int
+    wait_s: float
+    stall_timeout_s: float
+    flow_controlled: bool
+
+
+class BandedResponse(StreamingResponse):
+    """An answer that is written while the client reads it.
+
+    What goes wrong before the first byte is still answered with a status. Later the connection is closed.
+
+    Args:
+        bands: the body, piece by piece.
+        delivery: how it is sent.
+        timing: what is known by now of where the time went; the rest is added, and the header written.
+        headers: more headers.
+    """
+
+    def __init__(
+        self, bands: AsyncGenerator[bytes, None], delivery: Delivery, timing: ServerTiming, headers: dict[str, str]
+    ) -> None:
+        super().__init__(bands, media_type="application/json", headers=headers)
+        self._bands = bands
+        self._delivery = delivery
+        self._timing = timing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it. Serve itself watches whether the client goes away, and cancels this."""
+        delivery = self._delivery
+        asked_at = time.perf_counter()
+        async with aclosing(self._bands), delivery.budget.share(delivery.share, delivery.wait_s):
+            self._timing.add("queue", time.perf_counter() - asked_at)
+            await self._send(send)
+            if not delivery.flow_controlled:
+                await _read_by_client(receive)
+
+    async def _send(self, send: Send) -> None:
+        with self._timing.measure("encode"):
+            first = await anext(self._bands)
+        self.headers[HEADER] = self._timing.header()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send_body(send, first)
+        async for band in self._bands:
+            await self._send_body(send, band)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_body(self, send: Send, band: bytes) -> None:
+        for chunk in _chunks(band) if self._delivery.flow_controlled else (band,):
+            try:
+                async with asyncio.timeout(self._delivery.stall_timeout_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+
+
+def _chunks(band: bytes) -> Iterator[bytes]:
+    for start in range(0, len(band), CHUNK_BYTES):
+        yield band[start : start + CHUNK_BYTES]
+
+
+async def _read_by_client(receive: Receive) -> None:
+    """Waits until the exchange is over, which the server says as it says that a client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

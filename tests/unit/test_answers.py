@@ -1,0 +1,240 @@
+"""Sending an answer: the budget, clients that stall, what is told before the first byte and what is not."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from deployments.errors import Overloaded, Unavailable
+from deployments.parsing.answers import CHUNK_BYTES, AnswerBudget, BandedResponse, Delivery
+from deployments.parsing.server_timing import ServerTiming
+
+MB = 1_000_000
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Client:
+    """The other end of a response: takes what it is sent, until it stops."""
+
+    def __init__(self, stops_after: float = float("inf")) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.gone = asyncio.Event()
+        self._stops_after = stops_after
+
+    async def send(self, message: Any) -> None:
+        if len(self.body) >= self._stops_after:
+            await asyncio.Event().wait()
+        self.messages.append(message)
+
+    async def receive(self) -> Any:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.messages) and self.messages[-1].get("more_body") is False
+
+
+class Bands:
+    """An answer of several bands; counts those that were pulled."""
+
+    def __init__(self, count: int, size: int = MB, fails_at: int = -1) -> None:
+        self.pulled = 0
+        self.closed = False
+        self._count, self._size, self._fails_at = count, size, fails_at
+
+    async def __call__(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for index in range(self._count):
+                if index == self._fails_at:
+                    raise Unavailable("the encoders died")
+                self.pulled += 1
+                yield bytes([index]) * self._size
+        finally:
+            self.closed = True
+
+
+def delivery(budget: AnswerBudget, share: int = MB, **changes: Any) -> Delivery:
+    settings = {"wait_s": 5.0, "stall_timeout_s": 5.0, "flow_controlled": True, **changes}
+    return Delivery(budget=budget, share=share, **settings)
+
+
+def response(bands: Bands, how: Delivery) -> BandedResponse:
+    timing = ServerTiming()
+    timing.add("parse", 0.0123)
+    return BandedResponse(bands(), how, timing, {"X-Image-Id": "abc"})
+
+
+async def answer(bands: Bands, client: Client, how: Delivery) -> None:
+    await response(bands, how)({"type": "http"}, client.receive, client.send)
+
+
+def test_the_client_gets_headers_and_every_band() -> None:
+    async def test() -> None:
+        client, bands = Client(), Bands(3)
+        await answer(bands, client, delivery(AnswerBudget(10 * MB)))
+        assert client.messages[0]["status"] == 200
+        headers = dict(client.messages[0]["headers"])
+        assert headers[b"x-image-id"] == b"abc"
+        assert headers[b"content-type"] == b"application/json"
+        assert b"content-length" not in headers
+        timing = headers[b"server-timing"].decode()
+        assert [part.split(";")[0] for part in timing.split(", ")] == ["parse", "queue", "encode"]
+        assert "parse;dur=12.3" in timing
+        assert client.body == b"".join(bytes([index]) * MB for index in range(3))
+        assert client.complete
+        # The server keeps what it was handed and the client has not taken: little, however large a band is.
+        assert max(len(message.get("body", b"")) for message in client.messages) == CHUNK_BYTES
+
+    run(test)
+
+
+def test_what_fails_before_the_first_byte_is_raised_before_the_status_is_sent() -> None:
+    async def test() -> None:
+        client = Client()
+        with pytest.raises(Unavailable):
+            await answer(Bands(3, fails_at=0), client, delivery(AnswerBudget(MB)))
+        assert client.messages == []
+
+    run(test)
+
+
+def test_what_fails_later_leaves_the_body_visibly_incomplete() -> None:
+    async def test() -> None:
+        client = Client()
+        with pytest.raises(Unavailable):
+            await answer(Bands(3, fails_at=1), client, delivery(AnswerBudget(MB)))
+        assert client.body
+        assert not client.complete
+
+    run(test)
+
+
+def test_a_client_that_does_not_read_holds_up_the_pulling_and_is_dropped_in_the_end() -> None:
+    async def test() -> None:
+        budget, bands = AnswerBudget(10 * MB), Bands(50)
+        with pytest.raises(ClientDisconnect):
+            await answer(bands, Client(stops_after=MB), delivery(budget, stall_timeout_s=0.05))
+        assert bands.pulled <= 2
+        assert bands.closed
+        # Its share is free again.
+        await answer(Bands(1), Client(), delivery(budget, share=10 * MB))
+
+    run(test)
+
+
+def test_clients_that_do_not_read_cannot_take_more_than_the_budget() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10 * MB)
+        held = [asyncio.create_task(answer(Bands(9), Client(stops_after=MB), delivery(budget, 5 * MB))) for _ in "ab"]
+        await settled()
+        bands, client = Bands(1), Client()
+        with pytest.raises(Overloaded, match="not read them"):
+            await answer(bands, client, delivery(budget, 5 * MB, wait_s=0.05))
+        assert (bands.pulled, client.messages) == (0, [])
+        late = Client()
+        waiting = asyncio.create_task(answer(Bands(1), late, delivery(budget, 5 * MB)))
+        await settled()
+        assert late.messages == []
+        held[0].cancel()
+        await waiting
+        assert late.complete
+        held[1].cancel()
+
+    run(test)
+
+
+def test_without_flow_control_the_share_is_held_until_the_client_has_the_answer() -> None:
+    async def test() -> None:
+        budget, client = AnswerBudget(MB), Client()
+        first = asyncio.create_task(answer(Bands(1), client, delivery(budget, flow_controlled=False)))
+        await settled()
+        # Sent, but that only means that something between has taken it.
+        assert client.complete
+        assert not first.done()
+        second = asyncio.create_task(answer(Bands(1), Client(), delivery(budget)))
+        await settled()
+        assert not second.done()
+        client.gone.set()
+        await asyncio.gather(first, second)
+
+    run(test)
+
+
+def test_an_answer_larger_than_the_budget_goes_alone() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(MB)
+        order: list[str] = []
+
+        async def hold(name: str, nbytes: int, seconds: float) -> None:
+            async with budget.share(nbytes, 5):
+                order.append(f"+{name}")
+                await asyncio.sleep(seconds)
+                order.append(f"-{name}")
+
+        await asyncio.gather(hold("large", 99 * MB, 0.02), hold("small", 10, 0.01), hold("other", 10, 0.01))
+        # And the small ones together, in their order.
+        assert order[:4] == ["+large", "-large", "+small", "+other"]
+
+    run(test)
+
+
+def test_a_large_answer_is_not_overtaken_for_ever() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10)
+        order: list[str] = []
+
+        async def hold(name: str, nbytes: int) -> None:
+            async with budget.share(nbytes, 5):
+                order.append(name)
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(hold("a", 6), hold("large", 10), hold("b", 4), hold("c", 4))
+        assert order == ["a", "large", "b", "c"]
+
+    run(test)
+
+
+def test_who_leaves_the_queue_gives_its_turn_away() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10)
+        async with budget.share(10, 5):
+            leaving = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
+            staying = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
+            await settled()
+            leaving.cancel()
+        await staying
+
+    run(test)
+
+
+def test_a_lower_limit_counts_for_those_who_come_after_it() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10)
+        async with budget.share(8, 5):
+            budget.limit = 4
+            with pytest.raises(Overloaded):
+                async with budget.share(4, 0.02):
+                    pass
+        async with budget.share(8, 1), asyncio.timeout(1):
+            pass
+
+    run(test)

@@ -1,0 +1,338 @@
+"""The embedding cache: eviction by bytes, time to live, single flight, election of a sender, cancellation."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from deployments.model.embedding_cache import EmbeddingCache
+
+
+@dataclass(eq=False)
+class Embedding:
+    nbytes: int = 10
+
+
+@dataclass
+class Counts:
+    """An observer that only counts."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    held: tuple[int, int] = (0, 0)
+
+    def hit(self) -> None:
+        self.hits += 1
+
+    def miss(self) -> None:
+        self.misses += 1
+
+    def evicted(self) -> None:
+        self.evictions += 1
+
+    def holds(self, entries: int, nbytes: int) -> None:
+        self.held = (entries, nbytes)
+
+
+Cache = EmbeddingCache[Embedding]
+
+
+def new_cache(
+    max_bytes: int = 1000, ttl_s: float | None = None, sender_timeout_s: float = 5.0, max_waiting: int = 100
+) -> tuple[Cache, Counts]:
+    counts = Counts()
+    cache = Cache(counts, max_waiting)
+    cache.configure(max_bytes, ttl_s, sender_timeout_s)
+    return cache, counts
+
+
+@dataclass
+class Encoder:
+    """Runs that wait until they are let go, and are counted."""
+
+    value: Embedding = field(default_factory=Embedding)
+    error: Exception | None = None
+    runs: int = 0
+    cancelled: int = 0
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> Embedding:
+        self.runs += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def made(value: Embedding) -> Callable[[], Awaitable[Embedding]]:
+    """A run that takes no time."""
+
+    async def run() -> Embedding:
+        return value
+
+    return run
+
+
+async def settled() -> None:
+    """Lets every task run as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def request(cache: Cache, image_id: str, encoder: Encoder) -> Embedding:
+    """What a request does: asks by id, and sends the pixels if it is elected."""
+    return await cache.get(image_id) or await cache.compute(image_id, encoder.run)
+
+
+# ---- entries
+
+
+def test_a_remembered_image_is_a_hit() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        value = await cache.compute("a", made(Embedding()))
+        assert await cache.get("a") is value
+        assert (counts.hits, counts.misses, counts.held) == (1, 1, (1, 10))
+
+    run(test)
+
+
+def test_the_least_recently_used_is_evicted_by_bytes() -> None:
+    async def test() -> None:
+        cache, counts = new_cache(max_bytes=30)
+        for image_id in "abc":
+            await cache.compute(image_id, made(Embedding(10)))
+        await cache.get("a")
+        await cache.compute("d", made(Embedding(15)))
+        # b and c made room; a was used after them.
+        assert [await cache.get(image_id) is not None for image_id in "abcd"] == [True, False, False, True]
+        assert (counts.evictions, counts.held, cache.nbytes) == (2, (2, 25), 25)
+
+    run(test)
+
+
+def test_what_is_larger_than_the_cache_is_answered_but_evicts_nothing() -> None:
+    async def test() -> None:
+        cache, counts = new_cache(max_bytes=30)
+        await cache.compute("a", made(Embedding(10)))
+        assert (await cache.compute("b", made(Embedding(31)))).nbytes == 31
+        assert (len(cache), counts.evictions) == (1, 0)
+
+    run(test)
+
+
+def test_lower_limits_evict_at_once() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        for image_id in "abc":
+            await cache.compute(image_id, made(Embedding(10)))
+        cache.configure(10, None, 5)
+        assert (len(cache), cache.nbytes, counts.evictions) == (1, 10, 2)
+        assert await cache.get("c") is not None
+
+    run(test)
+
+
+def test_what_is_too_old_is_forgotten_also_when_nobody_asks() -> None:
+    async def test() -> None:
+        cache, counts = new_cache(ttl_s=0.05)
+        await cache.compute("a", made(Embedding()))
+        await asyncio.sleep(0.03)
+        # Used, but not younger for it.
+        assert await cache.get("a") is not None
+        await asyncio.sleep(0.05)
+        assert (len(cache), counts.held, counts.evictions) == (0, (0, 0), 1)
+
+    run(test)
+
+
+def test_a_forgotten_image_is_gone() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        await cache.compute("a", made(Embedding()))
+        assert cache.forget("a")
+        assert not cache.forget("a")
+        assert await cache.get("a") is None
+        assert (counts.held, cache.nbytes) == ((0, 0), 0)
+
+    run(test)
+
+
+def test_an_image_that_is_forgotten_while_the_encoder_runs_is_answered_but_not_remembered() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        encoder = Encoder()
+        waiting = asyncio.create_task(request(cache, "a", encoder))
+        await settled()
+        assert cache.forget("a")
+        encoder.go.set()
+        assert await waiting is encoder.value
+        assert len(cache) == 0
+
+    run(test)
+
+
+# ---- single flight
+
+
+def test_ten_requests_at_once_for_a_new_image_cost_one_run() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        encoder = Encoder()
+        requests = [asyncio.create_task(request(cache, "a", encoder)) for _ in range(10)]
+        await settled()
+        assert encoder.runs == 1
+        encoder.go.set()
+        assert set(await asyncio.gather(*requests)) == {encoder.value}
+        assert (counts.misses, counts.hits) == (1, 9)
+
+    run(test)
+
+
+def test_only_one_of_many_is_asked_for_the_pixels() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        answers = [asyncio.create_task(cache.get("a")) for _ in range(10)]
+        await settled()
+        assert [answer.done() for answer in answers].count(True) == 1
+        value = await cache.compute("a", made(Embedding()))
+        results = await asyncio.gather(*answers)
+        assert (results.count(None), results.count(value)) == (1, 9)
+
+    run(test)
+
+
+def test_a_failure_reaches_all_who_wait_and_is_not_remembered() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        encoder = Encoder(error=ValueError("broken"))
+        requests = [asyncio.create_task(request(cache, "a", encoder)) for _ in range(3)]
+        await settled()
+        encoder.go.set()
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert [str(result) for result in results] == ["broken"] * 3
+        again = Encoder()
+        again.go.set()
+        assert await request(cache, "a", again) is again.value
+
+    run(test)
+
+
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_a_request_that_leaves_harms_no_other(leaving: int) -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        encoder = Encoder()
+        requests = [asyncio.create_task(request(cache, "a", encoder)) for _ in range(3)]
+        await settled()
+        requests.pop(leaving).cancel()
+        await settled()
+        encoder.go.set()
+        assert set(await asyncio.gather(*requests)) == {encoder.value}
+        assert (encoder.runs, encoder.cancelled) == (1, 0)
+
+    run(test)
+
+
+def test_a_run_that_all_have_left_is_cancelled_and_a_new_request_starts_its_own() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        left, wanted = Encoder(), Encoder()
+        requests = [asyncio.create_task(request(cache, "a", left)) for _ in range(2)]
+        await settled()
+        for one in requests:
+            one.cancel()
+        # In the very moment of the cancellation, too.
+        await asyncio.sleep(0)
+        late = asyncio.create_task(request(cache, "a", wanted))
+        await settled()
+        assert (left.cancelled, wanted.runs) == (1, 1)
+        wanted.go.set()
+        assert await late is wanted.value
+        assert await cache.get("a") is wanted.value
+
+    run(test)
+
+
+# ---- senders
+
+
+def test_another_is_elected_when_the_sender_gives_up() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        assert await cache.get("a") is None
+        waiting = [asyncio.create_task(cache.get("a")) for _ in range(3)]
+        await settled()
+        cache.give_up("a")
+        await settled()
+        assert [task.done() for task in waiting].count(True) == 1
+        value = await cache.compute("a", made(Embedding()))
+        assert [await task for task in waiting].count(value) == 2
+
+    run(test)
+
+
+def test_another_is_elected_when_the_sender_takes_too_long() -> None:
+    async def test() -> None:
+        cache, _ = new_cache(sender_timeout_s=0.05)
+        assert await cache.get("a") is None
+        assert await cache.get("a") is None
+
+    run(test)
+
+
+def test_a_sender_that_was_given_up_may_still_deliver() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        assert await cache.get("a") is None
+        cache.give_up("a")
+        value = await cache.compute("a", made(Embedding()))
+        assert await cache.get("a") is value
+        assert counts.misses == 1
+
+    run(test)
+
+
+def test_giving_up_does_not_stop_a_run_of_another_sender() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        encoder = Encoder()
+        waiting = asyncio.create_task(request(cache, "a", encoder))
+        await settled()
+        cache.give_up("a")
+        encoder.go.set()
+        assert await waiting is encoder.value
+
+    run(test)
+
+
+def test_those_who_wait_for_pixels_leave_room_for_those_who_send_them() -> None:
+    async def test() -> None:
+        cache, _ = new_cache(max_waiting=2)
+        answers = [asyncio.create_task(cache.get("a")) for _ in range(5)]
+        await settled()
+        # One elected, two waiting, and two more who are asked to send rather than to wait.
+        assert [answer.done() for answer in answers].count(True) == 3
+        encoder = Encoder()
+        senders = [asyncio.create_task(cache.compute("a", encoder.run)) for _ in range(3)]
+        await settled()
+        encoder.go.set()
+        assert set(await asyncio.gather(*senders)) == {encoder.value}
+        assert encoder.runs == 1
+
+    run(test)

@@ -1,0 +1,126 @@
+"""Rounds: who comes while a batch is at work enters with the others when it is done."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from deployments.model.rounds import Rounds
+
+
+class Queue:
+    """A batch queue with Serve's behaviour that matters here: whoever is inside when nothing else moves is a batch."""
+
+    def __init__(self, size: int) -> None:
+        self.rounds = Rounds(size)
+        self.batches: list[list[int]] = []
+        self.done = asyncio.Event()
+        self._inside: list[int] = []
+
+    async def request(self, number: int) -> int:
+        async with self.rounds:
+            self._inside.append(number)
+            # Until no further request comes in by itself.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            if self._inside:
+                self.rounds.begin()
+                self.batches.append(self._inside)
+                self._inside = []
+            await self.done.wait()
+            return number
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def finish(queue: Queue) -> None:
+    """Ends the batch at work, and lets the next one form."""
+    queue.done.set()
+    await asyncio.sleep(0)
+    queue.done.clear()
+    await settled()
+
+
+def test_requests_that_come_one_by_one_while_a_batch_is_at_work_are_one_batch() -> None:
+    async def test() -> None:
+        queue = Queue(8)
+        requests = []
+        for number in range(5):
+            requests.append(asyncio.create_task(queue.request(number)))
+            # Long enough for a batch of its own.
+            await settled()
+        await finish(queue)
+        assert queue.batches == [[0], [1, 2, 3, 4]]
+        await finish(queue)
+        assert await asyncio.gather(*requests) == list(range(5))
+
+    run(test)
+
+
+def test_a_round_is_no_larger_than_a_batch_and_the_rest_has_the_next_turn() -> None:
+    async def test() -> None:
+        queue = Queue(3)
+        requests = [asyncio.create_task(queue.request(number)) for number in range(8)]
+        for _ in range(3):
+            await settled()
+            await finish(queue)
+        assert queue.batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
+        assert await asyncio.gather(*requests) == list(range(8))
+
+    run(test)
+
+
+def test_a_request_that_is_cancelled_outside_never_enters_a_batch() -> None:
+    async def test() -> None:
+        queue = Queue(8)
+        requests = [asyncio.create_task(queue.request(0))]
+        await settled()
+        requests += [asyncio.create_task(queue.request(number)) for number in (1, 2, 3)]
+        await settled()
+        requests[2].cancel()
+        await finish(queue)
+        assert queue.batches == [[0], [1, 3]]
+        await finish(queue)
+
+    run(test)
+
+
+def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_leaves_the_round_open() -> None:
+    async def test() -> None:
+        rounds = Rounds(1)
+        await rounds.__aenter__()
+        rounds.begin()
+        entered = [asyncio.create_task(rounds.__aenter__()) for _ in range(2)]
+        await settled()
+        await rounds.__aexit__()
+        # Admitted, but it does not know yet.
+        entered[0].cancel()
+        await settled()
+        assert entered[0].cancelled()
+        assert entered[1].done()
+
+    run(test)
+
+
+def test_a_new_size_counts_for_the_next_round() -> None:
+    async def test() -> None:
+        queue = Queue(2)
+        requests = [asyncio.create_task(queue.request(number)) for number in range(6)]
+        await settled()
+        queue.rounds.size = 4
+        await finish(queue)
+        assert queue.batches == [[0, 1], [2, 3, 4, 5]]
+        await finish(queue)
+        await asyncio.gather(*requests)
+
+    run(test)
