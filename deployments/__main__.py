@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -39,6 +40,7 @@ from deployments.settings import (
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.5
+HTTP_WAIT_S = 30.0
 
 
 class LaunchError(Exception):
@@ -129,6 +131,7 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
         try:
             try:
                 _deploy(config)
+                _wait_for_http(*address)
             except (RayError, RuntimeError, ConnectionError) as error:
                 raise LaunchError(f"the deploy failed: {error}") from error
             _say(f"ready: http://{address[0]}:{address[1]}/segment-anything-2 (Ctrl-C stops)")
@@ -243,6 +246,24 @@ def _deploy(config: ServeDeploySchema) -> None:
             _say(f"[{time.monotonic() - started:4.0f} s] {line}")
             told = line
         time.sleep(POLL_S)
+
+
+def _wait_for_http(host: str, port: int) -> None:
+    """Waits until the proxy has learned of the deployed application, which it does a moment later.
+
+    Raises:
+        LaunchError: it does not answer.
+    """
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/health"
+    deadline = time.monotonic() + HTTP_WAIT_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=HTTP_WAIT_S):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LaunchError(f"{url} does not answer: {error}") from error
+        time.sleep(0.1)
 
 
 def _progress_line() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.settings import prepare_environment
 from tests.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 
 DEMO = "sam2-demo"
@@ -19,6 +20,8 @@ OWN = "tests/fine-tuned"
 MISSING_FILE = "tests/missing-file"
 WRONG_CHECKPOINT = "tests/wrong-checkpoint"
 NOT_CACHED = "facebook/sam2.1-hiera-small"
+
+FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                 "deployments": [
                     {
                         "name": "RequestParser",
-                        "ray_actor_options": {"num_cpus": 0},
+                        "ray_actor_options": {"num_cpus": 0, "runtime_env": FLOW_CONTROL},
                         # Two cores that run several replicas wake a model slowly.
                         "user_config": {"model_wait_s": 150},
                     },
@@ -118,6 +121,19 @@ def deploy(document: dict[str, Any], timeout_s: float = 240) -> None:
     raise TimeoutError(f"not RUNNING within {timeout_s} s: {serve.status().applications}")
 
 
+def wait_for_http(url: str, timeout_s: float = 60) -> None:
+    """Waits until the proxy knows the application."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/health").is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(f"{url} does not answer")
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The shared service."""
@@ -127,7 +143,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     own_config = Path(__file__).parents[2] / "deployments" / "model" / "demo" / "sam2_demo.yaml"
     own_checkpoint = save_checkpoint(random_model(own_config, seed=7), folder / "own.pt")
     assert sam2_package().is_dir()
-    os.environ.update(HF_HUB_CACHE=str(hub_cache), HF_HUB_OFFLINE="1", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    os.environ.update(HF_HUB_CACHE=str(hub_cache), HF_HUB_OFFLINE="1")
+    # What the launcher sets: without it, another proxy would be tested than the one that is served.
+    prepare_environment()
     # Ray lowers its workers' priority by default; tests share the machine with nothing that would deserve more.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.pop("AUTH_TOKEN", None)
@@ -138,6 +156,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     port = free_port()
     ray.init(address="local", namespace="serve", include_dashboard=False, log_to_driver=False, configure_logging=False)
     deploy(config_document(port, folder, own_config))
-    yield Service(f"http://127.0.0.1:{port}", folder, tiny_checkpoint, own_checkpoint, own_config)
+    url = f"http://127.0.0.1:{port}"
+    wait_for_http(url)
+    yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config)
     serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()

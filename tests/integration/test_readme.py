@@ -28,7 +28,7 @@ def default_text(value: Any) -> str:
     if value is None or value == "":
         return "none"
     if isinstance(value, tuple):
-        return "`[" + ", ".join(model.model_id for model in value) + "]`"
+        return "`[" + ", ".join(str(getattr(item, "model_id", item)) for item in value) + "]`"
     return "below" if isinstance(value, BaseModel) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
