@@ -1,127 +1,96 @@
-"""Compares the service with the plain way to serve SAM 2, on the bundled model; `make bench` runs it.
+"""`make bench`: measures the service against the naive server and against its budgets; prints tables and keeps them.
 
-The plain way: `set_image`, `predict`, and `str(array.tolist())`, one request after the other, in one process and
-without HTTP, which flatters it. Both answer the same requests with the same weights, in turns; the table has medians
-and their ratio. Nothing is asserted: read the table.
+Everything is a ratio within this one run, or a budget that does not depend on the machine's speed. The JSON file and a
+plot go to benchmarks/results/. Leave the machine alone meanwhile: nothing else should run on it.
 """
 
-import io
-import platform
-import statistics
-import subprocess
+import argparse
+import importlib
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+import traceback
 from pathlib import Path
 
-import httpx
-import numpy as np
 import torch
-from PIL import Image
-from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-from deployments.model.checkpoints import load_model
-from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
+from benchmarks.findings import Findings
+from benchmarks.hardware import describe, slug
+from benchmarks.plot import draw
+from benchmarks.report import Report
+from benchmarks.workplace import Workplace
+from deployments.model.devices import choose_precision
+from deployments.settings import prepare_environment
 
-ROOT = Path(__file__).resolve().parent.parent
-PORT = 18473
-URL = f"http://127.0.0.1:{PORT}"
-ROUNDS = 5
-SIZES = [(640, 480), (1920, 1080)]
+RESULTS = Path(__file__).parent / "results"
 
+# In this order; each is a module with `run`. The quick and the most important ones come first.
+PARTS = ("encoder", "parity", "overhead", "scenarios", "affinity", "faults", "scaling", "memory", "ingress")
 
-@contextmanager
-def service() -> Iterator[None]:
-    """The service, as `make serve` starts it."""
-    command = [
-        sys.executable,
-        "-m",
-        "deployments",
-        "--config",
-        str(ROOT / "cluster" / "local.yaml"),
-        "--port",
-        str(PORT),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            if not any(line.startswith("ready:") for line in process.stdout):
-                raise SystemExit("the service did not start")
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
+BUSY = 0.5
+"""A load average at the start from which on the figures are doubtful."""
 
 
-def picture(width: int, height: int, seed: int) -> bytes:
-    """A PNG of smooth noise; a new seed is a new image."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 16, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def main(argv: list[str] | None = None) -> int:
+    """Runs the parts; returns how many failed."""
+    options = _options(argv)
+    hardware = describe()
+    if hardware["load_average_at_start"] > BUSY:
+        print(f"warning: load average {hardware['load_average_at_start']:.1f}; figures will be doubtful", flush=True)
+    # As Ctrl-C does: the servers that were started are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Before a part imports Ray: this process joins services' clusters, and must see them as their launcher does.
+    prepare_environment()
+    report = Report(hardware, _precision(), options.quick)
+    stem = options.output / "-".join([slug(hardware), *options.only, *["quick"] * options.quick])
+    with tempfile.TemporaryDirectory(prefix="sam2-bench-") as folder:
+        workplace = Workplace(Path(folder), options.quick, report.precision)
+        workplace.fill()
+        for part in options.only or PARTS:
+            _run_part(part, workplace, report)
+            # After each part: what has been measured is not lost if the next one takes the machine down.
+            report.write(stem.with_name(f"{stem.name}.json"))
+    draw(report, stem.with_name(f"{stem.name}.png"))
+    print(f"\n{report.markdown()}\n\nwritten: {stem}.json, {stem}.png", flush=True)
+    return len(report.failures)
 
 
-def plain(predictor: SAM2ImagePredictor, image: bytes, return_logits: bool) -> int:
-    """The plain way; returns the length of its answer."""
-    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
-    predictor.set_image(pixels)
-    height, width = pixels.shape[:2]
-    masks, scores, logits = predictor.predict(
-        np.array([[width / 2, height / 2]]), np.array([1]), return_logits=return_logits
-    )
-    return sum(len(str(array.tolist())) for array in (masks, scores, logits))
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes, to see that all works; no real figures")
+    parser.add_argument("--only", type=_parts, default=[], metavar="PART[,PART]", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file and the plot")
+    return parser.parse_args(argv)
 
 
-def served(client: httpx.Client, image: bytes, size: tuple[int, int], return_logits: bool) -> int:
-    """The service; returns the length of its answer."""
-    fields = {
-        "point_coords": f"[[{size[0] / 2},{size[1] / 2}]]",
-        "point_labels": "[1]",
-        "return_logits": str(return_logits),
-    }
-    response = client.post("/segment-anything-2", data=fields, files={"image": image})
-    response.raise_for_status()
-    return len(response.content)
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+    return parts
 
 
-def seconds(call: Callable[[], int]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    if call() <= 0:
-        raise SystemExit("an empty answer")
-    return time.perf_counter() - started
+def _precision() -> str:
+    """What the service's default, `auto`, means on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return str(choose_precision("auto", device)).removeprefix("torch.")
 
 
-def compare(
-    predictor: SAM2ImagePredictor, client: httpx.Client, size: tuple[int, int], return_logits: bool
-) -> tuple[float, float]:
-    """Median seconds of the plain way and of the service, in turns."""
-    plain_s, served_s = [], []
-    for seed in range(ROUNDS + 1):
-        image = picture(*size, seed)
-        plain_s.append(seconds(partial(plain, predictor, image, return_logits)))
-        served_s.append(seconds(partial(served, client, image, size, return_logits)))
-    # The first round warms both up.
-    return statistics.median(plain_s[1:]), statistics.median(served_s[1:])
-
-
-def main() -> None:
-    """Prints the table."""
-    predictor = SAM2ImagePredictor(load_model(ModelSettings(model_id=BUNDLED_MODEL_ID), lambda *_: None))
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    print(f"{ROUNDS} rounds in turns, a new image in each request, one client")
-    print("| image | answer | plain, median s | service, median s | plain ÷ service |")
-    print("|---|---|---|---|---|")
-    with service(), httpx.Client(base_url=URL, timeout=300) as client:
-        for size in SIZES:
-            for return_logits in (True, False):
-                plain_s, served_s = compare(predictor, client, size, return_logits)
-                kind = "logits" if return_logits else "0/1 masks"
-                ratio = plain_s / served_s
-                print(f"| {size[0]}×{size[1]} | {kind} | {plain_s:.2f} | {served_s:.2f} | {ratio:.1f} |", flush=True)
+def _run_part(part: str, workplace: Workplace, report: Report) -> None:
+    print(f"== {part}", flush=True)
+    started = time.monotonic()
+    try:
+        # Imported here: a part whose imports fail takes none of the others with it.
+        findings: Findings = importlib.import_module(f"benchmarks.{part}").run(workplace)
+        report.findings[part] = findings
+    # Whatever it is, the other parts are still worth running.
+    except Exception as error:
+        traceback.print_exc()
+        report.failures[part] = f"{type(error).__name__}: {error}"
+    print(f"== {part}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The config that the service is measured with: cluster/local.yaml's options, one warm model, so many replicas."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from benchmarks.workplace import ROOT, TINY
+from deployments.settings import APP_NAME, model_deployment_name
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What differs between the parts of the benchmark.
+
+    Attributes:
+        model_id: the one model, warm and the default.
+        replicas: of the model.
+        model: more of its entry in `args.models`, such as torch_threads.
+        model_deployment: more of its entry in `deployments`, such as user_config.
+        parser: more of RequestParser's entry in `deployments`.
+        limits: more of `args.limits`.
+        import_path: the application's builder.
+    """
+
+    model_id: str = TINY
+    replicas: int = 1
+    model: Mapping[str, Any] = field(default_factory=dict)
+    model_deployment: Mapping[str, Any] = field(default_factory=dict)
+    parser: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    import_path: str = "deployments.app:build"
+
+    @property
+    def deployment_name(self) -> str:
+        """The name of the model's deployment."""
+        return model_deployment_name(self.model_id)
+
+    def document(self, port: int) -> dict[str, Any]:
+        """The Ray Serve config file. No CPU is reserved, so that any number of replicas fits on the machine."""
+        entry = {
+            "name": self.deployment_name,
+            "ray_actor_options": {"num_cpus": 0},
+            "autoscaling_config": {"min_replicas": self.replicas, "max_replicas": self.replicas},
+            **self.model_deployment,
+        }
+        return {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "applications": [
+                {
+                    "name": APP_NAME,
+                    "route_prefix": "/",
+                    "import_path": self.import_path,
+                    "args": {
+                        "default_model": self.model_id,
+                        "models": [{"model_id": self.model_id, **self.model}],
+                        "limits": dict(self.limits),
+                    },
+                    "deployments": [*_shared_deployments(self.parser), entry],
+                }
+            ],
+        }
+
+
+def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
+    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+    [application] = document["applications"]
+    entries = {entry["name"]: entry for entry in application["deployments"]}
+    return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]

@@ -1,0 +1,162 @@
+"""Starts and stops what is measured: the naive server and the service, each as a user would start it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import yaml
+
+from benchmarks.configuration import Configuration
+from benchmarks.process_tree import ProcessTree
+from benchmarks.workplace import ROOT, TINY, Workplace
+
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
+
+HA_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""HAProxy in front of the parsers themselves, which the launcher chooses where ray[serve] brought it."""
+
+SERVE_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+"""Serve's own proxy."""
+
+NOT_INHERITED = {"AUTH_TOKEN", "RAY_ADDRESS", "RAY_SERVE_ENABLE_HA_PROXY"}
+
+
+class ServerError(Exception):
+    """A server did not start; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    tree: ProcessTree
+
+    @property
+    def port(self) -> int:
+        """Its HTTP port."""
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def naive_server(workplace: Workplace, model_id: str = TINY) -> Iterator[Server]:
+    """The plain way: benchmarks/naive_server.py, by uvicorn with one worker."""
+    port = free_port()
+    command = ["-m", "benchmarks.naive_server", "--port", str(port), "--model-id", model_id]
+    with _server("naive", command, port, workplace, {}) as server:
+        yield server
+
+
+@contextmanager
+def service(
+    workplace: Workplace, configuration: Configuration, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The service, by its launcher, on a Ray cluster of its own.
+
+    Args:
+        workplace: gives it the weights and a place for its log.
+        configuration: its config file.
+        environment: variables for it and for Ray, such as HA_PROXY.
+    """
+    port = free_port()
+    config = workplace.folder / f"config-{port}.yaml"
+    config.write_text(yaml.safe_dump(configuration.document(port)))
+    command = ["-m", "deployments", "--config", str(config), "--port", str(port)]
+    with _server("service", command, port, workplace, environment or {}) as server:
+        yield server
+
+
+@contextmanager
+def _server(
+    name: str, command: Sequence[str], port: int, workplace: Workplace, environment: Mapping[str, str]
+) -> Iterator[Server]:
+    log = workplace.folder / f"{name}-{port}.log"
+    with log.open("wb") as output:
+        # In a session of its own: Ctrl-C is for the benchmark, which then stops its servers itself.
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=_environment(workplace, environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    tree = ProcessTree(process.pid)
+    try:
+        server = Server(f"http://127.0.0.1:{port}", tree)
+        _wait_until_ready(server, process, log)
+        yield server
+    finally:
+        _stop(process, tree)
+
+
+def _environment(workplace: Workplace, more: Mapping[str, str]) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    return {
+        **inherited,
+        "HF_HUB_CACHE": str(workplace.hub_cache),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        **more,
+    }
+
+
+def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Waits for GET /ready, and for the launcher's own word, since /ready speaks of one replica only."""
+    launched = "naive" in log.name
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"ended with code {process.returncode}: {_tail(log)}")
+        launched = launched or "ready:" in log.read_text(errors="replace")
+        if launched and answers(server.url):
+            return
+        time.sleep(0.25)
+    raise ServerError(f"was not ready within {START_TIMEOUT_S:g} s: {_tail(log)}")
+
+
+def answers(url: str) -> bool:
+    """Whether the server's default model can answer."""
+    try:
+        return httpx.get(f"{url}/ready", timeout=10).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-1500:]
+
+
+def _stop(process: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
+    """Asks the server to end; ends those of its processes that are still there afterwards."""
+    started = tree.processes()
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs([one for one in started if one.pid != process.pid], timeout=10)
+    for one in left:
+        # psutil compares the start time too, so this is the process that was started here.
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
