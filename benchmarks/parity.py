@@ -37,7 +37,10 @@ def over_http(workplace: Workplace) -> list[float]:
     checkpoint = next(workplace.hub_cache.rglob(filename))
     reference = Reference(build_sam2(config, str(checkpoint), device="cpu"))
     differences = []
-    with service(workplace, Configuration()) as server, httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
+    with (
+        service(workplace, Configuration(model={"precision": "float32"})) as server,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client,
+    ):
         for seed, size in enumerate(SIZES[:2] if workplace.quick else SIZES):
             image = encoded(picture(*size, seed))
             for fields in prompts(size, seed):

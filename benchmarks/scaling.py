@@ -42,7 +42,7 @@ seeds = itertools.count()
 
 def run(workplace: Workplace) -> Findings:
     """Measures each number of replicas over HTTP and through the handle."""
-    warm_up_s, seconds = (2.0, 5.0) if workplace.quick else (5.0, 40.0)
+    warm_up_s, seconds = (2.0, 5.0) if workplace.quick else (5.0, 25.0)
     rates: dict[str, dict[int, float]] = {"HTTP": {}, "handle": {}}
     with local_service(CONFIGURATION) as server:
         for replicas in REPLICAS[:2] if workplace.quick else REPLICAS:

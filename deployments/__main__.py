@@ -40,7 +40,7 @@ from deployments.settings import (
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.5
-HTTP_WAIT_S = 30.0
+HTTP_WAIT_S = 20.0
 
 
 class LaunchError(Exception):
@@ -131,7 +131,7 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
         try:
             try:
                 _deploy(config)
-                _wait_for_http(*address)
+                _wait_for_http(*address, route_prefix=_route_prefix(config))
             except (RayError, RuntimeError, ConnectionError) as error:
                 raise LaunchError(f"the deploy failed: {error}") from error
             _say(f"ready: http://{address[0]}:{address[1]}/segment-anything-2 (Ctrl-C stops)")
@@ -248,22 +248,28 @@ def _deploy(config: ServeDeploySchema) -> None:
         time.sleep(POLL_S)
 
 
-def _wait_for_http(host: str, port: int) -> None:
+def _route_prefix(config: ServeDeploySchema) -> str:
+    application = next(one for one in config.applications if one.name == APP_NAME)
+    return str(application.route_prefix or "").rstrip("/")
+
+
+def _wait_for_http(host: str, port: int, route_prefix: str) -> None:
     """Waits until the proxy has learned of the deployed application, which it does a moment later.
 
-    Raises:
-        LaunchError: it does not answer.
+    Only says so if it does not: the application runs, and may be reached otherwise than from here.
     """
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/health"
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}{route_prefix}/health"
+    # Not through a proxy that the environment may name for the world outside.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + HTTP_WAIT_S
-    while True:
+    while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(url, timeout=HTTP_WAIT_S):
+            with opener.open(url, timeout=HTTP_WAIT_S):
                 return
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise LaunchError(f"{url} does not answer: {error}") from error
+            cause = error
         time.sleep(0.1)
+    _say(f"{url} does not answer: {cause}")
 
 
 def _progress_line() -> str:

@@ -24,7 +24,8 @@ FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
-    "max_ongoing_requests": 64,
+    # Most of them wait: for a model, for their share of the answer budget, for a client that reads slowly.
+    "max_ongoing_requests": 256,
     "max_queued_requests": 256,
     "ray_actor_options": {"num_cpus": 1, "runtime_env": FLOW_CONTROL},
     "user_config": RequestParserConfig().model_dump(),

@@ -4,6 +4,7 @@ Frozen dataclasses over numpy arrays. They validate themselves, so that the HTTP
 Names, shapes and meanings are those of SAM 2's `SAM2ImagePredictor.predict`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deployments.errors import InvalidPrompt
-from deployments.upsampling import upsample
+from deployments.upsampling import source_rows, upsample
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 RgbArray: TypeAlias = NDArray[np.uint8]
+Text: TypeAlias = NDArray[np.uint8]
 
 LOW_RES_SIZE = 256
 """Height and width of SAM 2's low-resolution logits, and of `mask_input`."""
@@ -237,16 +239,25 @@ class Segmentation:
         return int(self.iou_predictions.size) * (self.image_size[0] + LOW_RES_SIZE)
 
     def band(self, start: int, stop: int) -> "Band":
-        """Rows `start` to `stop` of the answer (0 to `num_rows`), with only those masks that they touch."""
-        count, height = int(self.iou_predictions.size), self.image_size[0]
-        full_rows = count * height
-        touched = {
-            *_touched(start, min(stop, full_rows), height),
-            *_touched(max(start, full_rows) - full_rows, stop - full_rows, LOW_RES_SIZE),
-        }
-        masks = tuple(sorted(touched))
-        flat = self.low_res_logits.reshape(count, *self.low_res_logits.shape[2:])
-        return Band(self.image_size, self.iou_predictions, self.has_object_axis, start, stop, masks, flat[list(masks)])
+        """Rows `start` to `stop` of the answer (0 to `num_rows`), with no more logits than they are made of."""
+        height = self.image_size[0]
+        full_rows = int(self.iou_predictions.size) * height
+        masks = [
+            self._piece(mask, *source_rows(height, LOW_RES_SIZE, first, last))
+            for mask, first, last in _touched(start, min(stop, full_rows), height)
+        ]
+        logits = [
+            self._piece(mask, first, last)
+            for mask, first, last in _touched(max(start - full_rows, 0), stop - full_rows, LOW_RES_SIZE)
+        ]
+        return Band(
+            self.image_size, self.iou_predictions, self.has_object_axis, start, stop, tuple(masks), tuple(logits)
+        )
+
+    def _piece(self, mask: int, first: int, last: int) -> "Piece":
+        candidates = self.iou_predictions.shape[1]
+        # A copy: of a slice, Ray would send what it is a slice of.
+        return Piece(mask, first, self.low_res_logits[divmod(mask, candidates)][first:last].copy())
 
     def masks(self, return_logits: bool = False) -> NDArray[Any]:
         """`C×H×W` (or `B×C×H×W`) masks at the image's size.
@@ -261,9 +272,28 @@ class Segmentation:
         return array if self.has_object_axis else array[0]
 
 
-def _touched(start: int, stop: int, height: int) -> range:
-    """The masks of this height that rows `start` to `stop` belong to."""
-    return range(start // height, -(-stop // height)) if start < stop else range(0)
+def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int]]:
+    """Rows `start` to `stop`, counted through masks of this height, as (mask, first row, one past the last)."""
+    while start < stop:
+        mask, first = divmod(start, height)
+        last = min(height, first + stop - start)
+        yield mask, first, last
+        start += last - first
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some rows of the low-resolution logits of one mask.
+
+    Attributes:
+        mask: the mask, counted through objects and their candidates.
+        start: the first of the rows.
+        rows: `n×256` float32, not clamped.
+    """
+
+    mask: int
+    start: int
+    rows: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,8 +309,8 @@ class Band:
         has_object_axis: whether the answer leads with the object axis `B`.
         start: first row, from 0.
         stop: one past the last row.
-        masks: the masks that the rows belong to, as indices into `B·C`, ascending.
-        low_res_logits: `n×256×256` float32, not clamped: the logits of those masks.
+        masks: what the rows of full-size masks are interpolated from, a piece for each mask.
+        logits: the rows of low-resolution logits, likewise.
     """
 
     image_size: tuple[int, int]
@@ -288,18 +318,13 @@ class Band:
     has_object_axis: bool
     start: int
     stop: int
-    masks: tuple[int, ...]
-    low_res_logits: FloatArray
+    masks: tuple[Piece, ...]
+    logits: tuple[Piece, ...]
 
     @property
     def scores(self) -> FloatArray:
         """`C` (or `B×C`) float32: the estimated IoU of each mask."""
         return self.iou_predictions if self.has_object_axis else self.iou_predictions[0]
-
-    def logits_of(self, mask: int) -> FloatArray:
-        """`256×256` float32: the logits of one of the `masks`."""
-        logits: FloatArray = self.low_res_logits[self.masks.index(mask)]
-        return logits
 
 
 @dataclass(frozen=True)

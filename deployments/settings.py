@@ -40,8 +40,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+# One is always among them: what does not fit into memory is run in halves, down to a single image.
 BatchSizes = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=256)], ...], AfterValidator(lambda sizes: tuple(sorted(set(sizes))))
+    tuple[Annotated[int, Field(ge=1, le=256)], ...], AfterValidator(lambda sizes: tuple(sorted({1, *sizes})))
 ]
 
 
@@ -267,6 +268,8 @@ def prepare_environment() -> None:
     if has_haproxy():
         # Then what is sent waits for the client that reads it, and is sent faster: README, "Behind HAProxy".
         os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        # What a client has not taken for so long, HAProxy drops; shortly after RequestParser has given the client up.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
         # Ray's half a minute is for proxies on other nodes, which hear of a replica's end later.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # A self-hosted service reports to nobody unless its operator says so.

@@ -23,23 +23,38 @@ def _source_positions(size: int, source_size: int) -> tuple[NDArray[np.intp], ND
     return first, second, (positions - first).astype(np.float32)
 
 
-def upsample_rows(low_res: NDArray[np.float32], size: tuple[int, int], start: int, stop: int) -> NDArray[np.float32]:
+def source_rows(height: int, source_height: int, start: int, stop: int) -> tuple[int, int]:
+    """First and one past the last of the source rows that output rows `start` to `stop` are interpolated from."""
+    top, bottom, _ = _source_positions(height, source_height)
+    return int(top[start]), int(bottom[stop - 1]) + 1
+
+
+def upsample_rows(
+    low_res: NDArray[np.float32],
+    size: tuple[int, int],
+    start: int,
+    stop: int,
+    source_height: int | None = None,
+    source_start: int = 0,
+) -> NDArray[np.float32]:
     """Rows `start` to `stop` of one mask, bilinearly interpolated to the image's size.
 
     Args:
-        low_res: `h×w` float32 logits.
+        low_res: `h×w` float32 logits, or as many rows of them as `source_rows` says.
         size: height and width of the image in pixels.
         start: first row, counted in the image's pixels.
         stop: one past the last row.
+        source_height: `h`, if `low_res` is only some rows of the logits.
+        source_start: the first of those rows.
 
     Returns:
         `(stop - start)×width` float32 logits.
     """
     height, width = size
-    top, bottom, vertical = _source_positions(height, low_res.shape[0])
+    top, bottom, vertical = _source_positions(height, source_height or low_res.shape[0])
     left, right, horizontal = _source_positions(width, low_res.shape[1])
     weight = vertical[start:stop, None]
-    rows = low_res[top[start:stop]] * (1 - weight) + low_res[bottom[start:stop]] * weight
+    rows = low_res[top[start:stop] - source_start] * (1 - weight) + low_res[bottom[start:stop] - source_start] * weight
     upsampled = rows.take(left, axis=1)
     upsampled *= 1 - horizontal
     shifted = rows.take(right, axis=1)

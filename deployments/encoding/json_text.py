@@ -12,11 +12,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE, Band
+from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE, Band, Piece
 from deployments.upsampling import upsample_rows
 
-Rows = Callable[[int, int, int], NDArray[Any]]
-"""Some rows of one mask: its index in `B·C`, the first row, one past the last."""
+Rows = Callable[[Piece, int, int], NDArray[Any]]
+"""Some rows of a mask: the piece that they are made of, the first row, one past the last."""
 
 
 def encode_band(band: Band, return_logits: bool) -> bytes:
@@ -27,44 +27,44 @@ def encode_band(band: Band, return_logits: bool) -> bytes:
         return_logits: un-thresholded float masks, or 0 and 1.
     """
 
-    def mask_rows(mask: int, first: int, last: int) -> NDArray[Any]:
-        rows = upsample_rows(band.logits_of(mask), band.image_size, first, last)
+    def mask_rows(piece: Piece, first: int, last: int) -> NDArray[Any]:
+        rows = upsample_rows(piece.rows, band.image_size, first, last, LOW_RES_SIZE, piece.start)
         return rows if return_logits else (rows > 0).view(np.uint8)
 
-    def logits_rows(mask: int, first: int, last: int) -> NDArray[Any]:
-        return band.logits_of(mask)[first:last].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    def logits_rows(piece: Piece, first: int, last: int) -> NDArray[Any]:
+        return piece.rows[first - piece.start : last - piece.start].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
 
     parts = []
     start, stop = band.start, band.stop
     between = b'","scores":"' + _text(band.scores) + b'","logits":"'
-    for opening, height, rows in (
-        (b'{"masks":"', band.image_size[0], mask_rows),
-        (between, LOW_RES_SIZE, logits_rows),
+    for opening, height, pieces, rows in (
+        (b'{"masks":"', band.image_size[0], band.masks, mask_rows),
+        (between, LOW_RES_SIZE, band.logits, logits_rows),
     ):
         count = band.iou_predictions.size * height
         first, last = max(start, 0), min(stop, count)
         if first < last:
-            parts += [opening + b"[" if first == 0 else b"", _stack(band, height, rows, first, last)]
+            parts += [opening + b"[" if first == 0 else b"", _stack(band, height, pieces, rows, first, last)]
             parts.append(b"]" if last == count else b"")
         start, stop = start - count, stop - count
     parts.append(b'"}' if stop == 0 else b"")
     return b"".join(parts)
 
 
-def _stack(band: Band, height: int, rows: Rows, start: int, stop: int) -> bytes:
+def _stack(band: Band, height: int, pieces: tuple[Piece, ...], rows: Rows, start: int, stop: int) -> bytes:
     """Rows `start` to `stop` of masks of this height, with the brackets of the masks and objects that they touch."""
     candidates = band.iou_predictions.shape[1]
     parts = []
-    while start < stop:
-        mask, first = divmod(start, height)
-        last = min(height, first + stop - start)
-        candidate = mask % candidates
+    for piece in pieces:
+        first = start - piece.mask * height
+        last = min(height, stop - piece.mask * height)
+        candidate = piece.mask % candidates
         if first == 0:
             opens_object = band.has_object_axis and candidate == 0
-            parts.append((b"," if mask else b"") + (b"[[" if opens_object else b"["))
+            parts.append((b"," if piece.mask else b"") + (b"[[" if opens_object else b"["))
         else:
             parts.append(b",")
-        parts.append(_text(rows(mask, first, last))[1:-1])
+        parts.append(_text(rows(piece, first, last))[1:-1])
         if last == height:
             closes_object = band.has_object_axis and candidate == candidates - 1
             parts.append(b"]]" if closes_object else b"]")

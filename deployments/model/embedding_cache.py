@@ -54,7 +54,6 @@ class _Flight(Generic[V]):
     """One image on its way into the cache.
 
     Attributes:
-        expires_at: when the elected sender is given up.
         started: True once the encoder's run is scheduled, False if the sender gave up.
         result: what all who wait get.
         task: the encoder's run; None while the pixels are on their way.
@@ -62,7 +61,6 @@ class _Flight(Generic[V]):
         forgotten: the image is not to be remembered when it is done.
     """
 
-    expires_at: float
     started: "asyncio.Future[bool]" = field(default_factory=_future)
     result: "asyncio.Future[V]" = field(default_factory=_future)
     task: "asyncio.Task[None] | None" = None
@@ -104,6 +102,8 @@ class EmbeddingCache(Generic[V]):
         self._max_bytes, self._ttl_s, self._sender_timeout_s = max_bytes, ttl_s, sender_timeout_s
         self._evict()
         self._expire()
+        if self._entries:
+            self._expire_in_time()
 
     async def get(self, image_id: str) -> V | None:
         """What is remembered of an image, waiting for it if it is on its way.
@@ -154,8 +154,8 @@ class EmbeddingCache(Generic[V]):
     def give_up(self, image_id: str) -> None:
         """The elected sender has no pixels to send: one of those who wait is elected next."""
         flight = self._flights.get(image_id)
-        if flight is not None and flight.task is None:
-            self._abandon(image_id, flight)
+        if flight is not None:
+            self._give_up_sender(image_id, flight)
 
     def forget(self, image_id: str) -> bool:
         """Drops an image, also one that is on its way (who waits for it still gets it); whether there was one."""
@@ -167,9 +167,14 @@ class EmbeddingCache(Generic[V]):
     # ---- flights
 
     def _new_flight(self, image_id: str) -> _Flight[V]:
-        flight: _Flight[V] = _Flight(time.monotonic() + self._sender_timeout_s)
+        flight: _Flight[V] = _Flight()
         self._flights[image_id] = flight
+        asyncio.get_running_loop().call_later(self._sender_timeout_s, self._give_up_sender, image_id, flight)
         return flight
+
+    def _give_up_sender(self, image_id: str, flight: _Flight[V]) -> None:
+        if flight.task is None:
+            self._abandon(image_id, flight)
 
     async def _fly(self, image_id: str, flight: _Flight[V], run: Callable[[], Awaitable[V]]) -> None:
         try:
@@ -178,9 +183,10 @@ class EmbeddingCache(Generic[V]):
         except Exception as error:
             flight.result.set_exception(error)
         else:
+            # First of all: whatever befalls the cache, those who wait have their answer.
+            flight.result.set_result(value)
             if not flight.forgotten:
                 self._store(image_id, value)
-            flight.result.set_result(value)
         finally:
             # A run that was cancelled has left already, and another may have taken its place.
             if self._flights.get(image_id) is flight:
@@ -191,7 +197,7 @@ class EmbeddingCache(Generic[V]):
         flight.waiting += 1
         try:
             if flight.task is None:
-                await self._wait_for_pixels(image_id, flight)
+                await self._wait_for_pixels(flight)
             # Not awaited itself: that would cancel it together with this caller.
             await asyncio.wait({flight.result})
             return flight.result.result()
@@ -202,14 +208,13 @@ class EmbeddingCache(Generic[V]):
                 self._abandon(image_id, flight)
                 flight.task.cancel()
 
-    async def _wait_for_pixels(self, image_id: str, flight: _Flight[V]) -> None:
+    async def _wait_for_pixels(self, flight: _Flight[V]) -> None:
         self._waiting_for_pixels += 1
         try:
-            await asyncio.wait({flight.started}, timeout=max(0.0, flight.expires_at - time.monotonic()))
+            await asyncio.wait({flight.started})
         finally:
             self._waiting_for_pixels -= 1
-        if flight.task is None:
-            self._abandon(image_id, flight)
+        if not flight.started.result():
             raise _SenderGone
 
     def _abandon(self, image_id: str, flight: _Flight[V]) -> None:
@@ -235,9 +240,7 @@ class EmbeddingCache(Generic[V]):
         self.nbytes += value.nbytes
         self._evict()
         self._observer.holds(len(self), self.nbytes)
-        if self._ttl_s is not None:
-            # Also without a request that would look: what is to be forgotten is not kept until somebody comes.
-            asyncio.get_running_loop().call_later(self._ttl_s, self._expire)
+        self._expire_in_time()
 
     def _evict(self) -> None:
         while self.nbytes > self._max_bytes:
@@ -251,6 +254,12 @@ class EmbeddingCache(Generic[V]):
         for image_id in [image_id for image_id, (_, stored_at) in self._entries.items() if stored_at <= latest]:
             self._drop(image_id)
             self._observer.evicted()
+
+    def _expire_in_time(self) -> None:
+        """Also without a request that would look: what is to be forgotten is not kept until somebody comes."""
+        if self._ttl_s is not None:
+            # A little later than that: a loop's timer may be early by its resolution.
+            asyncio.get_running_loop().call_later(self._ttl_s + 0.02, self._expire)
 
     def _drop(self, image_id: str) -> bool:
         entry = self._entries.pop(image_id, None)

@@ -7,6 +7,7 @@ than kept on the object. Needs no Ray.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,10 +15,14 @@ from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
+from deployments.errors import Overloaded
 from deployments.model.devices import on_stream, own_stream
-from deployments.model.halving import run_in_halves
+from deployments.model.halving import all_or_error, run_in_halves
 from deployments.model.prompted_objects import PromptedObject, decodable_together, prompted_objects
 from deployments.schema import FloatArray, Prompt
+
+Decoded: TypeAlias = tuple[FloatArray, FloatArray]
+"""Low-resolution logits and IoU predictions."""
 
 OBJECTS_AT_ONCE = 32
 """Objects decoded in one run. Each takes about 27 MB of activations; in one run 256 of them would take 7 GB."""
@@ -92,15 +97,23 @@ class Engine:
 
     # ---- images
 
-    @torch.inference_mode()
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """`embed_each`, for who wants all or nothing.
+
+        Raises:
+            Overloaded: a single image does not fit into the device's memory.
+        """
+        return all_or_error(self.embed_each(images))
+
+    @torch.inference_mode()
+    def embed_each(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding | Overloaded]:
         """Runs the image encoder over a batch: in one run, if it fits into memory.
 
         Args:
             images: `H×W×3` uint8 RGB images, each of its own size.
 
-        Raises:
-            Overloaded: a single image does not fit into the device's memory.
+        Returns:
+            For each its embedding, or the error if it does not fit into the device's memory even alone.
         """
         largest = self._batch_sizes[-1] if self._batch_sizes else max(1, len(images))
         with on_stream(self._embed_stream):
@@ -156,26 +169,31 @@ class Engine:
 
     # ---- prompts
 
-    @torch.inference_mode()
-    def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[tuple[FloatArray, FloatArray]]:
-        """Runs prompt encoder and mask decoder for all objects of many prompts, those that are alike together.
-
-        Returns:
-            For each item `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the
-            decoder's order.
+    def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[Decoded]:
+        """`decode_each`, for who wants all or nothing.
 
         Raises:
             Overloaded: a single object does not fit into the device's memory.
         """
+        return all_or_error(self.decode_each(items))
+
+    @torch.inference_mode()
+    def decode_each(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[Decoded | Overloaded]:
+        """Runs prompt encoder and mask decoder for all objects of many prompts, those that are alike together.
+
+        Returns:
+            For each item `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the
+            decoder's order; or the error if one of its objects does not fit into the device's memory even alone.
+        """
         embeddings = [embedding for embedding, _ in items]
-        answers: list[list[tuple[FloatArray, FloatArray]]] = [[] for _ in items]
+        answers: list[list[Decoded | Overloaded]] = [[] for _ in items]
         with on_stream(self._decode_stream):
             for together in decodable_together(self._objects(items), OBJECTS_AT_ONCE):
                 run = partial(self._decode_objects, embeddings)
                 decoded = run_in_halves(run, together, self.device, "object")
                 for one, answer in zip(together, decoded, strict=True):
                     answers[one.item].append(answer)
-        return [(np.stack([logits for logits, _ in one]), np.stack([scores for _, scores in one])) for one in answers]
+        return [_stacked_or_error(objects) for objects in answers]
 
     def _objects(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> Iterator[PromptedObject]:
         for index, (embedding, prompt) in enumerate(items):
@@ -216,6 +234,15 @@ class Engine:
 
     def _stacked(self, arrays: Sequence[FloatArray] | Sequence[NDArray[np.int32]]) -> torch.Tensor | None:
         return torch.from_numpy(np.stack(arrays)).to(self.device) if arrays else None
+
+
+def _stacked_or_error(objects: Sequence[Decoded | Overloaded]) -> Decoded | Overloaded:
+    """The objects of one prompt as one answer, or the first error among them."""
+    try:
+        logits, scores = zip(*all_or_error(objects), strict=True)
+    except Overloaded as error:
+        return error
+    return np.stack(logits), np.stack(scores)
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,7 @@ logger = logging.getLogger("ray.serve")
 
 def run_in_halves(
     run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], device: torch.device, what: str
-) -> list[Result]:
+) -> list[Result | Overloaded]:
     """The results of `run(items)`; where the device runs out of memory, those of the halves, and of their halves.
 
     Args:
@@ -25,8 +25,8 @@ def run_in_halves(
         device: what `run` runs on.
         what: a noun for the error, such as `image`.
 
-    Raises:
-        Overloaded: a single item does not fit.
+    Returns:
+        One result an item; the error, not raised, for one that does not fit even alone: the others did nothing wrong.
     """
     results = _unless_out_of_memory(run, items)
     if results is not None:
@@ -35,7 +35,7 @@ def run_in_halves(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if len(items) == 1:
-        raise Overloaded(f"one {what} of this model does not fit into the device's free memory")
+        return [Overloaded(f"one {what} of this model does not fit into the device's free memory")]
     half = len(items) // 2
     logger.warning("%d %ss do not fit into the device's free memory; goes on in halves", len(items), what)
     return [
@@ -44,10 +44,29 @@ def run_in_halves(
     ]
 
 
+def all_or_error(results: Sequence[Result | Overloaded]) -> list[Result]:
+    """The results, if there are no errors among them; else raises the first.
+
+    Raises:
+        Overloaded: an item did not fit into the device's memory.
+    """
+    good = []
+    for result in results:
+        if isinstance(result, Overloaded):
+            raise result
+        good.append(result)
+    return good
+
+
 def _unless_out_of_memory(
     run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
 ) -> Sequence[Result] | None:
     try:
         return run(items)
     except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        # TorchScript, which SAM 2's transforms are compiled by, raises it anew without its type.
+        if "CUDA out of memory" not in str(error):
+            raise
         return None

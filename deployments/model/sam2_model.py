@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import ray
 from ray import serve
 
-from deployments.errors import ModelLoadError, ModelUnavailable
+from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
 from deployments.metrics import CacheMetrics
 from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
@@ -61,7 +61,8 @@ class Sam2Model:
                 raise
             self._loader.keep_trying()
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    # Async, since Serve runs what is not in a thread of its own, and the cache is the event loop's.
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
         config = self._config = Sam2ModelConfig.model_validate(user_config)
         self._embed.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
@@ -136,26 +137,34 @@ class Sam2Model:
         return embedding
 
     @staticmethod
-    async def _in_round(rounds: Rounds, batched: Callable[[Any], Awaitable[T]], item: Any) -> T:
+    async def _in_round(
+        rounds: Rounds, batched: Callable[[Any], Awaitable[tuple[T | Overloaded, float]]], item: Any
+    ) -> tuple[T, float]:
+        """One item's result out of its batch, and the seconds that the batch ran."""
         async with rounds:
-            return await batched(item)
+            result, seconds = await batched(item)
+        if isinstance(result, Overloaded):
+            raise result
+        return result, seconds
 
     @serve.batch
-    async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding, float]]":
+    async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
         return await self._embed_batch(images)
 
-    async def _embed_batch(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding, float]]":
+    async def _embed_batch(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
         self._embed_rounds.begin()
-        return await _timed(self._embed_thread, self._ready_engine().embed, images)
+        return await _timed(self._embed_thread, self._ready_engine().embed_each, images)
 
     # No wait: who comes while a batch is at work forms the next one.
     @serve.batch(batch_wait_timeout_s=0)
-    async def _decode(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded, float]]:
+    async def _decode(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded | Overloaded, float]]:
         return await self._decode_batch(items)
 
-    async def _decode_batch(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded, float]]:
+    async def _decode_batch(
+        self, items: "list[tuple[ImageEmbedding, Prompt]]"
+    ) -> list[tuple[Decoded | Overloaded, float]]:
         self._decode_rounds.begin()
-        return await _timed(self._decode_thread, self._ready_engine().decode, items)
+        return await _timed(self._decode_thread, self._ready_engine().decode_each, items)
 
     # ---- loading
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,13 +22,18 @@ class AnswerBudget:
     """How many bytes of answers may be on their way to clients, over all requests of one replica.
 
     Args:
-        limit: bytes; may be changed at any time.
+        limit: bytes.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limit = limit
         self._used = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def set_limit(self, limit: int) -> None:
+        """Takes a new limit; who waits may now have a turn."""
+        self._limit = limit
+        self._admit()
 
     @asynccontextmanager
     async def share(self, nbytes: int, timeout_s: float) -> AsyncIterator[None]:
@@ -37,7 +42,7 @@ class AnswerBudget:
         Raises:
             Overloaded: the time is over and others still hold them.
         """
-        nbytes = min(nbytes, self.limit)
+        nbytes = min(nbytes, self._limit)
         await self._acquire(nbytes, timeout_s)
         try:
             yield
@@ -70,7 +75,7 @@ class AnswerBudget:
             nbytes, turn = self._queue[0]
             # Whoever is first goes, even over a limit that was lowered, once nobody else is on the way.
             if not turn.done():
-                if self._used and self._used + nbytes > self.limit:
+                if self._used and self._used + nbytes > self._limit:
                     return
                 self._used += nbytes
                 turn.set_result(None)
@@ -86,6 +91,7 @@ class Delivery:
         share: bytes of it that may be on their way at the same time.
         wait_s: how long it may wait for its share.
         stall_timeout_s: how long the client may take nothing.
+        read_timeout_s: without flow control, how long it may take for everything.
         flow_controlled: sending waits for the client. Otherwise something between takes everything at once, and only
             the end of the exchange tells that the client has it.
     """
@@ -94,6 +100,7 @@ class Delivery:
     share: int
     wait_s: float
     stall_timeout_s: float
+    read_timeout_s: float
     flow_controlled: bool
 
 
@@ -110,7 +117,11 @@ class BandedResponse(StreamingResponse):
     """
 
     def __init__(
-        self, bands: AsyncGenerator[bytes, None], delivery: Delivery, timing: ServerTiming, headers: dict[str, str]
+        self,
+        bands: AsyncGenerator[bytes | memoryview, None],
+        delivery: Delivery,
+        timing: ServerTiming,
+        headers: dict[str, str],
     ) -> None:
         super().__init__(bands, media_type="application/json", headers=headers)
         self._bands = bands
@@ -125,7 +136,7 @@ class BandedResponse(StreamingResponse):
             self._timing.add("queue", time.perf_counter() - asked_at)
             await self._send(send)
             if not delivery.flow_controlled:
-                await _read_by_client(receive)
+                await _within(delivery.read_timeout_s, _read_by_client(receive))
 
     async def _send(self, send: Send) -> None:
         with self._timing.measure("encode"):
@@ -135,18 +146,29 @@ class BandedResponse(StreamingResponse):
         await self._send_body(send, first)
         async for band in self._bands:
             await self._send_body(send, band)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # It waits too: for the last piece to be taken.
+        await self._send_piece(send, b"", more=False)
 
-    async def _send_body(self, send: Send, band: bytes) -> None:
-        for chunk in _chunks(band) if self._delivery.flow_controlled else (band,):
-            try:
-                async with asyncio.timeout(self._delivery.stall_timeout_s):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except TimeoutError as error:
-                raise ClientDisconnect from error
+    async def _send_body(self, send: Send, band: bytes | memoryview) -> None:
+        # What something between takes at once may have to be pickled on its way.
+        for chunk in _chunks(band) if self._delivery.flow_controlled else (bytes(band),):
+            await self._send_piece(send, chunk, more=True)
+
+    async def _send_piece(self, send: Send, piece: bytes | memoryview, more: bool) -> None:
+        message = {"type": "http.response.body", "body": piece, "more_body": more}
+        await _within(self._delivery.stall_timeout_s, send(message))
 
 
-def _chunks(band: bytes) -> Iterator[bytes]:
+async def _within(seconds: float, step: Awaitable[None]) -> None:
+    """A step that the client must do its part in; ClientDisconnect if it does not in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await step
+    except TimeoutError as error:
+        raise ClientDisconnect from error
+
+
+def _chunks(band: bytes | memoryview) -> Iterator[bytes | memoryview]:
     for start in range(0, len(band), CHUNK_BYTES):
         yield band[start : start + CHUNK_BYTES]
 

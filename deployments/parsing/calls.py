@@ -37,6 +37,7 @@ from deployments.schema import (
     Prompt,
     RgbArray,
     Segmentation,
+    Text,
 )
 from deployments.settings import APP_NAME, RequestParserConfig
 
@@ -118,25 +119,16 @@ class Calls:
         await self._wake(model_id, deadline)
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
-        answer = await self._call(lambda: model.segment.remote(image_id, prompt), deadline)
-        if isinstance(answer, PixelsWanted):
-            answer = await self._send_pixels(model, image_id, prompt, pixels, deadline)
-        assert isinstance(answer, ModelAnswer)
-        return answer
-
-    async def _send_pixels(
-        self,
-        model: "DeploymentHandle[Any]",
-        image_id: str,
-        prompt: Prompt,
-        pixels: Callable[[], Awaitable[RgbArray]],
-        deadline: Deadline,
-    ) -> Any:
         try:
-            image = await pixels()
-            return await self._call(lambda: model.segment.remote(image_id, prompt, image), deadline)
+            answer = await self._call(lambda: model.segment.remote(image_id, prompt), deadline)
+            if isinstance(answer, PixelsWanted):
+                image = await pixels()
+                answer = await self._call(lambda: model.segment.remote(image_id, prompt, image), deadline)
+            assert isinstance(answer, ModelAnswer)
+            return answer
         except BaseException:
-            # Others may wait for these pixels. In a context of its own, since this request's calls may be cancelled.
+            # Others may wait for the pixels of this request, which may have been elected without knowing it yet. In a
+            # context of its own, since this request's calls may be cancelled.
             task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
             self._background.add(task)
             task.add_done_callback(self._background.discard)
@@ -152,19 +144,25 @@ class Calls:
         return any(await asyncio.gather(*(self._forget(model_id, image_id) for model_id in awake)))
 
     async def _forget(self, model_id: str, image_id: str) -> bool:
-        deadline = Deadline(FORGET_TIMEOUT_S)
+        deadline, found = Deadline(FORGET_TIMEOUT_S), False
         while deadline.remaining():
             response = self._models[model_id].broadcast("forget", image_id)
             try:
-                return any(await response.results_async(timeout_s=deadline.remaining()))
+                results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
             except DeploymentUnavailableError:
                 # No replica, no memory; but a handle that was never used learns of its replicas a moment later.
                 if (await self._status(model_id)).state != "ready":
-                    return False
+                    return found
                 await asyncio.sleep(0.2)
-            except (*INFRASTRUCTURE_FAULTS, TimeoutError):
-                # What a dead replica remembered is gone with it, but did the others hear?
-                logger.info("asking the replicas of %s again to forget image %s", model_id, image_id)
+                continue
+            except TimeoutError:
+                break
+            found = found or any(result is True for result in results)
+            if not any(isinstance(result, BaseException) for result in results):
+                return found
+            # What a dead replica remembered is gone with it. Until the router knows of the death, it is asked again.
+            logger.info("asking the replicas of %s again to forget image %s", model_id, image_id)
+            await asyncio.sleep(0.2)
         raise Unavailable(f"a replica of {model_id} did not answer; it may still remember the image")
 
     @property
@@ -178,17 +176,17 @@ class Calls:
 
     async def bands(
         self, segmentation: Segmentation, return_logits: bool, deadline: Deadline
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[memoryview, None]:
         """The text of the default answer, pulled band by band, two in flight.
 
         Args:
             segmentation: what the model answered.
             return_logits: un-thresholded float masks, or 0 and 1.
-            deadline: for the first band; each further one has as long as a request.
+            deadline: for the first bands; each further one has as long as a request.
         """
         rows = segmentation.num_rows
         band = max(1, self.config.band_bytes // _row_bytes(segmentation, return_logits))
-        in_flight: deque[asyncio.Task[bytes]] = deque()
+        in_flight: deque[asyncio.Task[memoryview]] = deque()
         try:
             for start in range(0, rows, band):
                 stop = min(start + band, rows)
@@ -202,14 +200,14 @@ class Calls:
         finally:
             for task in in_flight:
                 task.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
 
     async def _band(
         self, segmentation: Segmentation, start: int, stop: int, return_logits: bool, deadline: Deadline
-    ) -> bytes:
-        text: bytes = await self._call(
-            lambda: self._encoder.encode_band.remote(segmentation.band(start, stop), return_logits), deadline
-        )
-        return text
+    ) -> memoryview:
+        band = segmentation.band(start, stop)
+        text: Text = await self._call(lambda: self._encoder.encode_band.remote(band, return_logits), deadline)
+        return text.data
 
     async def _wake(self, model_id: str, deadline: Deadline) -> None:
         """Waits for a model that is asleep or loading, without the weight of an image in the queue."""
@@ -297,7 +295,7 @@ def is_flow_controlled() -> bool:
 
 
 def _row_bytes(segmentation: Segmentation, return_logits: bool) -> int:
-    """The longest text of a row, of a full-size mask or of low-resolution logits."""
+    """About the longest text of a row, of a full-size mask or of low-resolution logits."""
     width = segmentation.image_size[1]
     return max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
 

@@ -1,9 +1,10 @@
 """RequestParser, the ingress deployment: HTTP routes and handle calls, from image and prompt to an answer."""
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +35,8 @@ from deployments.settings import RequestParserConfig, ServiceSettings, auth_toke
 
 T = TypeVar("T")
 
+logger = logging.getLogger("ray.serve")
+
 DECODING_THREADS = 4
 
 IMAGE_ID = re.compile("[0-9a-f]{64}")
@@ -63,11 +66,14 @@ class RequestParser:
         # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
         self._budget = AnswerBudget(self._calls.config.answer_budget_bytes)
+        if not is_flow_controlled():
+            logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    # Async, since Serve runs what is not in a thread of its own, and the budget is the event loop's.
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         self._calls.config = RequestParserConfig.model_validate(user_config)
-        self._budget.limit = self._calls.config.answer_budget_bytes
+        self._budget.set_limit(self._calls.config.answer_budget_bytes)
 
     # ---- handle calls
 
@@ -311,27 +317,30 @@ class RequestParser:
         request_headers: Headers,
     ) -> Response:
         """The default answer, compressed where that pays."""
-        bands = self._calls.bands(segmentation, return_logits, deadline)
+        bands: AsyncGenerator[bytes | memoryview, None] = self._calls.bands(segmentation, return_logits, deadline)
         coding = choose_coding(request_headers.get("accept-encoding", ""), segmentation, return_logits)
         headers["Vary"] = "Accept-Encoding"
         if coding is not None:
             headers["Content-Encoding"] = coding
             bands = compressed(bands, coding)
-        delivery = self._delivery(self._calls.answer_bytes(segmentation, return_logits), deadline)
+        delivery = self._delivery(segmentation, return_logits, deadline)
         return BandedResponse(bands, delivery, timing, headers)
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs what would hold up other requests in one of the decoding threads."""
         return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
 
-    def _delivery(self, answer_bytes: int, deadline: Deadline) -> Delivery:
+    def _delivery(self, segmentation: Segmentation, return_logits: bool, deadline: Deadline) -> Delivery:
         config = self._calls.config
         flow_controlled = is_flow_controlled()
+        text = self._calls.answer_bytes(segmentation, return_logits)
         return Delivery(
             budget=self._budget,
-            share=min(answer_bytes, self._calls.window_bytes) if flow_controlled else answer_bytes,
+            share=(min(text, self._calls.window_bytes) if flow_controlled else text)
+            + segmentation.low_res_logits.nbytes,
             wait_s=deadline.remaining(),
             stall_timeout_s=config.answer_stall_timeout_s,
+            read_timeout_s=config.request_timeout_s,
             flow_controlled=flow_controlled,
         )
 

@@ -72,8 +72,9 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                     "default_model": DEMO,
                     "limits": {"max_body_bytes": 40 * 2**20, "max_image_bytes": 20 * 2**20},
                     "models": [
-                        DEMO,
-                        TINY,
+                        # Exact, also where the processor would make bfloat16 the default.
+                        {"model_id": DEMO, "precision": "float32"},
+                        {"model_id": TINY, "precision": "float32"},
                         NOT_CACHED,
                         {"model_id": OWN, "checkpoint": str(folder / "own.pt"), "config": str(own_config)},
                         {"model_id": MISSING_FILE, "checkpoint": str(folder / "later.pt"), "config": str(own_config)},

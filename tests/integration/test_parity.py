@@ -1,7 +1,10 @@
 """The service answers what SAM 2's own predictor answers, on the same weights, over HTTP and through the handle."""
 
+import hashlib
 import io
+import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -254,6 +257,24 @@ def test_hiera_tiny_answers_what_the_predictor_answers(
 ) -> None:
     expected = references(TINY).answer(case.file, case.fields, case.multimask_output, case.normalize_coords)
     assert_equal(ask_http(client, case, TINY), expected, case.return_logits)
+
+
+def test_sixteen_clients_at_once_get_each_what_the_predictor_answers(
+    client: httpx.Client, references: Callable[[str], Reference]
+) -> None:
+    by_image = sorted(DEMO_CASES[::2], key=lambda case: case.file)
+    reference = references(DEMO)
+    expected = [
+        reference.answer(case.file, case.fields, case.multimask_output, case.normalize_coords) for case in by_image
+    ]
+    for file in {case.file for case in by_image}:
+        # So that images and prompts are new, on their way and remembered, all at the same time.
+        client.delete(f"/segment-anything-2/images/{hashlib.sha256(file).hexdigest()}")
+    order = random.Random(16).sample(range(len(by_image)), len(by_image))
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda index: ask_http(client, by_image[index], DEMO), order))
+    for index, answer in zip(order, answers, strict=True):
+        assert_equal(answer, expected[index], by_image[index].return_logits)
 
 
 def as_array(data: bytes) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ class Bands:
 
 
 def delivery(budget: AnswerBudget, share: int = MB, **changes: Any) -> Delivery:
-    settings = {"wait_s": 5.0, "stall_timeout_s": 5.0, "flow_controlled": True, **changes}
+    settings = {"wait_s": 5.0, "stall_timeout_s": 5.0, "read_timeout_s": 5.0, "flow_controlled": True, **changes}
     return Delivery(budget=budget, share=share, **settings)
 
 
@@ -230,11 +230,62 @@ def test_a_lower_limit_counts_for_those_who_come_after_it() -> None:
     async def test() -> None:
         budget = AnswerBudget(10)
         async with budget.share(8, 5):
-            budget.limit = 4
+            budget.set_limit(4)
             with pytest.raises(Overloaded):
                 async with budget.share(4, 0.02):
                     pass
         async with budget.share(8, 1), asyncio.timeout(1):
             pass
+
+    run(test)
+
+
+def test_a_client_that_stops_before_the_very_end_is_dropped_too() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(MB)
+        # All but the empty message that ends the answer, for which the server waits until the rest is taken.
+        with pytest.raises(ClientDisconnect):
+            await answer(Bands(2), Client(stops_after=2 * MB), delivery(budget, stall_timeout_s=0.05))
+        await answer(Bands(1), Client(), delivery(budget))
+
+    run(test)
+
+
+def test_without_flow_control_a_share_is_not_held_for_ever() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(MB)
+        with pytest.raises(ClientDisconnect):
+            await answer(Bands(1), Client(), delivery(budget, flow_controlled=False, read_timeout_s=0.05))
+        await answer(Bands(1), Client(), delivery(budget))
+
+    run(test)
+
+
+def test_who_leaves_in_the_moment_of_its_turn_gives_its_share_back() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10)
+        first = budget.share(10, 5)
+        await first.__aenter__()
+        leaving = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
+        await settled()
+        await first.__aexit__(None, None, None)
+        # Admitted, but it does not know yet.
+        leaving.cancel()
+        await settled()
+        assert leaving.cancelled()
+        await answer(Bands(1), Client(), delivery(budget, 10, wait_s=0.05))
+
+    run(test)
+
+
+def test_a_higher_limit_lets_those_in_who_wait() -> None:
+    async def test() -> None:
+        budget = AnswerBudget(10)
+        async with budget.share(10, 5):
+            waiting = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
+            await settled()
+            assert not waiting.done()
+            budget.set_limit(20)
+            await waiting
 
     run(test)

@@ -187,6 +187,17 @@ def test_an_image_that_is_forgotten_while_the_encoder_runs_is_answered_but_not_r
     run(test)
 
 
+def test_a_time_to_live_that_is_set_later_counts_for_what_is_there() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        await cache.compute("a", made(Embedding()))
+        cache.configure(1000, 0.03, 5)
+        await asyncio.sleep(0.08)
+        assert len(cache) == 0
+
+    run(test)
+
+
 # ---- single flight
 
 

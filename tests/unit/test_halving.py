@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments.errors import Overloaded
-from deployments.model.halving import run_in_halves
+from deployments.model.halving import all_or_error, run_in_halves
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -36,8 +36,24 @@ def test_results_keep_their_order_whatever_fits(limit: int, runs: list[int]) -> 
 
 
 def test_one_that_does_not_fit_is_overload() -> None:
+    results = run_in_halves(doubling(0, []), [1, 2], CPU, "number")
+
+    assert all(isinstance(result, Overloaded) for result in results)
     with pytest.raises(Overloaded, match="one number of this model does not fit into the device's free memory"):
-        run_in_halves(doubling(0, []), [1, 2], CPU, "number")
+        all_or_error(results)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("in TorchScript: CUDA out of memory.")])
+def test_those_that_fit_are_not_harmed_by_one_that_does_not(error: Exception) -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        if 3 in items:
+            raise error
+        return [2 * item for item in items]
+
+    results = run_in_halves(run, [1, 2, 3, 4, 5], CPU, "number")
+
+    assert isinstance(results[2], Overloaded)
+    assert [result for result in results if not isinstance(result, Overloaded)] == [2, 4, 8, 10]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

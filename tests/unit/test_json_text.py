@@ -136,3 +136,16 @@ def test_segmentations_out_of_the_object_store_are_read_only_and_written_all_the
     segmentation.iou_predictions.flags.writeable = False
 
     assert whole(segmentation) == expected
+
+
+def test_a_band_carries_no_more_than_its_rows_are_made_of(segmentation_of: BuildSegmentation) -> None:
+    segmentation = segmentation_of((1080, 1920), objects=100, has_object_axis=True)
+    # 216 rows are interpolated from 52 and two neighbours; a mask has 256.
+    in_one_mask = segmentation.band(1080 * 7 + 100, 1080 * 7 + 316)
+    assert [(piece.mask, len(piece.rows)) for piece in in_one_mask.masks] == [(7, 53)]
+    assert in_one_mask.logits == ()
+    assert in_one_mask.masks[0].rows.base is None
+    # Where masks end and logits begin.
+    between = segmentation.band(1080 * 300 - 10, 1080 * 300 + 10)
+    assert [piece.mask for piece in between.masks] == [299]
+    assert [(piece.mask, piece.start, len(piece.rows)) for piece in between.logits] == [(0, 0, 10)]

@@ -1,0 +1,243 @@
+"""Sam2Model around an engine that only notes what it is given: batches, what never reaches one, who is told what.
+
+The batch queue is Serve's own; only the replica around it is made up.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import serve
+
+from deployments.errors import Overloaded
+from deployments.model import sam2_model
+from deployments.model.sam2_model import Sam2Model
+from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.settings import ModelSettings, Sam2ModelConfig
+
+PROMPT = Prompt(point_coords=[[1, 1]], point_labels=[1])
+TOO_LARGE = 99
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Stands for an image: its first pixel."""
+
+    value: int
+    nbytes: int = 10
+    image_size: tuple[int, int] = (2, 2)
+
+
+@dataclass
+class RecordingEngine:
+    """Takes its time for each batch, and notes it. An image of TOO_LARGE does not fit."""
+
+    seconds: float = 0.05
+    images: list[list[int]] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def embed_each(self, images: Sequence[RgbArray]) -> list[Embedding | Overloaded]:
+        values = [int(image[0, 0, 0]) for image in images]
+        self.images.append(values)
+        self.go.wait(5)
+        return [Overloaded("does not fit") if value == TOO_LARGE else Embedding(value) for value in values]
+
+    def decode_each(self, items: Sequence[tuple[Embedding, Prompt]]) -> list[Any]:
+        self.prompts.append([embedding.value for embedding, _ in items])
+        time.sleep(self.seconds)
+        return [
+            (np.full((1, 1, 256, 256), embedding.value, np.float32), np.ones((1, 1), np.float32))
+            for embedding, _ in items
+        ]
+
+
+def image(value: int) -> RgbArray:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+@pytest.fixture
+def engine() -> RecordingEngine:
+    return RecordingEngine()
+
+
+@pytest.fixture
+def model(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Builds a model as a replica would, inside a running loop."""
+    context = SimpleNamespace(
+        replica_tag="replica",
+        _deployment_config=SimpleNamespace(max_ongoing_requests=64, autoscaling_config=None),
+    )
+    observer = SimpleNamespace(hit=lambda: None, miss=lambda: None, evicted=lambda: None, holds=lambda *_: None)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(sam2_model, "StatusReporter", lambda *_: SimpleNamespace(failed=print))
+    monkeypatch.setattr(sam2_model, "CacheMetrics", lambda _: observer)
+    monkeypatch.setattr(Sam2Model, "_load", lambda _: engine)
+    batched: Any
+    for batched in (Sam2Model._embed, Sam2Model._decode):
+        # Serve keeps one queue a process, for its event loop; here each test has a loop of its own.
+        batched.set_max_batch_size.__self__._queue = None
+
+    async def build(**config: Any) -> Sam2Model:
+        model = Sam2Model(ModelSettings(model_id="sam2-demo"))
+        await model.reconfigure(Sam2ModelConfig(cache_bytes=1000, **config).model_dump())
+        return model
+
+    yield build
+    engine.go.set()
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def ask(model: Sam2Model, value: int) -> int:
+    """A request for an image of that value; what the answer was made of."""
+    answer = await model.segment(str(value), PROMPT)
+    if isinstance(answer, PixelsWanted):
+        answer = await model.segment(str(value), PROMPT, image(value))
+    assert isinstance(answer, ModelAnswer)
+    assert answer.segmentation.image_id == str(value)
+    return int(answer.segmentation.low_res_logits[0, 0, 0, 0])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_images_that_come_while_a_batch_is_at_work_are_the_next_batch(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=4, batch_wait_timeout_s=0.001)
+        requests = []
+        for value in range(7):
+            requests.append(asyncio.create_task(ask(replica, value)))
+            # Much longer than a batch waits for company.
+            await asyncio.sleep(0.02)
+        engine.go.set()
+        assert await asyncio.gather(*requests) == list(range(7))
+        assert engine.images == [[0], [1, 2, 3, 4], [5, 6]]
+
+    run(test)
+
+
+def test_the_size_of_batches_is_live(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=2, batch_wait_timeout_s=0.001)
+        requests = [asyncio.create_task(ask(replica, 0))]
+        await until(lambda: bool(engine.images))
+        await replica.reconfigure(Sam2ModelConfig(max_batch_size=5, cache_bytes=1000).model_dump())
+        requests += [asyncio.create_task(ask(replica, value)) for value in range(1, 6)]
+        await asyncio.sleep(0.05)
+        engine.go.set()
+        await asyncio.gather(*requests)
+        assert engine.images == [[0], [1, 2, 3, 4, 5]]
+
+    run(test)
+
+
+def test_prompts_that_come_while_others_are_decoded_are_decoded_together(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model(max_decode_batch_size=3)
+        engine.go.set()
+        for value in range(5):
+            await ask(replica, value)
+        engine.prompts.clear()
+        assert await asyncio.gather(*(ask(replica, value) for value in range(5))) == list(range(5))
+        assert sorted(map(len, engine.prompts)) == [2, 3]
+        assert sorted(value for prompts in engine.prompts for value in prompts) == list(range(5))
+
+    run(test)
+
+
+def test_a_request_that_is_gone_never_reaches_a_batch(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=8, batch_wait_timeout_s=0.001)
+        first = asyncio.create_task(ask(replica, 0))
+        await until(lambda: bool(engine.images))
+        others = [asyncio.create_task(ask(replica, value)) for value in (1, 2, 2, 3)]
+        await asyncio.sleep(0.05)
+        # Both that want image 2, and one of the others.
+        for gone in (others[1], others[2], others[3]):
+            gone.cancel()
+        await asyncio.sleep(0.02)
+        engine.go.set()
+        assert list(await asyncio.gather(first, others[0])) == [0, 1]
+        assert engine.images == [[0], [1]]
+
+    run(test)
+
+
+def test_an_image_that_does_not_fit_fails_alone_and_is_not_remembered(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=8, batch_wait_timeout_s=0.05)
+        engine.go.set()
+        results = await asyncio.gather(*(ask(replica, value) for value in (1, TOO_LARGE, 2)), return_exceptions=True)
+        assert engine.images == [[1, TOO_LARGE, 2]]
+        assert (results[0], results[2]) == (1, 2)
+        assert isinstance(results[1], Overloaded)
+        with pytest.raises(Overloaded):
+            await ask(replica, TOO_LARGE)
+        assert len(engine.images) == 2
+
+    run(test)
+
+
+def test_answers_tell_hits_from_misses_and_what_took_how_long(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        assert await replica.segment("1", PROMPT) == PixelsWanted()
+        missed = await replica.segment("1", PROMPT, image(1))
+        hit = await replica.segment("1", PROMPT)
+        assert (missed.cache, hit.cache) == ("miss", "hit")
+        assert hit.embed_s < 0.01
+        assert min(missed.decode_s, hit.decode_s) >= engine.seconds
+
+    run(test)
+
+
+def test_another_is_asked_for_the_pixels_when_the_first_gives_up(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        assert await replica.segment("1", PROMPT) == PixelsWanted()
+        waiting = asyncio.create_task(ask(replica, 1))
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        await replica.give_up("1")
+        assert await waiting == 1
+
+    run(test)
+
+
+def test_a_forgotten_image_is_asked_for_again(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        await ask(replica, 1)
+        assert await replica.forget("1")
+        assert not await replica.forget("1")
+        assert await replica.segment("1", PROMPT) == PixelsWanted()
+
+    run(test)
