@@ -270,6 +270,8 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
         # What a client has not taken for so long, HAProxy drops; shortly after RequestParser has given the client up.
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
+        # A reload, for a replica that comes or goes, leaves the answers under way this long to end.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
         # Ray's half a minute is for proxies on other nodes, which hear of a replica's end later.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # A self-hosted service reports to nobody unless its operator says so.
