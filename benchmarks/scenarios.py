@@ -84,11 +84,20 @@ class Comparison:
 BOTH = (False, True)
 # The naive server needs about 8 s for a 1080p request on two cores, so it gets few of them; its rate varies little.
 FULL = [
-    *(Scenario(size, same, logits, 1, 3, 1, 4) for size in (VGA, FULL_HD) for same in BOTH for logits in BOTH),
-    *(Scenario(VGA, same, True, 4, 2, 4, 12) for same in BOTH),
-    *(Scenario(FULL_HD, same, True, 4, 3, 4, 12) for same in BOTH),
+    *(Scenario(FULL_HD, same, True, 4, 3, 4, 24 if same else 8) for same in BOTH),
     Scenario(FULL_HD, True, False, 4, 3, 4, 24),
-    *(Scenario(size, same, True, 16, 1, 16, 32) for size, same in ((VGA, False), (FULL_HD, False), (FULL_HD, True))),
+    *(
+        Scenario(size, same, logits, 1, 3, 1, 4 if same else 2)
+        for size in (FULL_HD, VGA)
+        for same in BOTH
+        for logits in BOTH
+    ),
+    *(Scenario(VGA, same, True, 4, 1, 4, 24 if same else 8) for same in BOTH),
+    # One request after the other, the naive server answers as many a second whether six wait or sixteen.
+    *(
+        Scenario(size, same, True, 16, 1, 6, 64 if same else 16)
+        for size, same in ((FULL_HD, True), (VGA, False), (FULL_HD, False))
+    ),
 ]
 QUICK = [
     Scenario(VGA, False, True, 1, 1, 1, 2),

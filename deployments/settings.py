@@ -6,6 +6,8 @@ Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in 
 """
 
 import os
+import socket
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -268,6 +270,9 @@ def prepare_environment() -> None:
     if has_haproxy():
         # Then what is sent waits for the client that reads it, and is sent faster: README, "Behind HAProxy".
         os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        # Another Ray on this machine may have them already, and HAProxy would not start.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
         # What a client has not taken for so long, HAProxy drops; shortly after RequestParser has given the client up.
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
         # A reload, for a replica that comes or goes, leaves the answers under way this long to end.
@@ -276,6 +281,15 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # A self-hosted service reports to nobody unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _free_port(wanted: int) -> int:
+    """A TCP port that nothing listens on: the wanted one, if it is free."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    return wanted
 
 
 def use_compile_cache(folder: Path | None) -> None:

@@ -52,7 +52,11 @@ def replicas() -> dict[str, int]:
     import ray
 
     actors = ray._private.state.actors(actor_state_name="ALIVE").values()
-    return {actor["Name"]: actor["Pid"] for actor in actors if actor["Name"].startswith("SERVE_REPLICA::")}
+    return {
+        actor["Name"]: actor["Pid"]
+        for actor in actors
+        if actor["Name"].startswith("SERVE_REPLICA::segment-anything-2#")
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)

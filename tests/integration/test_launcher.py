@@ -24,13 +24,18 @@ ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
 
 
+def _outside_of_this_service() -> dict[str, str]:
+    """The environment without the ports that the shared service chose for its own HAProxy."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_HAPROXY_")}
+
+
 @contextmanager
 def launched(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The launcher as a process of its own; stopped at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments", *arguments],
         cwd=ROOT,
-        env={**os.environ, "RAY_worker_niceness": "0", **environment},
+        env={**_outside_of_this_service(), "RAY_worker_niceness": "0", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
