@@ -4,7 +4,6 @@ Frozen dataclasses over numpy arrays. They validate themselves, so that the HTTP
 Names, shapes and meanings are those of SAM 2's `SAM2ImagePredictor.predict`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,21 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deployments.errors import InvalidPrompt
-from deployments.upsampling import source_rows, upsample
+from deployments.upsampling import upsample
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 RgbArray: TypeAlias = NDArray[np.uint8]
-Text: TypeAlias = NDArray[np.uint8]
 
 LOW_RES_SIZE = 256
 """Height and width of SAM 2's low-resolution logits, and of `mask_input`."""
 
 LOGIT_LIMIT = 32.0
 """SAM 2 returns low-resolution logits clamped to ±32; full-size masks come from the unclamped ones."""
-
-BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
-"""Text of one mask value in the default answer, comma included: a float32 on average, and 0 or 1."""
 
 POINT_LABELS = {-1: "padding", 0: "background", 1: "foreground", 2: "box top left", 3: "box bottom right"}
 
@@ -233,32 +228,6 @@ class Segmentation:
         """`C×256×256` (or `B×C×256×256`) float32 in [-32, 32]: what a later prompt takes as `mask_input`."""
         return self._without_object_axis(self.low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT))
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of all full-size masks and of all low-resolution logits: the unit in which an answer is written."""
-        return int(self.iou_predictions.size) * (self.image_size[0] + LOW_RES_SIZE)
-
-    def band(self, start: int, stop: int) -> "Band":
-        """Rows `start` to `stop` of the answer (0 to `num_rows`), with no more logits than they are made of."""
-        height = self.image_size[0]
-        full_rows = int(self.iou_predictions.size) * height
-        masks = [
-            self._piece(mask, *source_rows(height, LOW_RES_SIZE, first, last))
-            for mask, first, last in _touched(start, min(stop, full_rows), height)
-        ]
-        logits = [
-            self._piece(mask, first, last)
-            for mask, first, last in _touched(max(start - full_rows, 0), stop - full_rows, LOW_RES_SIZE)
-        ]
-        return Band(
-            self.image_size, self.iou_predictions, self.has_object_axis, start, stop, tuple(masks), tuple(logits)
-        )
-
-    def _piece(self, mask: int, first: int, last: int) -> "Piece":
-        candidates = self.iou_predictions.shape[1]
-        # A copy: of a slice, Ray would send what it is a slice of.
-        return Piece(mask, first, self.low_res_logits[divmod(mask, candidates)][first:last].copy())
-
     def masks(self, return_logits: bool = False) -> NDArray[Any]:
         """`C×H×W` (or `B×C×H×W`) masks at the image's size.
 
@@ -270,61 +239,6 @@ class Segmentation:
 
     def _without_object_axis(self, array: FloatArray) -> FloatArray:
         return array if self.has_object_axis else array[0]
-
-
-def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int]]:
-    """Rows `start` to `stop`, counted through masks of this height, as (mask, first row, one past the last)."""
-    while start < stop:
-        mask, first = divmod(start, height)
-        last = min(height, first + stop - start)
-        yield mask, first, last
-        start += last - first
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some rows of the low-resolution logits of one mask.
-
-    Attributes:
-        mask: the mask, counted through objects and their candidates.
-        start: the first of the rows.
-        rows: `n×256` float32, not clamped.
-    """
-
-    mask: int
-    start: int
-    rows: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """Some rows of an answer, and no more of its Segmentation than it takes to write them.
-
-    Rows are counted through: first those of all full-size masks, over objects and their candidates, then those of all
-    low-resolution logits.
-
-    Attributes:
-        image_size: height and width of the image in pixels.
-        iou_predictions: `B×C` float32, of all masks.
-        has_object_axis: whether the answer leads with the object axis `B`.
-        start: first row, from 0.
-        stop: one past the last row.
-        masks: what the rows of full-size masks are interpolated from, a piece for each mask.
-        logits: the rows of low-resolution logits, likewise.
-    """
-
-    image_size: tuple[int, int]
-    iou_predictions: FloatArray
-    has_object_axis: bool
-    start: int
-    stop: int
-    masks: tuple[Piece, ...]
-    logits: tuple[Piece, ...]
-
-    @property
-    def scores(self) -> FloatArray:
-        """`C` (or `B×C`) float32: the estimated IoU of each mask."""
-        return self.iou_predictions if self.has_object_axis else self.iou_predictions[0]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The default answer, `{"masks": "…", "scores": "…", "logits": "…"}`: three strings that hold JSON, written in bands.
 
-Bands (see `schema.Band`) that follow each other without gaps concatenate to the whole body, so no more than a band of
+Bands (see bands.py) that follow each other without gaps concatenate to the whole body, so no more than a band of
 it ever needs to exist. Numbers are the shortest text that reads back to the same
 float32 (orjson); 0/1 masks are integers. Nothing in that text needs escaping inside a JSON string.
 """
@@ -12,7 +12,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE, Band, Piece
+from deployments.bands import Band, Piece
+from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE
 from deployments.upsampling import upsample_rows
 
 Rows = Callable[[Piece, int, int], NDArray[Any]]

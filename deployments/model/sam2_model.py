@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray import serve
@@ -15,15 +15,13 @@ from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
 from deployments.model.rounds import Rounds
 from deployments.model_status import StatusReporter
-from deployments.schema import FloatArray, ModelAnswer, PixelsWanted, Prompt, RgbArray, sorted_segmentation
+from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray, sorted_segmentation
 from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
 
 if TYPE_CHECKING:
-    from deployments.model.engine import Engine, ImageEmbedding
+    from deployments.model.engine import Decoded, Engine, ImageEmbedding
 
 T = TypeVar("T")
-Decoded: TypeAlias = tuple[FloatArray, FloatArray]
-"""Low-resolution logits and IoU predictions, as Engine.decode gives them."""
 
 
 class Sam2Model:
@@ -157,12 +155,12 @@ class Sam2Model:
 
     # No wait: who comes while a batch is at work forms the next one.
     @serve.batch(batch_wait_timeout_s=0)
-    async def _decode(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> list[tuple[Decoded | Overloaded, float]]:
+    async def _decode(self, items: "list[tuple[ImageEmbedding, Prompt]]") -> "list[tuple[Decoded | Overloaded, float]]":
         return await self._decode_batch(items)
 
     async def _decode_batch(
         self, items: "list[tuple[ImageEmbedding, Prompt]]"
-    ) -> list[tuple[Decoded | Overloaded, float]]:
+    ) -> "list[tuple[Decoded | Overloaded, float]]":
         self._decode_rounds.begin()
         return await _timed(self._decode_thread, self._ready_engine().decode_each, items)
 

@@ -2,16 +2,12 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any
 
-import ray
-from ray import serve
 from ray.exceptions import (
     ObjectLostError,
     RayActorError,
@@ -20,26 +16,14 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
-from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS, RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deployments.bands import Text, cut_band, num_rows, row_bytes
 from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServiceError, Unavailable
-from deployments.model_status import ModelStatus, read_statuses
-from deployments.parsing.hardware import node_hardware
-from deployments.schema import (
-    BYTES_PER_BIT,
-    BYTES_PER_LOGIT,
-    LOW_RES_SIZE,
-    ModelAnswer,
-    PixelsWanted,
-    Prompt,
-    RgbArray,
-    Segmentation,
-    Text,
-)
-from deployments.settings import APP_NAME, RequestParserConfig
+from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
+from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray, Segmentation
+from deployments.settings import RequestParserConfig
 
 logger = logging.getLogger("ray.serve")
 
@@ -50,10 +34,7 @@ AWAKE_FOR_S = 30.0
 """A model that answered is taken to be awake for this long, and not asked whether it is."""
 
 BANDS_IN_FLIGHT = 2
-HARDWARE_TIMEOUT_S = 10.0
 FORGET_TIMEOUT_S = 10.0
-CONTROL_PLANE_TIMEOUT_S = 2.0
-LOOK_EVERY_S = 1.0
 LATE = "the request did not finish within its deadline"
 
 
@@ -74,6 +55,7 @@ class Calls:
     Args:
         models: a handle for each model id.
         encoder: the handle of ResponseEncoder.
+        control_plane: what the cluster says of the models.
         config: time-outs, repeats and the size of a band.
     """
 
@@ -81,16 +63,14 @@ class Calls:
         self,
         models: dict[str, "DeploymentHandle[Any]"],
         encoder: "DeploymentHandle[Any]",
+        control_plane: ControlPlane,
         config: RequestParserConfig,
     ) -> None:
         self._models = models
         self._encoder = encoder
+        self._control_plane = control_plane
         self.config = config
         self._awake_until: dict[str, float] = {}
-        self._statuses = [ModelStatus(model_id, "loading", "not known yet") for model_id in models]
-        self._looked_at = -math.inf
-        self._looking = asyncio.Lock()
-        self._lookers = ThreadPoolExecutor(2, thread_name_prefix="status")
         self._background: set[asyncio.Task[None]] = set()
 
     async def segment(
@@ -140,7 +120,7 @@ class Calls:
         Raises:
             Unavailable: a replica did not answer in time.
         """
-        awake = [status.model_id for status in await self.model_statuses() if status.state != "asleep"]
+        awake = [status.model_id for status in await self._control_plane.model_statuses() if status.state != "asleep"]
         return any(await asyncio.gather(*(self._forget(model_id, image_id) for model_id in awake)))
 
     async def _forget(self, model_id: str, image_id: str) -> bool:
@@ -151,7 +131,7 @@ class Calls:
                 results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
             except DeploymentUnavailableError:
                 # No replica, no memory; but a handle that was never used learns of its replicas a moment later.
-                if (await self._status(model_id)).state != "ready":
+                if (await self._control_plane.model_status(model_id)).state != "ready":
                     return found
                 await asyncio.sleep(0.2)
                 continue
@@ -172,7 +152,7 @@ class Calls:
 
     def answer_bytes(self, segmentation: Segmentation, return_logits: bool) -> int:
         """About how long an answer's text will be."""
-        return segmentation.num_rows * _row_bytes(segmentation, return_logits)
+        return num_rows(segmentation) * row_bytes(segmentation, return_logits)
 
     async def bands(
         self, segmentation: Segmentation, return_logits: bool, deadline: Deadline
@@ -184,8 +164,8 @@ class Calls:
             return_logits: un-thresholded float masks, or 0 and 1.
             deadline: for the first bands; each further one has as long as a request.
         """
-        rows = segmentation.num_rows
-        band = max(1, self.config.band_bytes // _row_bytes(segmentation, return_logits))
+        rows = num_rows(segmentation)
+        band = max(1, self.config.band_bytes // row_bytes(segmentation, return_logits))
         in_flight: deque[asyncio.Task[memoryview]] = deque()
         try:
             for start in range(0, rows, band):
@@ -205,7 +185,7 @@ class Calls:
     async def _band(
         self, segmentation: Segmentation, start: int, stop: int, return_logits: bool, deadline: Deadline
     ) -> memoryview:
-        band = segmentation.band(start, stop)
+        band = cut_band(segmentation, start, stop)
         text: Text = await self._call(lambda: self._encoder.encode_band.remote(band, return_logits), deadline)
         return text.data
 
@@ -218,12 +198,14 @@ class Calls:
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
                 # A warm model that cannot be loaded has no replica that could say so.
-                status = await self._status(model_id)
+                status = await self._control_plane.model_status(model_id)
                 if status.state == "failed":
                     raise ModelUnavailable(f"model {model_id} failed to load: {status.detail}")
             await ready
         except DeadlineExceeded as error:
-            raise ModelUnavailable(f"model {await self._status(model_id)}; try again later") from error
+            raise ModelUnavailable(
+                f"model {await self._control_plane.model_status(model_id)}; try again later"
+            ) from error
         finally:
             ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
@@ -255,50 +237,6 @@ class Calls:
                 await asyncio.sleep(min(0.2 * 2**attempt, deadline.remaining()))
         raise Unavailable("the replicas that had this request died; it is safe to send it again")
 
-    async def model_statuses(self) -> list[ModelStatus]:
-        """The state of each configured model, at most a second old; wakes none.
-
-        Asked in threads of its own, so that a cluster whose control plane hangs can still be told to be alive, and can
-        still decode images: then the last answer stands.
-        """
-        async with self._looking:
-            if time.monotonic() - self._looked_at > LOOK_EVERY_S:
-                loop = asyncio.get_running_loop()
-                try:
-                    async with asyncio.timeout(CONTROL_PLANE_TIMEOUT_S):
-                        self._statuses = await loop.run_in_executor(self._lookers, self._look)
-                except (TimeoutError, RayError) as error:
-                    logger.warning("the control plane does not answer: %s", type(error).__name__)
-                self._looked_at = time.monotonic()
-        return self._statuses
-
-    def _look(self) -> list[ModelStatus]:
-        reported = read_statuses()
-        application = serve.status().applications.get(APP_NAME)
-        deployments = application.deployments if application else {}
-        return [
-            model_status(model_id, reported.get(model_id), deployments.get(handle.deployment_name))
-            for model_id, handle in self._models.items()
-        ]
-
-    async def _status(self, model_id: str) -> ModelStatus:
-        return next(status for status in await self.model_statuses() if status.model_id == model_id)
-
-
-def is_flow_controlled() -> bool:
-    """Whether what this replica sends waits for the client to take it.
-
-    So it is where clients reach the replica's own HTTP server (direct ingress, behind HAProxy) and that server shares
-    its event loop. Elsewhere Serve takes in all that is sent, however slowly the client reads.
-    """
-    return RAY_SERVE_ENABLE_DIRECT_INGRESS and not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
-
-
-def _row_bytes(segmentation: Segmentation, return_logits: bool) -> int:
-    """About the longest text of a row, of a full-size mask or of low-resolution logits."""
-    width = segmentation.image_size[1]
-    return max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
-
 
 async def _give_up(model: "DeploymentHandle[Any]", image_id: str) -> None:
     try:
@@ -328,36 +266,3 @@ def _cause(error: BaseException) -> BaseException:
     while isinstance(inner, RayTaskError) and inner.cause is not None:
         inner = inner.cause
     return inner if isinstance(inner, ServiceError) else error
-
-
-def model_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
-    """Joins what a model's replicas say with what Serve says of its deployment (None while it does not know one)."""
-    if deployment is None:
-        return reported or ModelStatus(model_id, "loading", "starting a replica")
-    broken = deployment.status in ("UNHEALTHY", "DEPLOY_FAILED")
-    if broken and reported is not None and reported.state == "failed":
-        return reported
-    if deployment.status == "DEPLOY_FAILED":
-        return ModelStatus(model_id, "failed", deployment.message)
-    if any(deployment.replica_states.values()):
-        return reported or ModelStatus(model_id, "loading", "starting a replica")
-    # Unhealthy is also what Serve calls a deployment while it replaces a replica that died.
-    return ModelStatus(model_id, "loading", deployment.message) if broken else ModelStatus(model_id, "asleep")
-
-
-async def cluster_hardware() -> list[dict[str, Any]]:
-    """The hardware of every living node of the cluster, asked on the node itself."""
-    nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
-    return list(await asyncio.gather(*(_ask_node(node["NodeID"]) for node in nodes)))
-
-
-async def _ask_node(node_id: str) -> dict[str, Any]:
-    task = ray.remote(num_cpus=0)(node_hardware)
-    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    try:
-        facts = await asyncio.wait_for(
-            asyncio.wrap_future(task.options(scheduling_strategy=affinity).remote().future()), HARDWARE_TIMEOUT_S
-        )
-    except (TimeoutError, RayError) as error:
-        return {"node_id": node_id, "error": f"no answer: {type(error).__name__}"}
-    return {"node_id": node_id, **facts}

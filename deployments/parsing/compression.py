@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 
 import zstandard
 
-from deployments.schema import BYTES_PER_BIT, BYTES_PER_LOGIT, LOW_RES_SIZE, Segmentation
+from deployments.bands import BYTES_PER_BIT, BYTES_PER_LOGIT
+from deployments.schema import LOW_RES_SIZE, Segmentation
 
 Coding = Literal["zstd", "gzip"]
 CODINGS: tuple[Coding, ...] = ("zstd", "gzip")

@@ -18,18 +18,19 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from deployments.errors import InvalidPrompt, InvalidRequest, ModelUnavailable, ServiceError, TooLarge, UnknownModel
-from deployments.model_status import ModelStatus
+from deployments.errors import InvalidPrompt, InvalidRequest, ServiceError, TooLarge, UnknownModel
 from deployments.parsing import documents
 from deployments.parsing.answers import AnswerBudget, BandedResponse, Delivery
 from deployments.parsing.boundary import Boundary, on_http_exception, on_service_error, on_validation_error
-from deployments.parsing.calls import Calls, Deadline, cluster_hardware, is_flow_controlled
+from deployments.parsing.calls import Calls, Deadline
 from deployments.parsing.compression import choose_coding, compressed
+from deployments.parsing.control_plane import ControlPlane, is_flow_controlled
 from deployments.parsing.form import form_route, parse_prompt
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify
 from deployments.parsing.server_timing import ServerTiming
+from deployments.parsing.side_routes import SideRoutes
 from deployments.schema import ModelAnswer, Prompt, RgbArray, Segmentation
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
 
@@ -62,7 +63,9 @@ class RequestParser:
         encoder: "DeploymentHandle[Any]",
     ) -> None:
         self._settings = settings
-        self._calls = Calls(models, encoder, RequestParserConfig())
+        control_plane = ControlPlane(list(models))
+        self._calls = Calls(models, encoder, control_plane, RequestParserConfig())
+        self._side_routes = SideRoutes(settings.default_model_id, control_plane)
         # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
         self._budget = AnswerBudget(self._calls.config.answer_budget_bytes)
@@ -137,7 +140,7 @@ class RequestParser:
             tags=["generate"],
             responses=documents.error_responses(400, 401, 503),
         )
-        self._add_side_routes(app)
+        self._side_routes.add_to(app)
         return app
 
     def _form_routes(self) -> APIRouter:
@@ -165,18 +168,6 @@ class RequestParser:
         )
         router.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
         return router
-
-    def _add_side_routes(self, app: FastAPI) -> None:
-        app.add_api_route("/", self.get_root, include_in_schema=False)
-        app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
-        app.add_api_route(
-            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.error_responses(503)
-        )
-        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.error_responses(401)}
-        app.add_api_route("/version", self.get_version, operation_id="version", **guarded)
-        app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
-        app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
-        app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
 
     # ---- routes
 
@@ -222,50 +213,6 @@ class RequestParser:
     async def delete_image(self, image_id: str) -> documents.Forgotten:
         """Forgets an image: drops what every replica of every model has computed from it."""
         return documents.Forgotten(image_id=image_id, forgotten=await self.forget(image_id))
-
-    async def get_root(self, request: Request) -> RedirectResponse:
-        """Leads a browser to the documentation."""
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
-
-    async def get_health(self) -> documents.Health:
-        """Whether the service is alive."""
-        state = (await self._default_model_status()).state
-        return documents.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
-
-    async def get_ready(self) -> documents.Ready:
-        """Whether the default model can answer; 503 while it cannot."""
-        status = await self._default_model_status()
-        if status.state != "ready":
-            raise ModelUnavailable(f"model {status}")
-        return documents.Ready(status="READY", model_id=status.model_id)
-
-    async def get_version(self) -> documents.Version:
-        """The service's version and its default model."""
-        return documents.Version(model_id=self._settings.default_model_id, version=version("segment-anything-2-serve"))
-
-    async def get_models(self) -> documents.Models:
-        """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
-        default = self._settings.default_model_id
-        statuses = await self._calls.model_statuses()
-        return documents.Models(
-            models=[documents.Model(default=status.model_id == default, **vars(status)) for status in statuses]
-        )
-
-    async def get_hardware_info(self) -> documents.HardwareInfo:
-        """The GPUs and nodes of the cluster."""
-        nodes = await cluster_hardware()
-        gpus = [documents.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
-        return documents.HardwareInfo(
-            model_id=self._settings.default_model_id, gpu_info=dict(enumerate(gpus)), nodes=_node_documents(nodes)
-        )
-
-    async def get_hardware_stats(self) -> documents.HardwareStats:
-        """How busy the GPUs and nodes of the cluster are."""
-        nodes = await cluster_hardware()
-        gpus = [documents.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
-        return documents.HardwareStats(
-            model_id=self._settings.default_model_id, gpu_stats=dict(enumerate(gpus)), nodes=_node_documents(nodes)
-        )
 
     # ---- checks
 
@@ -346,14 +293,3 @@ class RequestParser:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._calls.config.request_timeout_s)
-
-    async def _default_model_status(self) -> ModelStatus:
-        statuses = await self._calls.model_statuses()
-        return next(status for status in statuses if status.model_id == self._settings.default_model_id)
-
-
-def _node_documents(nodes: list[dict[str, Any]]) -> list[documents.Node]:
-    return [
-        documents.Node(gpu_count=len(node.get("gpus", [])), **{key: node[key] for key in node if key != "gpus"})
-        for node in nodes
-    ]

@@ -21,8 +21,6 @@ MISSING_FILE = "tests/missing-file"
 WRONG_CHECKPOINT = "tests/wrong-checkpoint"
 NOT_CACHED = "facebook/sam2.1-hiera-small"
 
-FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
-
 
 @dataclass(frozen=True)
 class Service:
@@ -59,6 +57,9 @@ def model_entry(model_id: str, **options: Any) -> dict[str, Any]:
 
 def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]:
     """The config of the shared service."""
+    # Here, since it imports Ray, which is to see what prepare_environment sets.
+    from deployments.app import FLOW_CONTROL
+
     warm = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
     return {
         "proxy_location": "HeadOnly",

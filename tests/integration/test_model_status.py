@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from deployments.model_status import ModelStatus
-from deployments.parsing.calls import model_status
+from deployments.parsing.control_plane import joined_status
 
 FAILED, READY = ModelStatus("m", "failed", "no such file"), ModelStatus("m", "ready")
 ONE, NONE = {"RUNNING": 1}, {"RUNNING": 0}
@@ -31,10 +31,10 @@ def test_a_model_is_in_one_state(
     reported: ModelStatus | None, serve_says: str, replicas: dict[str, int], state: str, detail: str
 ) -> None:
     deployment = SimpleNamespace(status=serve_says, replica_states=replicas, message="Serve's words")
-    status = model_status("m", reported, deployment)
+    status = joined_status("m", reported, deployment)
     assert (status.model_id, status.state, status.detail) == ("m", state, detail)
 
 
 def test_a_deployment_that_serve_does_not_know_yet_is_loading() -> None:
-    assert model_status("m", None, None).state == "loading"
-    assert model_status("m", READY, None) == READY
+    assert joined_status("m", None, None).state == "loading"
+    assert joined_status("m", READY, None) == READY

@@ -1,7 +1,7 @@
 """Sending an answer: the budget, clients that stall, what is told before the first byte and what is not."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -10,21 +10,9 @@ from starlette.requests import ClientDisconnect
 from deployments.errors import Overloaded, Unavailable
 from deployments.parsing.answers import CHUNK_BYTES, AnswerBudget, BandedResponse, Delivery
 from deployments.parsing.server_timing import ServerTiming
+from tests.loops import run, settled
 
 MB = 1_000_000
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(10):
-            await test()
-
-    asyncio.run(bounded())
-
-
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 class Client:

@@ -30,6 +30,7 @@ from benchmarks.servers import Server, free_port
 from benchmarks.spread import Spread, percentile, ratios
 from benchmarks.workplace import DEMO
 from deployments import app
+from deployments.bands import num_rows
 from deployments.model.sam2_model import Sam2Model
 from deployments.settings import Sam2ModelConfig, parse_settings
 
@@ -275,7 +276,7 @@ def test_the_waiting_model_has_the_models_methods() -> None:
     for name in ("reconfigure", "wait_until_ready", "segment"):
         assert callable(getattr(ours, name))
         assert callable(getattr(theirs, name))
-    assert waiting_model.small_segmentation("id", DEMO).num_rows == 64 + 256
+    assert num_rows(waiting_model.small_segmentation("id", DEMO)) == 64 + 256
 
 
 @pytest.mark.parametrize(

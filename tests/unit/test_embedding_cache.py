@@ -1,13 +1,13 @@
 """The embedding cache: eviction by bytes, time to live, single flight, election of a sender, cancellation."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from deployments.model.embedding_cache import EmbeddingCache
+from tests.loops import run, settled
 
 
 @dataclass(eq=False)
@@ -78,20 +78,6 @@ def made(value: Embedding) -> Callable[[], Awaitable[Embedding]]:
         return value
 
     return run
-
-
-async def settled() -> None:
-    """Lets every task run as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(10):
-            await test()
-
-    asyncio.run(bounded())
 
 
 async def request(cache: Cache, image_id: str, encoder: Encoder) -> Embedding:

@@ -16,7 +16,7 @@ FILES = {
     for path in sorted((ROOT / "deployments").rglob("*.py"))
 }
 
-SHARED = {"schema", "errors", "settings", "metrics", "model_status", "upsampling"}
+SHARED = {"schema", "bands", "errors", "settings", "metrics", "model_status", "upsampling"}
 ROOMS = {"parsing", "model", "encoding"}
 
 # What each module at the top may import of ours; a room may import itself and SHARED.
@@ -28,6 +28,7 @@ OWN_IMPORTS = {
     "model_status": set[str](),
     "settings": {"errors"},
     "schema": {"errors", "upsampling"},
+    "bands": {"schema", "upsampling"},
     "app": {
         "settings",
         "parsing.request_parser",
@@ -42,12 +43,13 @@ OWN_IMPORTS = {
 LAZY = {"__main__": {"model.checkpoints"}}
 
 DEPLOYMENT_FILES = {"parsing.request_parser", "model.sam2_model", "encoding.response_encoder"}
+CLUSTER_FILES = {"parsing.calls", "parsing.control_plane", "parsing.affinity_router"}
+RAY_FILES = {"app", "__main__", "model_status", "metrics"} | CLUSTER_FILES
 SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
 TORCH_FILES = SAM2_FILES | {"model.devices", "model.halving"}
-HTTP_FILES = {"parsing.request_parser", "parsing.form", "parsing.boundary", "parsing.answers"}
+HTTP_FILES = {"parsing.request_parser", "parsing.side_routes", "parsing.form", "parsing.boundary", "parsing.answers"}
 ONLY_IN = {
-    "ray": {"app", "__main__", "model_status", "metrics", "parsing.calls", "parsing.affinity_router"}
-    | DEPLOYMENT_FILES,
+    "ray": RAY_FILES | DEPLOYMENT_FILES,
     "sam2": SAM2_FILES,
     "torch": TORCH_FILES,
     "torchvision": TORCH_FILES,
@@ -201,6 +203,7 @@ sys.modules["ray"] = None
 
 import numpy as np
 import torch
+from deployments.bands import cut_band, num_rows
 from deployments.encoding.json_text import encode_band
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
@@ -216,7 +219,7 @@ engine = Engine(load_model(ModelSettings(model_id="sam2-demo"), print), torch.de
 prompt = parse_prompt({"box": "[10, 10, 50, 40]"}, True, True, Limits())
 [answer] = engine.decode([(embedding, prompt)])
 segmentation = sorted_segmentation(image.image_id, "sam2-demo", (60, 80), *answer, prompt.has_object_axis)
-assert encode_band(segmentation.band(0, segmentation.num_rows), False).endswith(b'"}')
+assert encode_band(cut_band(segmentation, 0, num_rows(segmentation)), False).endswith(b'"}')
 print("answered")
 """
 

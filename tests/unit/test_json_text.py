@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
+from deployments.bands import cut_band, num_rows
 from deployments.encoding.json_text import encode_band
 from deployments.schema import Segmentation
 
@@ -22,11 +23,11 @@ OBJECTS = [
 
 
 def band_text(segmentation: Segmentation, start: int, stop: int, return_logits: bool) -> bytes:
-    return encode_band(segmentation.band(start, stop), return_logits)
+    return encode_band(cut_band(segmentation, start, stop), return_logits)
 
 
 def whole(segmentation: Segmentation, return_logits: bool = True) -> bytes:
-    return band_text(segmentation, 0, segmentation.num_rows, return_logits)
+    return band_text(segmentation, 0, num_rows(segmentation), return_logits)
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_bands_of_any_size_make_the_same_body(
     segmentation_of: BuildSegmentation, objects: int, has_object_axis: bool, band: int, return_logits: bool
 ) -> None:
     segmentation = segmentation_of((7, 9), objects=objects, has_object_axis=has_object_axis)
-    rows = segmentation.num_rows
+    rows = num_rows(segmentation)
 
     parts = [band_text(segmentation, start, min(start + band, rows), return_logits) for start in range(0, rows, band)]
 
@@ -89,7 +90,7 @@ def test_bands_of_any_size_make_the_same_body(
 @pytest.mark.parametrize("seed", range(10))
 def test_bands_of_uneven_sizes_make_the_same_body(segmentation_of: BuildSegmentation, seed: int) -> None:
     segmentation = segmentation_of((11, 4), objects=2, has_object_axis=True)
-    rows = segmentation.num_rows
+    rows = num_rows(segmentation)
     cuts = np.random.default_rng(seed).choice(np.arange(1, rows), size=9, replace=False)
 
     parts = [band_text(segmentation, start, stop, True) for start, stop in pairwise([0, *sorted(cuts.tolist()), rows])]
@@ -141,11 +142,11 @@ def test_segmentations_out_of_the_object_store_are_read_only_and_written_all_the
 def test_a_band_carries_no_more_than_its_rows_are_made_of(segmentation_of: BuildSegmentation) -> None:
     segmentation = segmentation_of((1080, 1920), objects=100, has_object_axis=True)
     # 216 rows are interpolated from 52 and two neighbours; a mask has 256.
-    in_one_mask = segmentation.band(1080 * 7 + 100, 1080 * 7 + 316)
+    in_one_mask = cut_band(segmentation, 1080 * 7 + 100, 1080 * 7 + 316)
     assert [(piece.mask, len(piece.rows)) for piece in in_one_mask.masks] == [(7, 53)]
     assert in_one_mask.logits == ()
     assert in_one_mask.masks[0].rows.base is None
     # Where masks end and logits begin.
-    between = segmentation.band(1080 * 300 - 10, 1080 * 300 + 10)
+    between = cut_band(segmentation, 1080 * 300 - 10, 1080 * 300 + 10)
     assert [piece.mask for piece in between.masks] == [299]
     assert [(piece.mask, piece.start, len(piece.rows)) for piece in between.logits] == [(0, 0, 10)]

@@ -1,10 +1,9 @@
 """Rounds: who comes while a batch is at work enters with the others when it is done."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from deployments.model.rounds import Rounds
+from tests.loops import run, settled
 
 
 class Queue:
@@ -28,19 +27,6 @@ class Queue:
                 self._inside = []
             await self.done.wait()
             return number
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(10):
-            await test()
-
-    asyncio.run(bounded())
-
-
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def finish(queue: Queue) -> None:

@@ -6,7 +6,7 @@ The batch queue is Serve's own; only the replica around it is made up.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from deployments.model import sam2_model
 from deployments.model.sam2_model import Sam2Model
 from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
+from tests.loops import run
 
 PROMPT = Prompt(point_coords=[[1, 1]], point_labels=[1])
 TOO_LARGE = 99
@@ -91,14 +92,6 @@ def model(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     yield build
     engine.go.set()
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test()
-
-    asyncio.run(bounded())
 
 
 async def ask(model: Sam2Model, value: int) -> int:

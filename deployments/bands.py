@@ -1,0 +1,113 @@
+"""How an answer is cut: bands of rows, each sent to an encoder with no more of the masks than it is made of.
+
+Rows are counted through: first those of all full-size masks, over objects and their candidates, then those of all
+low-resolution logits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.schema import LOW_RES_SIZE, FloatArray, Segmentation
+from deployments.upsampling import source_rows
+
+Text: TypeAlias = NDArray[np.uint8]
+"""The bytes of some text, as an array: Ray lets its reader look into shared memory, where it would copy bytes twice."""
+
+BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
+"""Text of one mask value in the default answer, comma included: a float32 on average, and 0 or 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some rows of the low-resolution logits of one mask.
+
+    Attributes:
+        mask: the mask, counted through objects and their candidates.
+        start: the first of the rows.
+        rows: `n×256` float32, not clamped.
+    """
+
+    mask: int
+    start: int
+    rows: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Some rows of an answer, and no more of its Segmentation than it takes to write them.
+
+    Attributes:
+        image_size: height and width of the image in pixels.
+        iou_predictions: `B×C` float32, of all masks.
+        has_object_axis: whether the answer leads with the object axis `B`.
+        start: first row, from 0.
+        stop: one past the last row.
+        masks: what the rows of full-size masks are interpolated from, a piece for each mask.
+        logits: the rows of low-resolution logits, likewise.
+    """
+
+    image_size: tuple[int, int]
+    iou_predictions: FloatArray
+    has_object_axis: bool
+    start: int
+    stop: int
+    masks: tuple[Piece, ...]
+    logits: tuple[Piece, ...]
+
+    @property
+    def scores(self) -> FloatArray:
+        """`C` (or `B×C`) float32: the estimated IoU of each mask."""
+        return self.iou_predictions if self.has_object_axis else self.iou_predictions[0]
+
+
+def num_rows(segmentation: Segmentation) -> int:
+    """Rows of all full-size masks and of all low-resolution logits."""
+    return int(segmentation.iou_predictions.size) * (segmentation.image_size[0] + LOW_RES_SIZE)
+
+
+def row_bytes(segmentation: Segmentation, return_logits: bool) -> int:
+    """About the longest text of a row, of a full-size mask or of low-resolution logits."""
+    width = segmentation.image_size[1]
+    return max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
+
+
+def cut_band(segmentation: Segmentation, start: int, stop: int) -> Band:
+    """Rows `start` to `stop` of the answer (0 to `num_rows`)."""
+    height = segmentation.image_size[0]
+    full_rows = int(segmentation.iou_predictions.size) * height
+    masks = [
+        _piece(segmentation, mask, *source_rows(height, LOW_RES_SIZE, first, last))
+        for mask, first, last in _touched(start, min(stop, full_rows), height)
+    ]
+    logits = [
+        _piece(segmentation, mask, first, last)
+        for mask, first, last in _touched(max(start - full_rows, 0), stop - full_rows, LOW_RES_SIZE)
+    ]
+    return Band(
+        segmentation.image_size,
+        segmentation.iou_predictions,
+        segmentation.has_object_axis,
+        start,
+        stop,
+        tuple(masks),
+        tuple(logits),
+    )
+
+
+def _piece(segmentation: Segmentation, mask: int, first: int, last: int) -> Piece:
+    index = divmod(mask, segmentation.iou_predictions.shape[1])
+    # A copy: of a slice, Ray would send what it is a slice of.
+    return Piece(mask, first, segmentation.low_res_logits[index][first:last].copy())
+
+
+def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int]]:
+    """Rows `start` to `stop`, counted through masks of this height, as (mask, first row, one past the last)."""
+    while start < stop:
+        mask, first = divmod(start, height)
+        last = min(height, first + stop - start)
+        yield mask, first, last
+        start += last - first

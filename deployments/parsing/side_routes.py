@@ -1,0 +1,89 @@
+"""The routes beside segmentation: health, version, models, hardware, and the way to the documentation."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+
+from deployments.errors import ModelUnavailable
+from deployments.parsing import documents
+from deployments.parsing.control_plane import ControlPlane, cluster_hardware
+
+
+class SideRoutes:
+    """What operators and load balancers ask.
+
+    Args:
+        default_model_id: the model whose state is the service's.
+        control_plane: whom they are answered by.
+    """
+
+    def __init__(self, default_model_id: str, control_plane: ControlPlane) -> None:
+        self._default_model_id = default_model_id
+        self._control_plane = control_plane
+
+    def add_to(self, app: FastAPI) -> None:
+        """Registers the routes, as bound methods."""
+        app.add_api_route("/", self.get_root, include_in_schema=False)
+        app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
+        app.add_api_route(
+            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.error_responses(503)
+        )
+        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.error_responses(401)}
+        app.add_api_route("/version", self.get_version, operation_id="version", **guarded)
+        app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
+        app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
+        app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
+
+    async def get_root(self, request: Request) -> RedirectResponse:
+        """Leads a browser to the documentation."""
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+
+    async def get_health(self) -> documents.Health:
+        """Whether the service is alive."""
+        state = (await self._control_plane.model_status(self._default_model_id)).state
+        return documents.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
+
+    async def get_ready(self) -> documents.Ready:
+        """Whether the default model can answer; 503 while it cannot."""
+        status = await self._control_plane.model_status(self._default_model_id)
+        if status.state != "ready":
+            raise ModelUnavailable(f"model {status}")
+        return documents.Ready(status="READY", model_id=status.model_id)
+
+    async def get_version(self) -> documents.Version:
+        """The service's version and its default model."""
+        return documents.Version(model_id=self._default_model_id, version=version("segment-anything-2-serve"))
+
+    async def get_models(self) -> documents.Models:
+        """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
+        default = self._default_model_id
+        statuses = await self._control_plane.model_statuses()
+        return documents.Models(
+            models=[documents.Model(default=status.model_id == default, **vars(status)) for status in statuses]
+        )
+
+    async def get_hardware_info(self) -> documents.HardwareInfo:
+        """The GPUs and nodes of the cluster."""
+        nodes = await cluster_hardware()
+        gpus = [documents.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return documents.HardwareInfo(
+            model_id=self._default_model_id, gpu_info=dict(enumerate(gpus)), nodes=_node_documents(nodes)
+        )
+
+    async def get_hardware_stats(self) -> documents.HardwareStats:
+        """How busy the GPUs and nodes of the cluster are."""
+        nodes = await cluster_hardware()
+        gpus = [documents.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return documents.HardwareStats(
+            model_id=self._default_model_id, gpu_stats=dict(enumerate(gpus)), nodes=_node_documents(nodes)
+        )
+
+
+def _node_documents(nodes: list[dict[str, Any]]) -> list[documents.Node]:
+    return [
+        documents.Node(gpu_count=len(node.get("gpus", [])), **{key: node[key] for key in node if key != "gpus"})
+        for node in nodes
+    ]
