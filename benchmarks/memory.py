@@ -16,12 +16,11 @@ import httpx
 from benchmarks.client import ROUTE, TIMEOUT_S, Request, load, picture, point_request
 from benchmarks.configuration import Configuration
 from benchmarks.findings import Findings, Row, Table, budget_row
-from benchmarks.process_tree import MemorySampler, idle_memory
+from benchmarks.process_tree import MEGABYTE, Growth, MemorySampler, idle_memory
 from benchmarks.servers import HA_PROXY, SERVE_PROXY, Server, service
 from benchmarks.workplace import Workplace
 from deployments.settings import RequestParserConfig
 
-MEGABYTE = 1e6
 HUGE, FULL_HD = (4000, 3000), (1920, 1080)
 DECODED_HUGE = HUGE[0] * HUGE[1] * 3
 CLIENTS = 50
@@ -43,44 +42,35 @@ def run(workplace: Workplace) -> Findings:
         with service(workplace, Configuration(), environment) as server:
             # A small request first: what is imported and allocated once for all belongs to idle.
             load(server.url, [point_request(picture(640, 480, 1), (640, 480), index) for index in range(2)], clients=1)
-            figures = {
-                "idle": idle_memory(server.tree).median / MEGABYTE,
-                "huge, new image": huge_answer(server),
-                "huge, same image": huge_answer(server),
-            }
+            huge = {f"12 megapixels, {image} image": huge_answer(server) for image in ("new", "same")}
             slow, statuses = slow_readers(server, *((8, 15.0) if workplace.quick else (CLIENTS, PATIENCE_S)))
-        figures["not reading"] = slow
-        findings.rows += _rows(proxy, figures, statuses, workplace.precision)
-        findings.data[proxy] = {**figures, "statuses": statuses}
-        lines.append([proxy, *(f"{value:,.0f}" for value in figures.values()), str(statuses)])
-    columns = (
-        "proxy",
-        "idle, MB",
-        "12 MP new image: peak above idle and image, MB",
-        "12 MP same image, MB",
-        "clients that do not read: peak above idle, MB",
-        "their statuses",
+        growths = {**huge, f"clients that do not read, statuses {statuses}": slow}
+        findings.rows += _rows(proxy, list(huge.values()), slow, statuses, workplace.precision)
+        findings.data[proxy] = {what: growth.by_role for what, growth in growths.items()}
+        lines += [[proxy, what, f"{growth.total:,.0f}", str(growth)] for what, growth in growths.items()]
+    columns = ("proxy", "what", "in all, MB", "where, MB")
+    findings.tables.append(
+        Table("Memory of all processes and shared memory above idle, decoded image included", columns, lines)
     )
-    findings.tables.append(Table("Memory of all processes and shared memory", columns, lines))
     return findings
 
 
-def huge_answer(server: Server) -> float:
-    """Peak above idle, in MB, of one 12-megapixel default answer that is read, less the decoded image."""
+def huge_answer(server: Server) -> Growth:
+    """Growth at the peak of one 12-megapixel default answer that is read."""
     request = point_request(picture(*HUGE, 12), HUGE, 0)
-    idle = idle_memory(server.tree).median
+    idle = idle_memory(server.tree)
     with MemorySampler(server.tree) as sampler:
         done = load(server.url, [request], clients=1)
     if done.failures:
         raise RuntimeError(f"the request failed: {done.failures[0]}")
-    return (sampler.peak - idle - DECODED_HUGE) / MEGABYTE
+    return Growth.between(idle, sampler.peak)
 
 
-def slow_readers(server: Server, clients: int, patience_s: float) -> tuple[float, dict[int, int]]:
-    """Peak above idle, in MB, while clients read 1 KB of their 1080p default answers; and the statuses they got."""
+def slow_readers(server: Server, clients: int, patience_s: float) -> tuple[Growth, dict[int, int]]:
+    """Growth at the peak while clients read 1 KB of their 1080p default answers; and the statuses they got."""
     image = picture(*FULL_HD, 13)
     load(server.url, [point_request(image, FULL_HD, 0)], clients=1)
-    idle = idle_memory(server.tree).median
+    idle = idle_memory(server.tree)
     requests = [point_request(image, FULL_HD, index + 1) for index in range(clients)]
     with MemorySampler(server.tree) as sampler, _held(server, requests) as statuses:
         deadline = time.monotonic() + patience_s
@@ -90,7 +80,7 @@ def slow_readers(server: Server, clients: int, patience_s: float) -> tuple[float
         time.sleep(HOLD_S)
         counts = Counter(statuses)
         counts[0] += clients - len(statuses)
-    return (sampler.peak - idle) / MEGABYTE, dict(+counts)
+    return Growth.between(idle, sampler.peak), dict(+counts)
 
 
 @contextmanager
@@ -140,17 +130,19 @@ def _hang_up(connection: socket.socket) -> None:
         return
 
 
-def _rows(proxy: str, figures: dict[str, float], statuses: dict[int, int], precision: str) -> list[Row]:
+def _rows(proxy: str, huge: list[Growth], slow: Growth, statuses: dict[int, int], precision: str) -> list[Row]:
     # One parser, with the default settings.
     allowed = RequestParserConfig().answer_budget_bytes / MEGABYTE
-    excess = figures["not reading"] - allowed
-    note = f"{proxy}; statuses {statuses} (0: no answer yet); answer budget {allowed:.0f} MB"
+    new_image, same_image = huge
+    growth, excess = new_image.total - DECODED_HUGE / MEGABYTE, slow.total - allowed
+    note = f"{proxy}; statuses {statuses} (0: no answer yet); answer budget {allowed:.0f} MB; {slow}"
+    huge_note = f"{proxy}, a new image, with its {DECODED_HUGE / MEGABYTE:.0f} MB: {new_image}; again: {same_image}"
     if PROXIES[proxy] == HA_PROXY:
         return [
-            budget_row("memory", figures["huge, new image"], precision, note=f"{proxy}, new image"),
+            budget_row("memory", growth, precision, note=huge_note),
             budget_row("slow readers", excess, precision, note=note),
         ]
     return [
-        Row(f"12 megapixels, default JSON, {proxy}", figures["huge, new image"], precision, "MB", note="new image"),
+        Row(f"12 megapixels, default JSON, {proxy}", growth, precision, "MB", note=huge_note),
         Row(f"clients that do not read, {proxy}: above idle and budget", excess, precision, "MB", note=note),
     ]

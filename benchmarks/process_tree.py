@@ -4,15 +4,18 @@ import os
 import re
 import threading
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-from benchmarks.spread import Spread
-
 SAMPLE_EVERY_S = 0.2
 SHARED_MEMORY = "/dev/shm/"
+SHARED = "shared memory"
+MEGABYTE = 1e6
+WORTH_NAMING_MB = 5
 
 
 class ProcessTree:
@@ -28,29 +31,47 @@ class ProcessTree:
         except psutil.NoSuchProcess:
             return []
 
-    def memory(self) -> int:
-        """Bytes that the processes take together, with what they share counted once.
+    def memory(self) -> dict[str, int]:
+        """Bytes that each role takes; their sum is what the processes take together, what they share counted once.
 
         Private memory and files by proportional set size. Shared memory by what is allocated in /dev/shm, since
         objects there take memory also while no process has them mapped.
         """
-        private, mapped = 0, 0
+        roles: Counter[str] = Counter()
+        mapped = 0
         files: dict[tuple[int, int], int] = {}
         for process in self.processes():
             sizes = _proportional_sizes(process.pid)
             mapped += sizes.get("Pss_Shmem", 0)
-            private += sizes.get("Pss", 0) - sizes.get("Pss_Shmem", 0)
+            roles[_role(process)] += sizes.get("Pss", 0) - sizes.get("Pss_Shmem", 0)
             files.update(_open_shared_memory(process.pid))
-        return private + max(mapped, sum(files.values()))
+        roles[SHARED] = max(mapped, sum(files.values()))
+        return dict(roles)
+
+
+def _role(process: psutil.Process) -> str:
+    """What a process is in the service: the deployment of a replica, or the program that it runs."""
+    try:
+        # Ray's workers say in their title what they are, and a while also what they do: `ray::ProxyActor.method`.
+        worker = re.match(r"ray::(?:ServeReplica:[^:]*:)?(\w+)", " ".join(process.cmdline()))
+        return worker[1] if worker else process.name()
+    except psutil.Error:
+        return "ended"
 
 
 def _proportional_sizes(pid: int) -> dict[str, int]:
     """The sums of a process's mappings in bytes; empty for one that has just ended."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return {}
-    return {name: int(value) * 1024 for name, value in re.findall(r"^(Pss\w*):\s+(\d+) kB", text, re.MULTILINE)}
+    # The roll-up is quicker, but some sandboxes lack it.
+    for name in ("smaps_rollup", "smaps"):
+        try:
+            text = Path(f"/proc/{pid}/{name}").read_text()
+        except OSError:
+            continue
+        sizes: Counter[str] = Counter()
+        for field, value in re.findall(r"^(Pss\w*):\s+(\d+) kB", text, re.MULTILINE):
+            sizes[field] += int(value) * 1024
+        return dict(sizes)
+    return {}
 
 
 def _open_shared_memory(pid: int) -> dict[tuple[int, int], int]:
@@ -67,6 +88,32 @@ def _open_shared_memory(pid: int) -> dict[tuple[int, int], int]:
     return found
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How much more memory a server takes than it did when idle, in MB.
+
+    Attributes:
+        by_role: see `ProcessTree.memory`.
+    """
+
+    by_role: dict[str, float]
+
+    @classmethod
+    def between(cls, idle: dict[str, int], peak: dict[str, int]) -> "Growth":
+        """From one sample to another."""
+        return cls({role: (peak.get(role, 0) - idle.get(role, 0)) / MEGABYTE for role in idle | peak})
+
+    @property
+    def total(self) -> float:
+        """Of all roles together."""
+        return sum(self.by_role.values())
+
+    def __str__(self) -> str:
+        largest = sorted(self.by_role.items(), key=lambda item: -abs(item[1]))
+        named = [f"{role} {value:.0f}" for role, value in largest if abs(value) >= WORTH_NAMING_MB]
+        return ", ".join(named) or "nothing worth naming"
+
+
 class MemorySampler:
     """Samples a tree's memory in a thread while its context lasts."""
 
@@ -74,7 +121,7 @@ class MemorySampler:
         self._tree = tree
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory-sampler", daemon=True)
-        self.samples: list[int] = []
+        self.samples: list[dict[str, int]] = []
 
     def __enter__(self) -> "MemorySampler":
         self._thread.start()
@@ -87,9 +134,9 @@ class MemorySampler:
         self._thread.join()
 
     @property
-    def peak(self) -> int:
-        """The most bytes that were seen."""
-        return max(self.samples)
+    def peak(self) -> dict[str, int]:
+        """The sample with the most bytes in all."""
+        return max(self.samples, key=lambda sample: sum(sample.values()))
 
     def _sample(self) -> None:
         while True:
@@ -98,8 +145,9 @@ class MemorySampler:
                 return
 
 
-def idle_memory(tree: ProcessTree, seconds: float = 3.0) -> Spread:
-    """What a server takes while nobody asks it anything."""
+def idle_memory(tree: ProcessTree, seconds: float = 3.0) -> dict[str, int]:
+    """What a server takes while nobody asks it anything: the sample with the median sum."""
     with MemorySampler(tree) as sampler:
         time.sleep(seconds)
-    return Spread.of(sampler.samples)
+    ordered = sorted(sampler.samples, key=lambda sample: sum(sample.values()))
+    return ordered[len(ordered) // 2]

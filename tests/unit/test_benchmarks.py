@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import psutil
 import pytest
 from PIL import Image
 from ray import serve
@@ -23,7 +24,7 @@ from benchmarks.client import Exchange, Load, Request, continuous_load, load, pa
 from benchmarks.configuration import Configuration
 from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.plot import draw
-from benchmarks.process_tree import ProcessTree
+from benchmarks.process_tree import Growth, ProcessTree
 from benchmarks.report import Report
 from benchmarks.scenarios import BUDGET_SCENARIOS, FULL, QUICK, Comparison, _key, _rows
 from benchmarks.servers import Server, free_port
@@ -229,18 +230,22 @@ def test_slow_readers_report_their_statuses(server: Server, monkeypatch: pytest.
     assert statuses == {200: 3}
 
 
-def test_memory_counts_an_array_and_a_shared_one_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", ["nothing", "smaps_rollup"])
+def test_memory_counts_an_array_and_a_shared_one_once(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: read(path / "gone" if path.name == lacking else path))
     tree = ProcessTree(os.getpid())
-    before = tree.memory()
+    idle = tree.memory()
     array = np.ones(50_000_000, np.uint8)
-    grown = tree.memory() - before
-    assert 45e6 < grown < 60e6
+    grown = Growth.between(idle, tree.memory())
+    assert 45 < grown.total < 60
+    assert str(grown).startswith(f"{psutil.Process().name()} ")
     assert array.sum() == 50_000_000
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(bytes(30_000_000))
         file.flush()
         # Written, but mapped by nobody: still memory.
-        assert 25e6 < tree.memory() - before - grown < 40e6
+        assert 25 < Growth.between(idle, tree.memory()).total - grown.total < 40
 
 
 # ---- configs and deploys
