@@ -26,7 +26,18 @@ from deployments.settings import prepare_environment
 RESULTS = Path(__file__).parent / "results"
 
 # In this order; each is a module with `run`. The quick and the most important ones come first.
-PARTS = ("encoder", "parity", "overhead", "scenarios", "affinity", "faults", "scaling", "memory", "ingress")
+PARTS = (
+    "encoder",
+    "batches",
+    "parity",
+    "overhead",
+    "scenarios",
+    "affinity",
+    "faults",
+    "scaling",
+    "memory",
+    "ingress",
+)
 
 BUSY = 0.5
 """A load average at the start from which on the figures are doubtful."""

@@ -41,7 +41,7 @@ class Configuration:
         """The Ray Serve config file. No CPU is reserved, so that any number of replicas fits on the machine."""
         entry = {
             "name": self.deployment_name,
-            "ray_actor_options": {"num_cpus": 0},
+            "ray_actor_options": _local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"],
             "autoscaling_config": {"min_replicas": self.replicas, "max_replicas": self.replicas},
             **self.model_deployment,
         }
@@ -66,7 +66,12 @@ class Configuration:
 
 def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
+    entries = _local_deployments()
+    return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
+
+
+def _local_deployments() -> dict[str, dict[str, Any]]:
+    """The `deployments` of cluster/local.yaml by their names."""
     document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
     [application] = document["applications"]
-    entries = {entry["name"]: entry for entry in application["deployments"]}
-    return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
+    return {entry["name"]: entry for entry in application["deployments"]}

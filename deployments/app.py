@@ -21,6 +21,20 @@ from deployments.settings import (
 FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
 """Behind HAProxy, lets RequestParser send no faster than its client reads; it does its heavy work in threads."""
 
+KEEP_FREED_MEMORY = {
+    "env_vars": {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    }
+}
+"""On a CPU, lets a model's run reuse the memory of the one before it.
+
+By default malloc returns each large tensor to the system, which clears all pages anew: a quarter of the time that
+hiera-tiny's image encoder takes (benchmarks/batches.py). Kept are at most 512 MB a replica. The model's
+replicas alone are started so: elsewhere there is nothing to gain.
+"""
+
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
@@ -34,7 +48,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     # Many of them cost little: they decode on a remembered image, or wait for another request's pixels.
     "max_ongoing_requests": 128,
     "max_queued_requests": 256,
-    "ray_actor_options": {"num_cpus": 1},
+    "ray_actor_options": {"num_cpus": 1, "runtime_env": KEEP_FREED_MEMORY},
     "user_config": Sam2ModelConfig().model_dump(),
     # The same image, the same replica; one that is full passes it on to the next on the ring.
     "request_router_config": {

@@ -198,12 +198,21 @@ class RequestParserConfig(Settings):
 class Sam2ModelConfig(Settings):
     """`user_config` of each Sam2Model deployment."""
 
-    max_batch_size: int = Field(default=8, ge=1, le=256, description="Images embedded in one run of the image encoder.")
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Images embedded in one run of the image encoder. Default: 8 on a GPU, 1 on a CPU.",
+    )
     batch_wait_timeout_s: float = Field(
         default=0.01, ge=0, le=10, description="How long an image waits for others to share its batch."
     )
-    max_decode_batch_size: int = Field(
-        default=16, ge=1, le=256, description="Prompts of different requests that are decoded in one run."
+    max_decode_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Prompts of different requests that are decoded in one run. Default: 16 on a GPU, on a CPU 2 for "
+        "each thread.",
     )
     cache_bytes: int | None = Field(
         default=None,

@@ -13,6 +13,9 @@ from deployments.errors import ModelLoadError
 CPU_CACHE_LIMIT_BYTES = 2 * 2**30
 """What an embedding cache takes of the CPU's memory at most, unless told otherwise."""
 
+# Larger batches are no faster on a CPU (benchmarks/batches.py), and only take memory and make the first one wait.
+OBJECTS_PER_THREAD = 2
+
 # What a CPU must have to multiply bfloat16 faster than float32, as torch names it; elsewhere it is emulated.
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16")
 
@@ -100,6 +103,16 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
+
+
+def default_batch_sizes(device: torch.device) -> tuple[int, int]:
+    """How many images are embedded, and how many prompts decoded, in one run, unless told otherwise."""
+    return (8, 16) if device.type == "cuda" else (1, objects_at_once(device))
+
+
+def objects_at_once(device: torch.device) -> int:
+    """How many objects are decoded in one run. Each takes 27 MB of activations: in one run, 256 would take 7 GB."""
+    return 32 if device.type == "cuda" else OBJECTS_PER_THREAD * torch.get_num_threads()
 
 
 def default_cache_bytes(device: torch.device) -> int:

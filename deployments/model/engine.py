@@ -16,16 +16,13 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
 from deployments.errors import Overloaded
-from deployments.model.devices import on_stream, own_stream
+from deployments.model.devices import objects_at_once, on_stream, own_stream
 from deployments.model.halving import all_or_error, run_in_halves
 from deployments.model.prompted_objects import PromptedObject, decodable_together, prompted_objects
 from deployments.schema import FloatArray, Prompt
 
 Decoded: TypeAlias = tuple[FloatArray, FloatArray]
 """Low-resolution logits and IoU predictions."""
-
-OBJECTS_AT_ONCE = 32
-"""Objects decoded in one run. Each takes about 27 MB of activations; in one run 256 of them would take 7 GB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +67,7 @@ class Engine:
     ) -> None:
         self.device = device
         self.precision = precision
+        self.objects_at_once = objects_at_once(device)
         # The video tracker's, 88 MB an image; nobody reads it here. It holds a cache, the one thing written by a run.
         model.image_encoder.neck.position_encoding = torch.nn.Identity()
         if precision != torch.float32:
@@ -188,7 +186,7 @@ class Engine:
         embeddings = [embedding for embedding, _ in items]
         answers: list[list[Decoded | Overloaded]] = [[] for _ in items]
         with on_stream(self._decode_stream):
-            for together in decodable_together(self._objects(items), OBJECTS_AT_ONCE):
+            for together in decodable_together(self._objects(items), self.objects_at_once):
                 run = partial(self._decode_objects, embeddings)
                 decoded = run_in_halves(run, together, self.device, "object")
                 for one, answer in zip(together, decoded, strict=True):

@@ -43,14 +43,14 @@ class Sam2Model:
         # wait for a batch of new ones.
         self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._embed_rounds = Rounds(self._config.max_batch_size)
-        self._decode_rounds = Rounds(self._config.max_decode_batch_size)
+        # What suits the device, where the configuration does not say, is known once the model is loaded.
+        self._default_batch_sizes = (1, 1)
+        self._default_cache_bytes = 0
+        self._embed_rounds, self._decode_rounds = map(Rounds, self._default_batch_sizes)
         # Half of the places are enough for those who wait; the others stay free for those who bring pixels.
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
         )
-        # What the cache may take by default is known once the model is loaded.
-        self._default_cache_bytes = 0
         self._loader = ModelLoader(self._load, self._status.failed, self._config.load_retry_s)
         try:
             self._loader.attempt()
@@ -62,14 +62,9 @@ class Sam2Model:
     # Async, since Serve runs what is not in a thread of its own, and the cache is the event loop's.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
-        config = self._config = Sam2ModelConfig.model_validate(user_config)
-        self._embed.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
-        self._embed.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
-        self._embed_rounds.size = config.max_batch_size
-        self._decode.set_max_batch_size(config.max_decode_batch_size)  # type: ignore[attr-defined]
-        self._decode_rounds.size = config.max_decode_batch_size
-        self._loader.first_pause_s = config.load_retry_s
-        self._configure_cache()
+        self._config = Sam2ModelConfig.model_validate(user_config)
+        self._loader.first_pause_s = self._config.load_retry_s
+        self._configure()
 
     async def wait_until_ready(self) -> None:
         """Returns once the model can answer.
@@ -166,9 +161,17 @@ class Sam2Model:
 
     # ---- loading
 
-    def _configure_cache(self) -> None:
-        max_bytes = self._default_cache_bytes if self._config.cache_bytes is None else self._config.cache_bytes
-        self._cache.configure(max_bytes, self._config.cache_ttl_s, self._config.pixels_timeout_s)
+    def _configure(self) -> None:
+        """Sets batches and cache, with what suits the device where the configuration leaves it open."""
+        config = self._config
+        images, prompts = self._default_batch_sizes
+        self._embed_rounds.size = config.max_batch_size or images
+        self._embed.set_max_batch_size(self._embed_rounds.size)  # type: ignore[attr-defined]
+        self._embed.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        self._decode_rounds.size = config.max_decode_batch_size or prompts
+        self._decode.set_max_batch_size(self._decode_rounds.size)  # type: ignore[attr-defined]
+        max_bytes = self._default_cache_bytes if config.cache_bytes is None else config.cache_bytes
+        self._cache.configure(max_bytes, config.cache_ttl_s, config.pixels_timeout_s)
 
     def _ready_engine(self) -> "Engine":
         try:
@@ -180,7 +183,12 @@ class Sam2Model:
         """Loads the weights, moves them to the device, and runs the model once, so that no request pays for that."""
         # Imported here: they bring torch, which takes seconds, and app.py imports this file only to draw the graph.
         from deployments.model.checkpoints import load_model
-        from deployments.model.devices import choose_precision, default_cache_bytes, start_device
+        from deployments.model.devices import (
+            choose_precision,
+            default_batch_sizes,
+            default_cache_bytes,
+            start_device,
+        )
         from deployments.model.engine import Engine
 
         settings = self._settings
@@ -191,9 +199,10 @@ class Sam2Model:
         batch_sizes = settings.compile_batch_sizes if settings.torch_compile else ()
         engine = Engine(model, device, choose_precision(settings.precision, device), batch_sizes)
         engine.warm_up()
+        self._default_batch_sizes = default_batch_sizes(device)
         self._default_cache_bytes = default_cache_bytes(device)
-        # Perhaps on the loader's thread, but no request has reached the cache yet.
-        self._configure_cache()
+        # Perhaps on the loader's thread, but no request has reached batches or cache yet.
+        self._configure()
         self._status.ready()
         return engine
 

@@ -46,10 +46,12 @@ def free_port() -> int:
 
 def model_entry(model_id: str, **options: Any) -> dict[str, Any]:
     """A `deployments` entry: no CPU reserved, on demand."""
+    from deployments.app import KEEP_FREED_MEMORY
+
     scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 3600}
     return {
         "name": f"Sam2Model:{model_id}",
-        "ray_actor_options": {"num_cpus": 0},
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": KEEP_FREED_MEMORY},
         "autoscaling_config": scaling,
         **options,
     }

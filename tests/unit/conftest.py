@@ -40,4 +40,7 @@ def segmentation_of() -> Callable[..., Segmentation]:
 @pytest.fixture(scope="session")
 def demo_engine() -> Engine:
     """The bundled model on the CPU."""
-    return Engine(load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None), torch.device("cpu"))
+    engine = Engine(load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None), torch.device("cpu"))
+    # As on a GPU, whatever cores there are here.
+    engine.objects_at_once = 32
+    return engine

@@ -12,6 +12,7 @@ import torch
 from deployments.errors import ModelLoadError
 from deployments.model.devices import (
     choose_precision,
+    default_batch_sizes,
     default_cache_bytes,
     limit_gpu_memory,
     on_stream,
@@ -54,6 +55,14 @@ def test_float32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch
         assert not torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize(("threads", "prompts"), [(1, 2), (2, 4), (16, 32)])
+def test_a_cpu_takes_one_image_at_a_time_and_few_prompts(threads: int, prompts: int) -> None:
+    torch.set_num_threads(threads)
+    assert default_batch_sizes(CPU) == (1, prompts)
+    assert default_batch_sizes(CUDA) == (8, 16)
 
 
 def test_a_share_smaller_than_the_cuda_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_objects_decoded_in_several_runs_give_what_one_run_gives(
 ) -> None:
     prompt = Prompt(**PROMPTS[kind])
     logits, scores = decode_one(demo_engine, embedding, prompt)
-    monkeypatch.setattr(engine_module, "OBJECTS_AT_ONCE", 2)
+    monkeypatch.setattr(demo_engine, "objects_at_once", 2)
     in_two_runs = decode_one(demo_engine, embedding, prompt)
     np.testing.assert_allclose(in_two_runs[0], logits, atol=TOLERANCE)
     np.testing.assert_allclose(in_two_runs[1], scores, atol=TOLERANCE)
