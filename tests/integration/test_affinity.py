@@ -60,18 +60,18 @@ def routing(service: Service) -> Iterator[Routing]:
 
 
 def test_an_image_stays_with_its_replica_and_few_move_when_one_is_added(routing: Routing) -> None:
-    routing.deploy(4)
+    routing.deploy(3)
     before = routing.names(IMAGES)
     # Every replica has its part, and every image its place: in whatever order, and each one alone.
     assert min(Counter(before).values()) >= 4
     assert routing.names(IMAGES[::-1])[::-1] == before
     assert [routing.names([image_id])[0] for image_id in IMAGES[:10]] == before[:10]
 
-    routing.deploy(5)
+    routing.deploy(4)
     after = routing.names(IMAGES)
     moved = [new for old, new in zip(before, after, strict=True) if new != old]
-    # A fifth is expected; what moves, moves to the new replica.
-    assert len(moved) <= 24
+    # A quarter is expected, 15; what moves, moves to the new replica.
+    assert len(moved) <= 27
     assert set(moved) == set(after) - set(before)
 
 

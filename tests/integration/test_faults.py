@@ -29,7 +29,7 @@ def kill_replicas(deployment: str) -> int:
 
 @pytest.mark.parametrize("deployment", [f"Sam2Model:{DEMO}", "ResponseEncoder"])
 def test_requests_survive_the_death_of_a_replica(service: Service, deployment: str) -> None:
-    image = encoded(picture(1280, 960))
+    image = encoded(picture(960, 720))
     at_work = threading.Event()
 
     def ask(client: httpx.Client) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from deployments.model import sam2_model
 from deployments.model.sam2_model import Sam2Model
 from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
-from tests.loops import run
+from tests.loops import run, settled
 
 PROMPT = Prompt(point_coords=[[1, 1]], point_labels=[1])
 TOO_LARGE = 99
@@ -114,8 +114,9 @@ def test_images_that_come_while_a_batch_is_at_work_are_the_next_batch(
 ) -> None:
     async def test() -> None:
         replica = await model(max_batch_size=4, batch_wait_timeout_s=0.001)
-        requests = []
-        for value in range(7):
+        requests = [asyncio.create_task(ask(replica, 0))]
+        await until(lambda: bool(engine.images))
+        for value in range(1, 7):
             requests.append(asyncio.create_task(ask(replica, value)))
             # Much longer than a batch waits for company.
             await asyncio.sleep(0.02)
@@ -137,6 +138,26 @@ def test_the_size_of_batches_is_live(model: Callable[..., Any], engine: Recordin
         engine.go.set()
         await asyncio.gather(*requests)
         assert engine.images == [[0], [1, 2, 3, 4, 5]]
+
+    run(test)
+
+
+def test_where_nothing_is_configured_batches_suit_the_device(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model(batch_wait_timeout_s=0.001)
+        # As loading finds them.
+        replica._default_batch_sizes = (3, 2)
+        replica._configure()
+        requests = [asyncio.create_task(ask(replica, 0))]
+        await until(lambda: bool(engine.images))
+        requests += [asyncio.create_task(ask(replica, value)) for value in range(1, 5)]
+        await settled()
+        engine.go.set()
+        await asyncio.gather(*requests)
+        assert engine.images == [[0], [1, 2, 3], [4]]
+        assert max(map(len, engine.prompts)) == 2
 
     run(test)
 
