@@ -41,7 +41,7 @@ class Configuration:
         """The Ray Serve config file. No CPU is reserved, so that any number of replicas fits on the machine."""
         entry = {
             "name": self.deployment_name,
-            "ray_actor_options": _local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"],
+            "ray_actor_options": model_options(),
             "autoscaling_config": {"min_replicas": self.replicas, "max_replicas": self.replicas},
             **self.model_deployment,
         }
@@ -68,6 +68,11 @@ def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
     entries = _local_deployments()
     return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
+
+
+def model_options() -> dict[str, Any]:
+    """`ray_actor_options` of a model in cluster/local.yaml."""
+    return dict(_local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"])
 
 
 def _local_deployments() -> dict[str, dict[str, Any]]:

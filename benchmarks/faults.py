@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from benchmarks.client import Load, continuous_load, picture, point_request
 from benchmarks.cluster import deploy, kill_replica, local_service
-from benchmarks.configuration import Configuration
+from benchmarks.configuration import Configuration, model_options
 from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.servers import Server
 from benchmarks.spread import percentile
@@ -19,7 +19,9 @@ NUM_IMAGES = 8
 CONFIGURATION = Configuration(DEMO, replicas=2, model={"torch_threads": 1})
 LIVE = replace(CONFIGURATION, model_deployment={"user_config": {"max_batch_size": 4}})
 # A different reservation makes new replicas; a megabyte of the node's memory is none to speak of.
-ROLLED = replace(LIVE, model_deployment={**LIVE.model_deployment, "ray_actor_options": {"num_cpus": 0, "memory": 1e6}})
+ROLLED = replace(
+    LIVE, model_deployment={**LIVE.model_deployment, "ray_actor_options": {**model_options(), "memory": 1e6}}
+)
 RESTARTED = replace(ROLLED, limits={"max_points": 999})
 
 

@@ -60,18 +60,26 @@ def _role(process: psutil.Process) -> str:
 
 
 def _proportional_sizes(pid: int) -> dict[str, int]:
-    """The sums of a process's mappings in bytes; empty for one that has just ended."""
-    # The roll-up is quicker, but some sandboxes lack it.
-    for name in ("smaps_rollup", "smaps"):
-        try:
-            text = Path(f"/proc/{pid}/{name}").read_text()
-        except OSError:
-            continue
-        sizes: Counter[str] = Counter()
-        for field, value in re.findall(r"^(Pss\w*):\s+(\d+) kB", text, re.MULTILINE):
-            sizes[field] += int(value) * 1024
-        return dict(sizes)
-    return {}
+    """Bytes of a process's mappings in all (`Pss`) and of shared memory (`Pss_Shmem`); empty for one that has ended."""
+    try:
+        return _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
+    except OSError:
+        pass
+    # Some sandboxes lack the quick roll-up. Mapping by mapping, only the name tells which ones are shared memory.
+    try:
+        text = Path(f"/proc/{pid}/smaps").read_text()
+    except OSError:
+        return {}
+    sizes: Counter[str] = Counter()
+    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE):
+        size = _fields(mapping).get("Pss", 0)
+        sizes["Pss"] += size
+        sizes["Pss_Shmem"] += size if SHARED_MEMORY in mapping.partition("\n")[0] else 0
+    return dict(sizes)
+
+
+def _fields(text: str) -> dict[str, int]:
+    return {name: int(value) * 1024 for name, value in re.findall(r"^(Pss\w*):\s+(\d+) kB", text, re.MULTILINE)}
 
 
 def _open_shared_memory(pid: int) -> dict[tuple[int, int], int]:

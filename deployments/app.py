@@ -24,15 +24,16 @@ FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
 KEEP_FREED_MEMORY = {
     "env_vars": {
         "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+        "MALLOC_TOP_PAD_": str(512 * 2**20),
     }
 }
 """On a CPU, lets a model's run reuse the memory of the one before it.
 
-By default malloc returns each large tensor to the system, which clears all pages anew: a quarter of the time that
-hiera-tiny's image encoder takes (benchmarks/batches.py). Kept are at most 512 MB a replica. The model's
-replicas alone are started so: elsewhere there is nothing to gain.
+By default glibc's malloc returns each large tensor to the system, which clears its pages anew for the next one: about a
+fifth of the time that hiera-tiny's image encoder takes (benchmarks/batches.py). It costs a replica some hundreds of MB
+between runs, 380 MB with hiera-tiny. For models alone: elsewhere there is nothing to gain.
 """
 
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.

@@ -89,7 +89,7 @@ class ModelSettings(Settings):
         # torch runs what it was to compile for a ninth shape uncompiled.
         max_length=8,
         description="Batch sizes to compile for: up to eight, each from 1 to 256. A batch is padded up to the next of "
-        "them; a larger one is split.",
+        "them; a larger one is split. On a CPU, where images take turns by default, `[1]` is enough.",
     )
     compile_cache: Path | None = Field(
         default=None,
@@ -211,8 +211,8 @@ class Sam2ModelConfig(Settings):
         default=None,
         ge=1,
         le=256,
-        description="Prompts of different requests that are decoded in one run. Default: 16 on a GPU, on a CPU 2 for "
-        "each thread.",
+        description="Prompts of different requests that are decoded together, 32 objects in a run on a GPU, on a CPU 2 "
+        "for each thread. Default: 16 on a GPU, on a CPU what one run takes.",
     )
     cache_bytes: int | None = Field(
         default=None,

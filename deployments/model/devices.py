@@ -13,8 +13,8 @@ from deployments.errors import ModelLoadError
 CPU_CACHE_LIMIT_BYTES = 2 * 2**30
 """What an embedding cache takes of the CPU's memory at most, unless told otherwise."""
 
-# Larger batches are no faster on a CPU (benchmarks/batches.py), and only take memory and make the first one wait.
-OBJECTS_PER_THREAD = 2
+# Larger runs are no faster on two cores (benchmarks/batches.py); they only take memory, and make the first one wait.
+OBJECTS_PER_THREAD, MOST_OBJECTS = 2, 32
 
 # What a CPU must have to multiply bfloat16 faster than float32, as torch names it; elsewhere it is emulated.
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16")
@@ -112,7 +112,7 @@ def default_batch_sizes(device: torch.device) -> tuple[int, int]:
 
 def objects_at_once(device: torch.device) -> int:
     """How many objects are decoded in one run. Each takes 27 MB of activations: in one run, 256 would take 7 GB."""
-    return 32 if device.type == "cuda" else OBJECTS_PER_THREAD * torch.get_num_threads()
+    return MOST_OBJECTS if device.type == "cuda" else min(MOST_OBJECTS, OBJECTS_PER_THREAD * torch.get_num_threads())
 
 
 def default_cache_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Sam2Model, the GPU deployment: one configured model, its remembered embeddings, batched over requests."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ class Sam2Model:
         self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
         # What suits the device, where the configuration does not say, is known once the model is loaded.
+        self._configuring = threading.Lock()
         self._default_batch_sizes = (1, 1)
         self._default_cache_bytes = 0
         self._embed_rounds, self._decode_rounds = map(Rounds, self._default_batch_sizes)
@@ -163,7 +165,11 @@ class Sam2Model:
 
     def _configure(self) -> None:
         """Sets batches and cache, with what suits the device where the configuration leaves it open."""
-        config = self._config
+        # In turns: the loader's thread calls this too, and must not bring back what has just been replaced.
+        with self._configuring:
+            self._apply(self._config)
+
+    def _apply(self, config: Sam2ModelConfig) -> None:
         images, prompts = self._default_batch_sizes
         self._embed_rounds.size = config.max_batch_size or images
         self._embed.set_max_batch_size(self._embed_rounds.size)  # type: ignore[attr-defined]

@@ -102,5 +102,5 @@ def test_requests_for_many_images_at_once_get_each_the_masks_of_its_own(service:
     answers = [answer(response.result(timeout_s=120)) for response in responses]
     # One by one, and not from memory, which could have mixed them up.
     for image in images:
-        handle.forget.remote(hashlib.sha256(image).hexdigest()).result(timeout_s=60)
+        assert handle.forget.remote(hashlib.sha256(image).hexdigest()).result(timeout_s=60)
     assert_each_has_its_own(answers, [answer(segment(image).result(timeout_s=120)) for image in images])

@@ -91,7 +91,10 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
     """A launcher whose model cannot be loaded. Started first, since each start takes a minute, mostly of waiting."""
     folder = tmp_path_factory.mktemp("failing")
     own = {"model_id": "mine", "checkpoint": str(folder / "gone.pt"), "config": str(DEMO_FOLDER / "sam2_demo.yaml")}
-    with launched("--config", config_with(folder / "config.yaml", models=[own]), "--port", str(free_port())) as process:
+    config = config_with(folder / "config.yaml", models=[own])
+    # Its own, lest two launchers that look for free ones at the same time find the same.
+    ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
+    with launched("--config", config, "--port", str(free_port()), **ports) as process:
         yield process
 
 

@@ -185,8 +185,9 @@ def client(service: Service) -> Iterator[httpx.Client]:
 def waking(client: httpx.Client) -> Iterator[None]:
     """hiera-tiny, which sleeps, wakes while the bundled model is compared."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(ask_http, client, TINY_CASES[0], TINY)
+        answer = pool.submit(ask_http, client, TINY_CASES[0], TINY)
         yield
+        answer.result()
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +279,8 @@ def test_hiera_tiny_answers_what_the_predictor_answers(case: Case, client: httpx
 
 
 def test_sixteen_clients_at_once_get_each_what_the_predictor_answers(client: httpx.Client, expected: Expected) -> None:
-    cases = DEMO_CASES[::3]
+    # All cases of every third image.
+    cases = [case for case in DEMO_CASES if list(IMAGES).index(case.image) % 3 == 1]
     for file in {case.file for case in cases}:
         # So that images and prompts are new, on their way and remembered, all at the same time.
         client.delete(f"/segment-anything-2/images/{hashlib.sha256(file).hexdigest()}")

@@ -119,10 +119,10 @@ def test_limits_of_the_memory_are_live(client: httpx.Client, service: Service) -
     entry = next(one for one in document["applications"][0]["deployments"] if one["name"] == f"Sam2Model:{DEMO}")
     try:
         ask(client, new_image(6))
-        entry["user_config"] = {"cache_bytes": 0}
+        entry["user_config"]["cache_bytes"] = 0
         deploy(document)
         assert [cache(ask(client, new_image(6))) for _ in range(2)] == ["miss", "miss"]
     finally:
-        del entry["user_config"]
+        del entry["user_config"]["cache_bytes"]
         deploy(document)
     assert [cache(ask(client, new_image(6))) for _ in range(2)] == ["miss", "hit"]

@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic: what it makes of measurements must be right, also where nothing was measured."""
 
+import mmap
 import os
 import tempfile
 import threading
@@ -246,6 +247,9 @@ def test_memory_counts_an_array_and_a_shared_one_once(lacking: str, monkeypatch:
         file.flush()
         # Written, but mapped by nobody: still memory.
         assert 25 < Growth.between(idle, tree.memory()).total - grown.total < 40
+        with mmap.mmap(file.fileno(), 30_000_000) as mapped:
+            assert not any(mapped[::4096])
+            assert 25 < Growth.between(idle, tree.memory()).total - grown.total < 40
 
 
 # ---- configs and deploys

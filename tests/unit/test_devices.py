@@ -58,7 +58,7 @@ def test_float32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("restored_threads")
-@pytest.mark.parametrize(("threads", "prompts"), [(1, 2), (2, 4), (16, 32)])
+@pytest.mark.parametrize(("threads", "prompts"), [(1, 2), (2, 4), (16, 32), (64, 32)])
 def test_a_cpu_takes_one_image_at_a_time_and_few_prompts(threads: int, prompts: int) -> None:
     torch.set_num_threads(threads)
     assert default_batch_sizes(CPU) == (1, prompts)

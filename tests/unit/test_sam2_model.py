@@ -16,11 +16,14 @@ import pytest
 from ray import serve
 
 from deployments.errors import Overloaded
-from deployments.model import sam2_model
+from deployments.model import checkpoints, devices, sam2_model
+from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
 from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
 from tests.loops import run, settled
+
+LOAD = Sam2Model._load
 
 PROMPT = Prompt(point_coords=[[1, 1]], point_labels=[1])
 TOO_LARGE = 99
@@ -143,13 +146,17 @@ def test_the_size_of_batches_is_live(model: Callable[..., Any], engine: Recordin
 
 
 def test_where_nothing_is_configured_batches_suit_the_device(
-    model: Callable[..., Any], engine: RecordingEngine
+    model: Callable[..., Any], engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sam2_model, "_gpu_fraction", lambda: 0.0)
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_: None)
+    monkeypatch.setattr(engine_module, "Engine", lambda *_: SimpleNamespace(warm_up=lambda: None))
+    monkeypatch.setattr(devices, "default_batch_sizes", lambda _: (3, 2))
+
     async def test() -> None:
         replica = await model(batch_wait_timeout_s=0.001)
-        # As loading finds them.
-        replica._default_batch_sizes = (3, 2)
-        replica._configure()
+        replica._status = SimpleNamespace(loading=print, ready=print)
+        LOAD(replica)
         requests = [asyncio.create_task(ask(replica, 0))]
         await until(lambda: bool(engine.images))
         requests += [asyncio.create_task(ask(replica, value)) for value in range(1, 5)]
