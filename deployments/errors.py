@@ -6,6 +6,7 @@ ServiceError 500
 │   ├── InvalidImage            the upload cannot be decoded
 │   └── UnknownModel            no such model_id is configured
 ├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
+├── ImageNotCached 404          an image_id that the model does not remember
 ├── BodyTimeout 408             the request's body did not arrive in time
 ├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
 ├── UnsupportedMediaType 415    the body is not multipart/form-data
@@ -24,6 +25,8 @@ class ServiceError(Exception):
 
     status = 500
     retry_after_s: int | None = None
+    code: str | None = None
+    """For programs: what they may act on without reading the message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -52,6 +55,13 @@ class Unauthorized(ServiceError):
     """The bearer token is missing or wrong."""
 
     status = 401
+
+
+class ImageNotCached(ServiceError):
+    """The model does not remember the image of that id (any more); the image itself has to be sent."""
+
+    status = 404
+    code = "image_not_cached"
 
 
 class BodyTimeout(ServiceError):

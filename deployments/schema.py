@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deployments.errors import InvalidPrompt
+from deployments.errors import InvalidPrompt, TooLarge
 from deployments.upsampling import upsample
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -242,8 +242,43 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class EmbeddedImage:
+    """An image that a model remembers.
+
+    Attributes:
+        image_id: its digest, by which prompts may name it.
+        model_id: the model.
+        image_size: height and width in pixels.
+    """
+
+    image_id: str
+    model_id: str
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class PixelsWanted:
     """A model replica's answer to an image_id that it does not remember: send the request again, with the pixels."""
+
+
+def check_answer_size(image_size: tuple[int, int], num_masks: int, max_answer_numbers: int) -> None:
+    """Refuses an answer in the default format that would be too large.
+
+    Args:
+        image_size: height and width of the image.
+        num_masks: full-size masks in the answer.
+        max_answer_numbers: how many numbers it may hold.
+
+    Raises:
+        TooLarge: it would hold more.
+    """
+    height, width = image_size
+    numbers = num_masks * (width * height + LOW_RES_SIZE**2)
+    if numbers > max_answer_numbers:
+        raise TooLarge(
+            f"image: {num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than the "
+            f"{max_answer_numbers} that one answer may have; ask for fewer objects, or multimask_output=false"
+        )
 
 
 @dataclass(frozen=True, eq=False)

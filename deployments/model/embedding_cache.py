@@ -105,10 +105,13 @@ class EmbeddingCache(Generic[V]):
         if self._entries:
             self._expire_in_time()
 
-    async def get(self, image_id: str) -> V | None:
+    async def get(self, image_id: str, elect: bool = True) -> V | None:
         """What is remembered of an image, waiting for it if it is on its way.
 
-        None elects the caller: it is to `compute` the image, or to `give_up`.
+        Args:
+            image_id: the image.
+            elect: whether the caller has pixels to send. None then elects it: it is to `compute` the image, or to
+                `give_up`. Otherwise None means no more than that the image is not there.
 
         Raises:
             Exception: what the encoder's run raised that the caller waited for.
@@ -120,7 +123,8 @@ class EmbeddingCache(Generic[V]):
                 return value
             flight = self._flights.get(image_id)
             if flight is None:
-                self._new_flight(image_id)
+                if elect:
+                    self._new_flight(image_id)
                 return None
             if flight.task is None and self._waiting_for_pixels >= self._max_waiting:
                 return None

@@ -16,7 +16,15 @@ from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
 from deployments.model.rounds import Rounds
 from deployments.model_status import StatusReporter
-from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray, sorted_segmentation
+from deployments.schema import (
+    EmbeddedImage,
+    ModelAnswer,
+    PixelsWanted,
+    Prompt,
+    RgbArray,
+    check_answer_size,
+    sorted_segmentation,
+)
 from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
 
 if TYPE_CHECKING:
@@ -77,7 +85,13 @@ class Sam2Model:
         self._ready_engine()
 
     async def segment(
-        self, image_id: str, prompt: Prompt, pixels: RgbArray | None = None
+        self,
+        image_id: str,
+        prompt: Prompt,
+        pixels: RgbArray | None = None,
+        *,
+        has_pixels: bool = True,
+        max_answer_numbers: int | None = None,
     ) -> ModelAnswer | PixelsWanted:
         """Decodes one prompt on an image: on the remembered embedding, or on that of the pixels.
 
@@ -87,20 +101,21 @@ class Sam2Model:
             pixels: `H×W×3` uint8 RGB. Asked without them, a replica that does not remember the image answers
                 PixelsWanted, to one of all who ask at the same time; the others wait for it. Who is so elected sends
                 the pixels, or calls `give_up`.
+            has_pixels: whether the caller could send them; one that cannot is not elected.
+            max_answer_numbers: how many numbers the answer may hold; only here is the image's size always known.
 
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
             Overloaded: the image, or the prompt's objects, do not fit into the device's memory.
+            TooLarge: the answer would hold too many numbers.
         """
-        self._ready_engine()
         started = time.perf_counter()
         runs: list[float] = []
-        if pixels is None:
-            embedding = await self._cache.get(image_id)
-            if embedding is None:
-                return PixelsWanted()
-        else:
-            embedding = await self._cache.compute(image_id, lambda: self._encode(pixels, runs))
+        embedding = await self._embedding(image_id, pixels, has_pixels, runs)
+        if embedding is None:
+            return PixelsWanted()
+        if max_answer_numbers is not None:
+            check_answer_size(embedding.image_size, prompt.num_masks, max_answer_numbers)
         embed_s = runs[0] if runs else time.perf_counter() - started
         (low_res_logits, iou_predictions), decode_s = await self._in_round(
             self._decode_rounds, self._decode, (embedding, prompt)
@@ -115,6 +130,13 @@ class Sam2Model:
         )
         return ModelAnswer(segmentation, "miss" if runs else "hit", embed_s, decode_s)
 
+    async def embed(self, image_id: str, pixels: RgbArray | None = None) -> EmbeddedImage | PixelsWanted:
+        """Prepares an image for prompts; see `segment` for the arguments and errors."""
+        embedding = await self._embedding(image_id, pixels, True, [])
+        if embedding is None:
+            return PixelsWanted()
+        return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
+
     async def give_up(self, image_id: str) -> None:
         """Says that who was elected to send an image's pixels will not."""
         self._cache.give_up(image_id)
@@ -124,6 +146,15 @@ class Sam2Model:
         return self._cache.forget(image_id)
 
     # ---- batches
+
+    async def _embedding(
+        self, image_id: str, pixels: RgbArray | None, has_pixels: bool, runs: list[float]
+    ) -> "ImageEmbedding | None":
+        """The image's embedding, remembered or from the pixels; None if there is neither."""
+        self._ready_engine()
+        if pixels is None:
+            return await self._cache.get(image_id, elect=has_pixels)
+        return await self._cache.compute(image_id, lambda: self._encode(pixels, runs))
 
     async def _encode(self, pixels: RgbArray, runs: list[float]) -> "ImageEmbedding":
         """The image's embedding; appends the seconds of the encoder's run."""

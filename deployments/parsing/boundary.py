@@ -19,18 +19,22 @@ PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health
 logger = logging.getLogger("ray.serve")
 
 
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """`{"detail": {"msg": …}}`, the shape of all errors but a missing or ill-typed field."""
+def error_response(
+    status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
+) -> Response:
+    """`{"detail": {"msg": …}}`, the shape of all errors but a missing or ill-typed field; some have a `code` too."""
     # Lone surrogates, from undecodable bytes in a client's text, are not JSON.
-    body = orjson.dumps({"detail": {"msg": message.encode("utf-8", "replace").decode()}})
-    return Response(body, status, headers, "application/json")
+    detail = {"msg": message.encode("utf-8", "replace").decode()}
+    if code is not None:
+        detail["code"] = code
+    return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")
 
 
 async def on_service_error(_: Request, error: Exception) -> Response:
     """An error that the service raised on purpose."""
     assert isinstance(error, ServiceError)
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return error_response(error.status, error.message, headers)
+    return error_response(error.status, error.message, headers, error.code)
 
 
 async def on_http_exception(_: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeAlias
 
 from ray.exceptions import (
     ObjectLostError,
@@ -20,15 +20,18 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bands import Text, cut_band, num_rows, row_bytes
-from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServiceError, Unavailable
+from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
 from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
-from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray, Segmentation
+from deployments.schema import EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray, Segmentation
 from deployments.settings import RequestParserConfig
 
 logger = logging.getLogger("ray.serve")
 
 # What a dying replica, worker or node looks like to its callers; every call here may be sent again after them.
 INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedError, ObjectLostError)
+
+Pixels: TypeAlias = Callable[[], Awaitable[RgbArray]]
+"""Decodes an image."""
 
 AWAKE_FOR_S = 30.0
 """A model that answered is taken to be awake for this long, and not asked whether it is."""
@@ -78,8 +81,9 @@ class Calls:
         model_id: str,
         image_id: str,
         prompt: Prompt,
-        pixels: Callable[[], Awaitable[RgbArray]],
+        pixels: Pixels | None,
         deadline: Deadline,
+        max_answer_numbers: int | None = None,
     ) -> ModelAnswer:
         """One prompt on one image, on the replica that remembers the image if there is one.
 
@@ -87,32 +91,67 @@ class Calls:
             model_id: a configured model.
             image_id: digest of the image.
             prompt: what to segment.
-            pixels: decodes the image; called only if the model wants to see it.
+            pixels: decodes the image; called only if the model wants to see it. None: there is only its id.
             deadline: when there must be an answer.
+            max_answer_numbers: how many numbers the answer may hold; None is no limit.
 
         Raises:
+            ImageNotCached: the model does not remember the image, and there is only its id.
+            TooLarge: the answer would hold too many numbers.
             ModelUnavailable: the model did not wake up in time, or failed to load.
             Overloaded: its queues, or its device's memory, are full.
             DeadlineExceeded: there was no answer in time.
             ServiceError: what `pixels` raised.
         """
+        options = {"has_pixels": pixels is not None, "max_answer_numbers": max_answer_numbers}
+
+        def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
+            return model.segment.remote(image_id, prompt, image, **options)
+
+        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
+        assert isinstance(answer, ModelAnswer)
+        return answer
+
+    async def embed(self, model_id: str, image_id: str, pixels: Pixels, deadline: Deadline) -> EmbeddedImage:
+        """Has a model remember an image; see `segment` for the arguments and errors."""
+        answer = await self._in_two_steps(
+            model_id, image_id, lambda model, image: model.embed.remote(image_id, image), pixels, deadline
+        )
+        assert isinstance(answer, EmbeddedImage)
+        return answer
+
+    async def _in_two_steps(
+        self,
+        model_id: str,
+        image_id: str,
+        ask: "Callable[[DeploymentHandle[Any], RgbArray | None], Any]",
+        pixels: Pixels | None,
+        deadline: Deadline,
+    ) -> Any:
+        """Asks by the image's id alone, and again with its pixels if the model wants them."""
         await self._wake(model_id, deadline)
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
         try:
-            answer = await self._call(lambda: model.segment.remote(image_id, prompt), deadline)
-            if isinstance(answer, PixelsWanted):
+            answer = await self._call(lambda: ask(model, None), deadline)
+            if isinstance(answer, PixelsWanted) and pixels is not None:
                 image = await pixels()
-                answer = await self._call(lambda: model.segment.remote(image_id, prompt, image), deadline)
-            assert isinstance(answer, ModelAnswer)
-            return answer
+                answer = await self._call(lambda: ask(model, image), deadline)
         except BaseException:
-            # Others may wait for the pixels of this request, which may have been elected without knowing it yet. In a
-            # context of its own, since this request's calls may be cancelled.
-            task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            # Who has no pixels was not elected to send any: what it would take back is another's promise.
+            if pixels is not None:
+                self._give_up_in_background(model, image_id)
             raise
+        if isinstance(answer, PixelsWanted):
+            raise ImageNotCached(f"image_id: {model_id} does not remember this image; upload it (again)")
+        return answer
+
+    def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str) -> None:
+        """Others may wait for the pixels of a request that fails, which may have been elected without knowing it yet."""
+        # In a context of its own, since the request's calls may be cancelled.
+        task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it. Wakes none.

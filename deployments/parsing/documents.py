@@ -15,6 +15,15 @@ class SegmentationAnswer(BaseModel):
     logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for a later request's `mask_input`.")
 
 
+class EmbeddedImage(BaseModel):
+    """The model remembers the image: prompts may name it by its `image_id`."""
+
+    image_id: str
+    width: int
+    height: int
+    model_id: str
+
+
 class Forgotten(BaseModel):
     """An image is forgotten."""
 
@@ -32,6 +41,18 @@ class ErrorAnswer(BaseModel):
     """The shape of all errors but 422."""
 
     detail: ErrorMessage
+
+
+class NotCachedMessage(ErrorMessage):
+    """What went wrong, and what a program may act on: upload the image, or upload it again."""
+
+    code: Literal["image_not_cached"]
+
+
+class NotCachedAnswer(BaseModel):
+    """The shape of 404 where an image_id is not remembered."""
+
+    detail: NotCachedMessage
 
 
 class FieldFault(BaseModel):
@@ -141,7 +162,10 @@ class HardwareStats(BaseModel):
 
 
 ANSWER_HEADERS: dict[str, Any] = {
-    "X-Image-Id": {"schema": {"type": "string"}, "description": "SHA-256 of the image file."},
+    "X-Image-Id": {
+        "schema": {"type": "string"},
+        "description": "SHA-256 of the image file; later requests may send it as `image_id`.",
+    },
     "Server-Timing": {
         "schema": {"type": "string"},
         "description": "Milliseconds of parse, queue, embed, decode, and encode up to the first byte; `cache` tells "
@@ -152,6 +176,10 @@ ANSWER_HEADERS: dict[str, Any] = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},
     401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
+    404: {
+        "model": NotCachedAnswer,
+        "description": "The model does not remember the image of that `image_id`: upload the image.",
+    },
     408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
     415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deployments.errors import InvalidImage, TooLarge
-from deployments.schema import LOW_RES_SIZE, RgbArray
+from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.schema import RgbArray, check_answer_size
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image
+
+IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 # Not raster images: Pillow reads these by running or emulating another program, or only their metadata. IPTC wraps an
 # image of any format, these included.
@@ -50,11 +53,12 @@ class IdentifiedImage:
 
     Attributes:
         image_id: SHA-256, as hex, of the uploaded bytes; of an array or PIL image, of its upright RGB pixels and shape.
-        source: the bytes of the file, or the `H×W×3` uint8 pixels where they were at hand.
+        source: the bytes of the file, or the `H×W×3` uint8 pixels where they were at hand; None if only the name was
+            given.
     """
 
     image_id: str
-    source: bytes | RgbArray
+    source: bytes | RgbArray | None
 
     def decode(self, limits: Limits) -> RgbArray:
         """The upright image, `H×W×3` uint8 RGB.
@@ -66,10 +70,22 @@ class IdentifiedImage:
             InvalidImage: the file is damaged or truncated.
             TooLarge: there is not enough memory for its pixels.
         """
+        assert self.source is not None
         if not isinstance(self.source, bytes):
             return self.source
         with _opened(self.source, limits.max_pixels) as image:
             return _decoded(image)
+
+
+def named(image_id: str) -> IdentifiedImage:
+    """An image of which only the name is given.
+
+    Raises:
+        InvalidRequest: that is no image_id.
+    """
+    if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
+        raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")
+    return IdentifiedImage(image_id, None)
 
 
 def identify(image: ImageInput, limits: Limits, num_masks: int = 0) -> IdentifiedImage:
@@ -149,12 +165,7 @@ def _check_size(size: tuple[int, int], limits: Limits, num_masks: int) -> None:
         raise TooLarge(
             f"image: has {width}×{height} = {width * height} pixels, more than the {limits.max_pixels} accepted"
         )
-    numbers = num_masks * (width * height + LOW_RES_SIZE**2)
-    if numbers > limits.max_answer_numbers:
-        raise TooLarge(
-            f"image: {num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than the "
-            f"{limits.max_answer_numbers} that one answer may have; ask for fewer objects, or multimask_output=false"
-        )
+    check_answer_size((height, width), num_masks, limits.max_answer_numbers)
 
 
 def _decoded(image: Image.Image) -> RgbArray:

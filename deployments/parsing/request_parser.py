@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +27,10 @@ from deployments.parsing.calls import Calls, Deadline
 from deployments.parsing.compression import choose_coding, compressed
 from deployments.parsing.control_plane import ControlPlane, is_flow_controlled
 from deployments.parsing.form import form_route, parse_prompt
-from deployments.parsing.images import IdentifiedImage, ImageInput, identify
+from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
 from deployments.parsing.server_timing import ServerTiming
 from deployments.parsing.side_routes import SideRoutes
-from deployments.schema import ModelAnswer, Prompt, RgbArray, Segmentation
+from deployments.schema import EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
 
 T = TypeVar("T")
@@ -39,8 +38,6 @@ T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
 DECODING_THREADS = 4
-
-IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 DESCRIPTION = """\
 Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
@@ -80,24 +77,41 @@ class RequestParser:
 
     # ---- handle calls
 
-    async def segment(self, image: ImageInput, prompt: Prompt | None = None, model_id: str = "") -> Segmentation:
+    async def segment(
+        self, image: ImageInput | None = None, prompt: Prompt | None = None, model_id: str = "", image_id: str = ""
+    ) -> Segmentation:
         """Segments an image: the method that Python programs call on the application's handle.
 
         Args:
             image: an `H×W×3` uint8 RGB array, a PIL image, or the bytes of an image file.
             prompt: what to segment; None is the empty prompt.
             model_id: a configured model; "" is the default one.
+            image_id: in place of the image, the id of one that the model remembers: of an earlier Segmentation, or
+                of `embed`.
 
         Raises:
             InvalidRequest: the image, the prompt or the model id is bad.
+            ImageNotCached: the model does not remember the image of that id.
             TooLarge: the image has too many bytes or pixels, the prompt too many points or objects.
             Unavailable: the model is not ready, overloaded, or past the deadline.
         """
         prompt = prompt if prompt is not None else Prompt()
         model_id = self._check(prompt, model_id)
-        identified = await self._off_loop(identify, image, self._settings.limits)
+        identified = await self._identified(image, image_id)
         answer = await self._segment(model_id, identified, prompt, self._deadline(), ServerTiming())
         return answer.segmentation
+
+    async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
+        """Has a model remember an image, so that the first prompt on it is as quick as the second.
+
+        Args:
+            image: see `segment`.
+            model_id: see `segment`.
+
+        Raises:
+            InvalidRequest, TooLarge, Unavailable: as `segment`.
+        """
+        return await self._embed(await self._identified(image), self._known(model_id), self._deadline())
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it.
@@ -109,9 +123,7 @@ class RequestParser:
             InvalidRequest: that is no image_id.
             Unavailable: a replica did not answer in time.
         """
-        if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
-            raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256")
-        return await self._calls.forget(image_id)
+        return await self._calls.forget(named(image_id).image_id)
 
     # ---- the HTTP application
 
@@ -145,6 +157,7 @@ class RequestParser:
 
     def _form_routes(self) -> APIRouter:
         router = APIRouter(route_class=form_route(self._settings.limits, lambda: self._calls.config.body_timeout_s))
+        errors = documents.error_responses(400, 401, 408, 413, 415, 422, 500, 503)
         options: dict[str, Any] = {
             "methods": ["POST"],
             "response_class": Response,
@@ -154,7 +167,8 @@ class RequestParser:
                     "description": "Masks, scores and logits.",
                     "headers": documents.ANSWER_HEADERS,
                 },
-                **documents.error_responses(400, 401, 408, 413, 415, 422, 500, 503),
+                **documents.error_responses(404),
+                **errors,
             },
         }
         router.add_api_route(
@@ -167,6 +181,16 @@ class RequestParser:
             **options,
         )
         router.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
+        router.add_api_route(
+            "/segment-anything-2/embed",
+            self.post_embed,
+            methods=["POST"],
+            operation_id="embedImage",
+            summary="Embed an image",
+            description="Has the model remember an image, so that prompts can name it by its `image_id`.",
+            tags=["generate"],
+            responses=errors,
+        )
         return router
 
     # ---- routes
@@ -174,7 +198,12 @@ class RequestParser:
     async def post_segment(
         self,
         request: Request,
-        image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
+        image: Annotated[
+            UploadFile | None, File(description="The image: any raster format; EXIF orientation is applied.")
+        ] = None,
+        image_id: Annotated[
+            str | None, Form(description="In place of `image`: the `X-Image-Id` of one that the model remembers.")
+        ] = None,
         model_id: Annotated[str, Form(description="Model to use; empty for the default one.")] = "",
         point_coords: Annotated[
             str | None, Form(description="JSON `[[x,y],…]`, or a list of those for B objects; pixels.")
@@ -193,6 +222,9 @@ class RequestParser:
         ] = True,
     ) -> Response:
         """Answers the default JSON, streamed band by band."""
+        if image is None and not image_id:
+            # As FastAPI says it of a field that is always required.
+            raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])
         deadline = self._deadline()
         fields = {
             "point_coords": point_coords,
@@ -203,12 +235,27 @@ class RequestParser:
         limits = self._settings.limits
         prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, limits)
         model_id = self._check(prompt, model_id)
-        identified = await self._off_loop(identify, await image.read(), limits, prompt.num_masks)
+        uploaded = None if image is None else await image.read()
+        identified = await self._identified(uploaded, image_id or "", prompt.num_masks)
         timing = ServerTiming()
         timing.add("parse", time.perf_counter() - request.state.arrived_at)
-        answer = await self._segment(model_id, identified, prompt, deadline, timing)
+        answer = await self._segment(model_id, identified, prompt, deadline, timing, limits.max_answer_numbers)
         headers = {"X-Image-Id": identified.image_id}
         return self._respond(answer.segmentation, return_logits, deadline, timing, headers, request.headers)
+
+    async def post_embed(
+        self,
+        response: Response,
+        image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
+        model_id: Annotated[str, Form(description="Model to use; empty for the default one.")] = "",
+    ) -> documents.EmbeddedImage:
+        """Answers once the model remembers the image."""
+        deadline = self._deadline()
+        model_id = self._known(model_id)
+        embedded = await self._embed(await self._identified(await image.read()), model_id, deadline)
+        response.headers["X-Image-Id"] = embedded.image_id
+        height, width = embedded.image_size
+        return documents.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
 
     async def delete_image(self, image_id: str) -> documents.Forgotten:
         """Forgets an image: drops what every replica of every model has computed from it."""
@@ -227,6 +274,10 @@ class RequestParser:
         ):
             if count > limit:
                 raise TooLarge(f"{what.format(count)}, more than the {limit} that are accepted")
+        return self._known(model_id)
+
+    def _known(self, model_id: str) -> str:
+        """The id of a configured model, the default one for ""."""
         known = [model.model_id for model in self._settings.models]
         if model_id and model_id not in known:
             raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
@@ -234,8 +285,28 @@ class RequestParser:
 
     # ---- steps
 
+    async def _identified(
+        self, image: ImageInput | None, image_id: str = "", num_masks: int = 0
+    ) -> IdentifiedImage:
+        """The image that a request brings, or names."""
+        if image is not None and image_id:
+            raise InvalidRequest("image_id: is given beside image; send one of them")
+        if image_id:
+            return named(image_id)
+        return await self._off_loop(identify, image, self._settings.limits, num_masks)
+
+    async def _embed(self, image: IdentifiedImage, model_id: str, deadline: Deadline) -> EmbeddedImage:
+        pixels = partial(self._off_loop, image.decode, self._settings.limits)
+        return await self._calls.embed(model_id, image.image_id, pixels, deadline)
+
     async def _segment(
-        self, model_id: str, image: IdentifiedImage, prompt: Prompt, deadline: Deadline, timing: ServerTiming
+        self,
+        model_id: str,
+        image: IdentifiedImage,
+        prompt: Prompt,
+        deadline: Deadline,
+        timing: ServerTiming,
+        max_answer_numbers: int | None = None,
     ) -> ModelAnswer:
         """Asks the model, with the pixels only if it wants them; notes where the time went."""
         decoding_s = 0.0
@@ -249,7 +320,8 @@ class RequestParser:
                 decoding_s = time.perf_counter() - started
 
         started = time.perf_counter()
-        answer = await self._calls.segment(model_id, image.image_id, prompt, pixels, deadline)
+        source = None if image.source is None else pixels
+        answer = await self._calls.segment(model_id, image.image_id, prompt, source, deadline, max_answer_numbers)
         timing.add("parse", decoding_s)
         timing.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer

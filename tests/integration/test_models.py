@@ -82,6 +82,22 @@ def test_a_model_that_cannot_load_says_why_and_disturbs_no_other(
         assert client.get("/health").json() == {"status": "OK"}
 
 
+def test_a_models_images_are_its_own(service: Service, first_answers: FirstAnswers) -> None:
+    image_id = first_answers[OWN][0].headers["x-image-id"]
+    with service.client() as client:
+        client.delete(f"/segment-anything-2/images/{image_id}")
+        assert ask(client, OWN).status_code == 200
+        # As multipart without a file.
+        statuses = {
+            model_id: client.post(
+                "/segment-anything-2",
+                files=[("model_id", (None, model_id.encode())), ("image_id", (None, image_id.encode()))],
+            ).status_code
+            for model_id in (OWN, DEMO)
+        }
+    assert statuses == {OWN: 200, DEMO: 404}
+
+
 def test_a_model_whose_file_arrives_later_is_served_then(service: Service, first_answers: FirstAnswers) -> None:
     response, _ = first_answers[MISSING_FILE]
     assert response.status_code == 503

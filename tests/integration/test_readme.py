@@ -66,6 +66,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def run_in_bash(code: str, service: Service, folder: Path) -> None:
+    subprocess.run(["bash", "-euc", code.replace("http://127.0.0.1:8000", service.url)], cwd=folder, check=True)
+
+
 def test_every_setting_is_listed_with_default_range_and_meaning() -> None:
     assert with_tables(README) == README
 
@@ -84,8 +88,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_first_example_finds_the_clicked_object(service: Service, folder: Path) -> None:
-    [curl] = blocks("bash")
-    subprocess.run(["bash", "-c", curl.replace("http://127.0.0.1:8000", service.url)], cwd=folder, check=True)
+    run_in_bash(blocks("bash")[0], service, folder)
     namespace: dict[str, Any] = {}
     exec(blocks("python")[0], namespace)
     truth = np.array(Image.open(ROOT / "deployments" / "model" / "demo" / "example_truth.png")) > 0
@@ -93,11 +96,20 @@ def test_the_first_example_finds_the_clicked_object(service: Service, folder: Pa
     assert os.path.getsize(folder / "mask.png") > 0
 
 
+def test_the_example_by_id_gives_the_same_masks_as_with_the_upload(service: Service, folder: Path) -> None:
+    run_in_bash(blocks("bash")[1], service, folder)
+    by_id = (folder / "answer.json").read_bytes()
+    with service.client() as client, (folder / "deployments/model/demo/example.png").open("rb") as image:
+        fields = {"point_coords": "[[175,245]]", "point_labels": "[1]"}
+        assert client.post("/segment-anything-2", data=fields, files={"image": image}).content == by_id
+
+
 def test_the_handle_example_runs(service: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {}
     exec(blocks("python")[1], namespace)
     assert namespace["mask"].dtype == np.bool_
     assert namespace["better"].scores.shape == (3,)
+    assert namespace["other"].image_id == namespace["segmentation"].image_id
     assert capsys.readouterr().out.startswith("[")
 
 

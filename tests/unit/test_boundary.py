@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.errors import InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
+from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
 from deployments.parsing import boundary
 from deployments.parsing.boundary import (
     PUBLIC_PATHS,
@@ -165,6 +165,7 @@ def test_what_is_not_http_passes_through() -> None:
     ("error", "status", "retry_after"),
     [
         (InvalidPrompt("box: is empty"), 400, None),
+        (ImageNotCached("image_id: upload it"), 404, None),
         (TooLarge("image: too much"), 413, None),
         (ModelUnavailable("model m: loading"), 503, "10"),
         (Overloaded("overloaded: queue"), 503, "1"),
@@ -177,7 +178,8 @@ def test_an_error_of_ours_answers_with_its_status_and_message(
 
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
-    assert response.json() == {"detail": {"msg": error.message}}
+    code = {"code": "image_not_cached"} if isinstance(error, ImageNotCached) else {}
+    assert response.json() == {"detail": {"msg": error.message, **code}}
     assert response.headers.get("retry-after") == retry_after
 
 

@@ -71,6 +71,12 @@ class Encoder:
         return self.value
 
 
+def ready_encoder() -> Encoder:
+    encoder = Encoder()
+    encoder.go.set()
+    return encoder
+
+
 def made(value: Embedding) -> Callable[[], Awaitable[Embedding]]:
     """A run that takes no time."""
 
@@ -83,6 +89,52 @@ def made(value: Embedding) -> Callable[[], Awaitable[Embedding]]:
 async def request(cache: Cache, image_id: str, encoder: Encoder) -> Embedding:
     """What a request does: asks by id, and sends the pixels if it is elected."""
     return await cache.get(image_id) or await cache.compute(image_id, encoder.run)
+
+
+# ---- by its id alone
+
+
+def test_who_has_no_pixels_is_not_elected() -> None:
+    async def test() -> None:
+        cache, counts = new_cache()
+        assert [await cache.get("a", elect=False) for _ in range(2)] == [None, None]
+        # Nobody is taken to be sending, so the next one who could is asked at once.
+        value = await request(cache, "a", encoder := ready_encoder())
+        assert await cache.get("a", elect=False) is value
+        assert (encoder.runs, counts.hits, counts.misses) == (1, 1, 1)
+
+    run(test)
+
+
+def test_who_has_no_pixels_waits_for_an_image_on_its_way() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        assert await cache.get("a") is None
+        waiting = asyncio.create_task(cache.get("a", elect=False))
+        await settled()
+        value = await cache.compute("a", ready_encoder().run)
+        assert await waiting is value
+
+    run(test)
+
+
+def test_who_has_no_pixels_is_not_elected_when_the_sender_gives_up() -> None:
+    async def test() -> None:
+        cache, _ = new_cache()
+        assert await cache.get("a") is None
+        without, other = (asyncio.create_task(cache.get("a", elect=elect)) for elect in (False, True))
+        await settled()
+        cache.give_up("a")
+        assert await without is None
+        assert await other is None
+        # The other one is the sender now.
+        last = asyncio.create_task(cache.get("a"))
+        await settled()
+        assert not last.done()
+        await cache.compute("a", ready_encoder().run)
+        assert await last is not None
+
+    run(test)
 
 
 # ---- entries

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from ray import serve
 
-from deployments.errors import Overloaded
+from deployments.errors import Overloaded, TooLarge
 from deployments.model import checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
-from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.schema import EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
 from tests.loops import run, settled
 
@@ -248,6 +248,53 @@ def test_another_is_asked_for_the_pixels_when_the_first_gives_up(
         assert not waiting.done()
         await replica.give_up("1")
         assert await waiting == 1
+
+    run(test)
+
+
+def test_an_id_alone_is_answered_only_where_the_image_is_remembered(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        assert await replica.segment("1", PROMPT, has_pixels=False) == PixelsWanted()
+        # That was no promise of pixels, for which this one would wait.
+        assert await ask(replica, 1) == 1
+        answer = await replica.segment("1", PROMPT, has_pixels=False)
+        assert isinstance(answer, ModelAnswer)
+        assert answer.cache == "hit"
+        assert engine.images == [[1]]
+
+    run(test)
+
+
+def test_an_answer_that_would_be_too_large_is_refused_before_it_is_decoded(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        await ask(replica, 1)
+        engine.prompts.clear()
+        # Three masks of 2×2 and their logits.
+        most = 3 * (4 + 256 * 256)
+        with pytest.raises(TooLarge, match=f"{most} numbers, more than the {most - 1}"):
+            await replica.segment("1", PROMPT, max_answer_numbers=most - 1)
+        assert not engine.prompts
+        assert isinstance(await replica.segment("1", PROMPT, max_answer_numbers=most), ModelAnswer)
+
+    run(test)
+
+
+def test_embedding_asks_for_the_pixels_and_tells_the_size(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        assert await replica.embed("1") == PixelsWanted()
+        for pixels in (image(1), None):
+            assert await replica.embed("1", pixels) == EmbeddedImage("1", "sam2-demo", (2, 2))
+        assert (engine.images, engine.prompts) == ([[1]], [])
 
     run(test)
 
