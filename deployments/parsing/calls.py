@@ -147,7 +147,7 @@ class Calls:
         return answer
 
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str) -> None:
-        """Others may wait for the pixels of a request that fails, which may have been elected without knowing it yet."""
+        """Others may wait for the pixels of a request that fails; it may have been elected without knowing it yet."""
         # In a context of its own, since the request's calls may be cancelled.
         task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
         self._background.add(task)

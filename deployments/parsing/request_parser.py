@@ -285,9 +285,7 @@ class RequestParser:
 
     # ---- steps
 
-    async def _identified(
-        self, image: ImageInput | None, image_id: str = "", num_masks: int = 0
-    ) -> IdentifiedImage:
+    async def _identified(self, image: ImageInput | None, image_id: str = "", num_masks: int = 0) -> IdentifiedImage:
         """The image that a request brings, or names."""
         if image is not None and image_id:
             raise InvalidRequest("image_id: is given beside image; send one of them")

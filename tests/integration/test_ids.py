@@ -106,7 +106,9 @@ def test_a_forgotten_image_has_to_be_uploaded_again(client: httpx.Client) -> Non
     assert by_id(client, image_id).status_code == 200
 
 
-@pytest.mark.parametrize("image_id", ["abc", "g" * 64, "A" * 64, "0" * 65, "../" * 20, " " * 64, "0" * 63 + "\n", "null"])
+@pytest.mark.parametrize(
+    "image_id", ["abc", "g" * 64, "A" * 64, "0" * 65, "../" * 20, " " * 64, "0" * 63 + "\n", "null"]
+)
 def test_what_is_no_id_is_refused(image_id: str, client: httpx.Client) -> None:
     response = by_id(client, image_id)
     assert response.status_code == 400, response.text

@@ -8,6 +8,7 @@ from tests.integration.conftest import DEMO, Service
 
 FORM_FIELDS = {
     "image",
+    "image_id",
     "model_id",
     "point_coords",
     "point_labels",
