@@ -111,7 +111,7 @@ BUDGET_SCENARIOS = {
     "same image small": (FULL_HD, True, False, 4),
     "same image small, stretch": (FULL_HD, True, False, 4),
 }
-STAND_IN = "0/1 masks stand in for RLE, and an upload for image_id, while the service has neither"
+STAND_IN = "0/1 masks stand in for RLE, which the service does not have yet, and an upload for image_id"
 
 
 def run(workplace: Workplace) -> Findings:
