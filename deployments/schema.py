@@ -243,7 +243,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An image that a model remembers.
+    """An image that a model has embedded.
 
     Attributes:
         image_id: its digest, by which prompts may name it.

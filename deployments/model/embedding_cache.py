@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from deployments.errors import Overloaded
+
 
 class Sized(Protocol):
     """What can be remembered: it knows its size."""
@@ -114,6 +116,7 @@ class EmbeddingCache(Generic[V]):
                 `give_up`. Otherwise None means no more than that the image is not there.
 
         Raises:
+            Overloaded: the image is on its way, and no more callers may wait for it.
             Exception: what the encoder's run raised that the caller waited for.
         """
         while True:
@@ -127,7 +130,9 @@ class EmbeddingCache(Generic[V]):
                     self._new_flight(image_id)
                 return None
             if flight.task is None and self._waiting_for_pixels >= self._max_waiting:
-                return None
+                if elect:
+                    return None
+                raise Overloaded("overloaded: too many requests wait for pixels that others send")
             # Where the sender is gone: look again, and be elected or wait for who is.
             with suppress(_SenderGone):
                 value = await self._wait(image_id, flight)

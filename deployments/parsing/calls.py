@@ -113,7 +113,7 @@ class Calls:
         return answer
 
     async def embed(self, model_id: str, image_id: str, pixels: Pixels, deadline: Deadline) -> EmbeddedImage:
-        """Has a model remember an image; see `segment` for the arguments and errors."""
+        """Embeds an image ahead of its prompts; see `segment` for the arguments and errors."""
         answer = await self._in_two_steps(
             model_id, image_id, lambda model, image: model.embed.remote(image_id, image), pixels, deadline
         )
@@ -129,6 +129,9 @@ class Calls:
         deadline: Deadline,
     ) -> Any:
         """Asks by the image's id alone, and again with its pixels if the model wants them."""
+        if pixels is None and await self._is_asleep(model_id):
+            # It remembers nothing, and is not to wake for an answer that is known.
+            raise _not_cached(model_id)
         await self._wake(model_id, deadline)
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
@@ -143,7 +146,7 @@ class Calls:
                 self._give_up_in_background(model, image_id)
             raise
         if isinstance(answer, PixelsWanted):
-            raise ImageNotCached(f"image_id: {model_id} does not remember this image; upload it (again)")
+            raise _not_cached(model_id)
         return answer
 
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str) -> None:
@@ -228,6 +231,11 @@ class Calls:
         text: Text = await self._call(lambda: self._encoder.encode_band.remote(band, return_logits), deadline)
         return text.data
 
+    async def _is_asleep(self, model_id: str) -> bool:
+        if time.monotonic() < self._awake_until.get(model_id, 0.0):
+            return False
+        return (await self._control_plane.model_status(model_id)).state == "asleep"
+
     async def _wake(self, model_id: str, deadline: Deadline) -> None:
         """Waits for a model that is asleep or loading, without the weight of an image in the queue."""
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
@@ -275,6 +283,10 @@ class Calls:
                 # A moment for the router to learn of the death.
                 await asyncio.sleep(min(0.2 * 2**attempt, deadline.remaining()))
         raise Unavailable("the replicas that had this request died; it is safe to send it again")
+
+
+def _not_cached(model_id: str) -> ImageNotCached:
+    return ImageNotCached(f"image_id: {model_id} does not remember this image; upload it (again)")
 
 
 async def _give_up(model: "DeploymentHandle[Any]", image_id: str) -> None:

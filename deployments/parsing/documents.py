@@ -16,7 +16,7 @@ class SegmentationAnswer(BaseModel):
 
 
 class EmbeddedImage(BaseModel):
-    """The model remembers the image: prompts may name it by its `image_id`."""
+    """The image is embedded: prompts may name it by its `image_id`, for as long as the model remembers it."""
 
     image_id: str
     width: int

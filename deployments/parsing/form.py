@@ -29,6 +29,12 @@ POINT_TEXT_BYTES = 64
 # As Python's codecs call them; latin-1 is what Starlette takes for an unknown one.
 CHARSETS = {"utf-8", "ascii", "iso8859-1", "latin-1"}
 
+# What a client may need to know that sent another content type.
+HINTS = {
+    "application/x-www-form-urlencoded": "; for a form without a file, requests and httpx send multipart if each field "
+    "is given as files={name: (None, value)}"
+}
+
 NUMBERS_ONLY = re.compile(r"[\s\d\[\],.eE+-]*")
 
 
@@ -75,8 +81,11 @@ class FormRequest(Request):
             TooLarge: the body, the image or a text field exceeds its limit.
         """
         content_type = self.headers.get("content-type", "")
-        if content_type.split(";")[0].strip().lower() != "multipart/form-data":
-            raise UnsupportedMediaType(f"Content-Type: must be multipart/form-data, is {content_type or 'missing'!r}")
+        kind = content_type.split(";")[0].strip().lower()
+        if kind != "multipart/form-data":
+            raise UnsupportedMediaType(
+                f"Content-Type: must be multipart/form-data, is {content_type or 'missing'!r}{HINTS.get(kind, '')}"
+            )
         parser = LimitedMultiPartParser(
             self.headers,
             self._limited_stream(limits.max_body_bytes),  # type: ignore[arg-type]

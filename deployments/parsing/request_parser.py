@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, FastAPI, File, Form, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from pydantic.json_schema import SkipJsonSchema
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -102,7 +103,7 @@ class RequestParser:
         return answer.segmentation
 
     async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
-        """Has a model remember an image, so that the first prompt on it is as quick as the second.
+        """Embeds an image ahead of its prompts, so that the first one is as quick as the second.
 
         Args:
             image: see `segment`.
@@ -111,7 +112,8 @@ class RequestParser:
         Raises:
             InvalidRequest, TooLarge, Unavailable: as `segment`.
         """
-        return await self._embed(await self._identified(image), self._known(model_id), self._deadline())
+        model_id = self._known(model_id)
+        return await self._embed(await self._identified(image), model_id, self._deadline())
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it.
@@ -161,6 +163,7 @@ class RequestParser:
         options: dict[str, Any] = {
             "methods": ["POST"],
             "response_class": Response,
+            "openapi_extra": {"requestBody": {"required": True}},
             "responses": {
                 200: {
                     "model": documents.SegmentationAnswer,
@@ -181,16 +184,20 @@ class RequestParser:
             **options,
         )
         router.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
+        embed_options: dict[str, Any] = {
+            "methods": ["POST"],
+            "responses": {200: {"headers": {"X-Image-Id": documents.ANSWER_HEADERS["X-Image-Id"]}}, **errors},
+        }
         router.add_api_route(
             "/segment-anything-2/embed",
             self.post_embed,
-            methods=["POST"],
             operation_id="embedImage",
             summary="Embed an image",
-            description="Has the model remember an image, so that prompts can name it by its `image_id`.",
+            description="Embeds an image ahead of its prompts, which can then name it by its `image_id`.",
             tags=["generate"],
-            responses=errors,
+            **embed_options,
         )
+        router.add_api_route("/segment-anything-2/embed/", self.post_embed, include_in_schema=False, **embed_options)
         return router
 
     # ---- routes
@@ -198,8 +205,10 @@ class RequestParser:
     async def post_segment(
         self,
         request: Request,
+        # In the document a file and nothing else: as "a file or null", /docs would show a field for text.
         image: Annotated[
-            UploadFile | None, File(description="The image: any raster format; EXIF orientation is applied.")
+            UploadFile | SkipJsonSchema[None],
+            File(description="The image: any raster format; EXIF orientation is applied. Required without `image_id`."),
         ] = None,
         image_id: Annotated[
             str | None, Form(description="In place of `image`: the `X-Image-Id` of one that the model remembers.")
@@ -249,7 +258,7 @@ class RequestParser:
         image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
         model_id: Annotated[str, Form(description="Model to use; empty for the default one.")] = "",
     ) -> documents.EmbeddedImage:
-        """Answers once the model remembers the image."""
+        """Answers once the image is embedded."""
         deadline = self._deadline()
         model_id = self._known(model_id)
         embedded = await self._embed(await self._identified(await image.read()), model_id, deadline)
@@ -289,6 +298,8 @@ class RequestParser:
         """The image that a request brings, or names."""
         if image is not None and image_id:
             raise InvalidRequest("image_id: is given beside image; send one of them")
+        if image is None and not image_id:
+            raise InvalidRequest("image: is missing, and so is the image_id of one that the model remembers")
         if image_id:
             return named(image_id)
         return await self._off_loop(identify, image, self._settings.limits, num_masks)

@@ -27,6 +27,13 @@ def kill_replicas(deployment: str) -> int:
     return len(replicas)
 
 
+def embedded(client: httpx.Client, image: bytes) -> str:
+    """The id of an image that the model remembers now."""
+    response = client.post("/segment-anything-2/embed", data={"model_id": DEMO}, files={"image": image})
+    assert response.status_code == 200, response.text
+    return str(response.json()["image_id"])
+
+
 @pytest.mark.parametrize("deployment", [f"Sam2Model:{DEMO}", "ResponseEncoder"])
 def test_requests_survive_the_death_of_a_replica(service: Service, deployment: str) -> None:
     image = encoded(picture(960, 720))
@@ -40,6 +47,7 @@ def test_requests_survive_the_death_of_a_replica(service: Service, deployment: s
         return np.array(orjson.loads(orjson.loads(body)["masks"]), np.float32)
 
     with service.client() as client, ThreadPoolExecutor(4) as pool:
+        remembered = {**FIELDS, "image_id": embedded(client, encoded(picture(50, 40, 666)))}
         expected = ask(client)
         at_work.clear()
         answers = [pool.submit(ask, client) for _ in range(4)]
@@ -49,3 +57,7 @@ def test_requests_survive_the_death_of_a_replica(service: Service, deployment: s
         for answer in answers:
             # Not the same to the last digit: torch rounds differently in batches of different sizes.
             np.testing.assert_allclose(answer.result(), expected, atol=1e-3)
+        # An embedding dies with its replica, and that is told honestly.
+        parts = [(name, (None, text.encode())) for name, text in remembered.items()]
+        by_id = client.post("/segment-anything-2", files=parts)
+        assert by_id.status_code == (200 if deployment == "ResponseEncoder" else 404), by_id.text[:500]

@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments.errors import ImageNotCached, InvalidImage, InvalidRequest
+from deployments.errors import ImageNotCached, InvalidRequest
 from deployments.schema import EmbeddedImage, Prompt
 from tests.images import encoded, picture
-from tests.integration.conftest import DEMO, Service
+from tests.integration.conftest import DEMO, NOT_CACHED, Service
 from tests.integration.test_remembering import cache
 
 ROUTE = "/segment-anything-2"
@@ -74,18 +73,6 @@ def test_an_embedded_image_is_prompted_by_its_id(client: httpx.Client) -> None:
     assert embed(client, image).json() == response.json()
 
 
-def test_ten_embed_requests_and_clicks_at_once_are_all_answered(client: httpx.Client) -> None:
-    image = new_image(3)
-
-    def ask(number: int) -> httpx.Response:
-        return embed(client, image) if number % 2 else upload(client, image)
-
-    with ThreadPoolExecutor(10) as threads:
-        responses = list(threads.map(ask, range(10)))
-    assert {response.status_code for response in responses} == {200}
-    assert sum(cache(response) == "miss" for response in responses[::2]) <= 1
-
-
 def test_an_id_that_is_not_remembered_is_404_and_holds_nobody_up(client: httpx.Client) -> None:
     image = new_image(4)
     assert_not_cached(by_id(client, UNKNOWN))
@@ -128,6 +115,33 @@ def test_an_empty_id_counts_as_not_given(client: httpx.Client) -> None:
     assert [fault["loc"] for fault in response.json()["detail"]] == [["body", "image"]]
 
 
+def test_a_sleeping_model_is_not_woken_for_an_id(client: httpx.Client) -> None:
+    response = by_id(client, UNKNOWN, model_id=NOT_CACHED)
+    assert_not_cached(response)
+    assert NOT_CACHED in response.json()["detail"]["msg"]
+    [model] = [model for model in client.get("/models").json()["models"] if model["model_id"] == NOT_CACHED]
+    assert model["state"] == "asleep"
+
+
+def test_an_id_as_a_file_is_refused_and_an_empty_file_beside_it_is_not(client: httpx.Client) -> None:
+    image_id = embed(client, new_image(13)).json()["image_id"]
+    response = client.post(ROUTE, files=[("image_id", ("id.txt", image_id.encode()))])
+    assert response.status_code == 422
+    assert [fault["loc"] for fault in response.json()["detail"]] == [["body", "image_id"]]
+    # As a browser sends a file input that nobody used.
+    boundary, empty = "b0undary", 'Content-Disposition: form-data; name="image"; filename=""\r\n'
+    parts = [f'Content-Disposition: form-data; name="image_id"\r\n\r\n{image_id}', f"{empty}\r\n"]
+    body = "".join(f"--{boundary}\r\n{part}\r\n" for part in parts) + f"--{boundary}--\r\n"
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    assert client.post(ROUTE, content=body.encode(), headers=headers).status_code == 200
+
+
+def test_a_form_that_is_not_multipart_is_refused_with_a_hint(client: httpx.Client) -> None:
+    response = client.post(ROUTE, data={**POINT, "image_id": UNKNOWN})
+    assert response.status_code == 415
+    assert "files={name: (None, value)}" in response.json()["detail"]["msg"]
+
+
 def test_an_answer_that_is_too_large_is_refused_by_id_too(client: httpx.Client) -> None:
     image_id = embed(client, encoded(picture(1600, 1200, seed=120_009), "JPEG")).json()["image_id"]
     boxes = str([[1, 1, 100, 100]] * 40)
@@ -160,6 +174,8 @@ def test_embed_needs_an_image_and_a_form(client: httpx.Client) -> None:
     assert [fault["loc"] for fault in response.json()["detail"]] == [["body", "image"]]
     assert client.post(f"{ROUTE}/embed", json={}).status_code == 415
     assert client.get(f"{ROUTE}/embed").status_code == 405
+    assert client.post(f"{ROUTE}/embed/", files={"image": new_image(14)}).status_code == 200
+    assert embed(client, bytes(21 * 2**20)).status_code == 413
 
 
 def test_handle_calls_embed_and_name_images_too(service: Service) -> None:
@@ -176,7 +192,7 @@ def test_handle_calls_embed_and_name_images_too(service: Service) -> None:
         ({"image_id": UNKNOWN}, ImageNotCached),
         ({"image_id": "abc"}, InvalidRequest),
         ({"image": new_image(12), "image_id": embedded.image_id}, InvalidRequest),
-        ({}, InvalidImage),
+        ({}, InvalidRequest),
     ):
         with pytest.raises(error):
             handle.segment.remote(prompt=prompt, **arguments).result(timeout_s=60)

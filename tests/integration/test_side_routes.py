@@ -70,6 +70,12 @@ def test_the_openapi_document_describes_the_contract(service: Service) -> None:
     assert set(form["properties"]) == FORM_FIELDS
     # Either of `image` and `image_id`, which OpenAPI's `required` cannot say.
     assert "required" not in form
+    assert operation["requestBody"]["required"]
+    # Not "or null": for that Swagger's page shows a field for text.
+    assert form["properties"]["image"]["type"] == "string"
+    assert set(document["paths"]["/segment-anything-2/embed"]["post"]["responses"]) == {
+        *("200", "400", "401", "408", "413", "415", "422", "500", "503")
+    }
     assert all(field.get("description") for field in form["properties"].values())
     operations = [entry for path in document["paths"].values() for entry in path.values()]
     assert len({entry["operationId"] for entry in operations}) == len(operations)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from deployments.errors import Overloaded
 from deployments.model.embedding_cache import EmbeddingCache
 from tests.loops import run, settled
 
@@ -133,6 +134,21 @@ def test_who_has_no_pixels_is_not_elected_when_the_sender_gives_up() -> None:
         assert not last.done()
         await cache.compute("a", ready_encoder().run)
         assert await last is not None
+
+    run(test)
+
+
+def test_who_has_no_pixels_is_told_where_too_many_wait() -> None:
+    async def test() -> None:
+        cache, _ = new_cache(max_waiting=1)
+        assert await cache.get("a") is None
+        waiting = asyncio.create_task(cache.get("a", elect=False))
+        await settled()
+        # Not that it is not there: it soon will be.
+        with pytest.raises(Overloaded):
+            await cache.get("a", elect=False)
+        await cache.compute("a", ready_encoder().run)
+        assert await waiting is not None
 
     run(test)
 

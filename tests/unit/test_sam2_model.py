@@ -299,6 +299,24 @@ def test_embedding_asks_for_the_pixels_and_tells_the_size(model: Callable[..., A
     run(test)
 
 
+def test_embedding_and_prompts_at_once_share_one_run(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        assert await replica.embed("1") == PixelsWanted()
+        prompts = [asyncio.create_task(ask(replica, 1)) for _ in range(3)]
+        by_id = asyncio.create_task(replica.segment("1", PROMPT, has_pixels=False))
+        await settled()
+        embedded = [asyncio.create_task(replica.embed("1", pixels)) for pixels in (image(1), None)]
+        await settled()
+        engine.go.set()
+        assert await asyncio.gather(*embedded) == [EmbeddedImage("1", "sam2-demo", (2, 2))] * 2
+        assert await asyncio.gather(*prompts) == [1, 1, 1]
+        assert isinstance(await by_id, ModelAnswer)
+        assert engine.images == [[1]]
+
+    run(test)
+
+
 def test_a_forgotten_image_is_asked_for_again(model: Callable[..., Any], engine: RecordingEngine) -> None:
     async def test() -> None:
         replica = await model()
