@@ -172,11 +172,17 @@ def test_a_part_may_arrive_in_any_pieces() -> None:
         assert (status, answer["bytes"], answer["box"]) == (200, 1000, "[0,0,1,1]")
 
 
+def test_a_form_that_is_not_multipart_is_refused_with_a_hint() -> None:
+    status, body = post_raw(b"image_id=a", content_type="application/x-www-form-urlencoded")
+    assert status == 415
+    assert "application/x-www-form-urlencoded" in str(body)
+    assert "files={name: (None, value)}" in str(body)
+
+
 @pytest.mark.parametrize(
     ("content_type", "told"),
     [
         ("application/json", "application/json"),
-        ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded"),
         ("multipart/mixed; boundary=cut", "multipart/mixed; boundary=cut"),
         ("", "missing"),
     ],
