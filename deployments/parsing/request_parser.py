@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, FastAPI, File, Form, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic.json_schema import SkipJsonSchema
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -20,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.errors import InvalidPrompt, InvalidRequest, ServiceError, TooLarge, UnknownModel
+from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, ServiceError, TooLarge, UnknownModel
 from deployments.parsing import documents
 from deployments.parsing.answers import AnswerBudget, BandedResponse, Delivery
 from deployments.parsing.boundary import Boundary, on_http_exception, on_service_error, on_validation_error
@@ -205,11 +204,11 @@ class RequestParser:
     async def post_segment(
         self,
         request: Request,
-        # In the document a file and nothing else: as "a file or null", /docs would show a field for text.
+        # Not "UploadFile | None": /docs would show a field for text, and a text would be two faults, not one.
         image: Annotated[
-            UploadFile | SkipJsonSchema[None],
+            UploadFile,
             File(description="The image: any raster format; EXIF orientation is applied. Required without `image_id`."),
-        ] = None,
+        ] = None,  # type: ignore[assignment]
         image_id: Annotated[
             str | None, Form(description="In place of `image`: the `X-Image-Id` of one that the model remembers.")
         ] = None,
@@ -299,7 +298,7 @@ class RequestParser:
         if image is not None and image_id:
             raise InvalidRequest("image_id: is given beside image; send one of them")
         if image is None and not image_id:
-            raise InvalidRequest("image: is missing, and so is the image_id of one that the model remembers")
+            raise InvalidImage("image: is missing, and so is the image_id of one that the model remembers")
         if image_id:
             return named(image_id)
         return await self._off_loop(identify, image, self._settings.limits, num_masks)

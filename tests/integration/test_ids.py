@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.errors import ImageNotCached, InvalidRequest
+from deployments.errors import ImageNotCached, InvalidImage, InvalidRequest
 from deployments.schema import EmbeddedImage, Prompt
 from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, NOT_CACHED, Service
@@ -192,7 +192,7 @@ def test_handle_calls_embed_and_name_images_too(service: Service) -> None:
         ({"image_id": UNKNOWN}, ImageNotCached),
         ({"image_id": "abc"}, InvalidRequest),
         ({"image": new_image(12), "image_id": embedded.image_id}, InvalidRequest),
-        ({}, InvalidRequest),
+        ({}, InvalidImage),
     ):
         with pytest.raises(error):
             handle.segment.remote(prompt=prompt, **arguments).result(timeout_s=60)
