@@ -61,21 +61,23 @@ def _role(process: psutil.Process) -> str:
 
 def _proportional_sizes(pid: int) -> dict[str, int]:
     """Bytes of a process's mappings in all (`Pss`) and of shared memory (`Pss_Shmem`); empty for one that has ended."""
-    try:
-        return _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
-    except OSError:
-        pass
     # Some sandboxes lack the quick roll-up. Mapping by mapping, only the name tells which ones are shared memory.
-    try:
-        text = Path(f"/proc/{pid}/smaps").read_text()
-    except OSError:
-        return {}
+    if rollup := _read(pid, "smaps_rollup"):
+        return _fields(rollup)
     sizes: Counter[str] = Counter()
-    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE):
+    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", _read(pid, "smaps"), flags=re.MULTILINE):
         size = _fields(mapping).get("Pss", 0)
         sizes["Pss"] += size
         sizes["Pss_Shmem"] += size if SHARED_MEMORY in mapping.partition("\n")[0] else 0
     return dict(sizes)
+
+
+def _read(pid: int, name: str) -> str:
+    """A file of a process's folder in /proc; nothing if it is not there, or the process has just ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
 
 def _fields(text: str) -> dict[str, int]:

@@ -158,45 +158,36 @@ class RequestParser:
 
     def _form_routes(self) -> APIRouter:
         router = APIRouter(route_class=form_route(self._settings.limits, lambda: self._calls.config.body_timeout_s))
-        errors = documents.error_responses(400, 401, 408, 413, 415, 422, 500, 503)
-        options: dict[str, Any] = {
-            "methods": ["POST"],
-            "response_class": Response,
-            "openapi_extra": {"requestBody": {"required": True}},
-            "responses": {
-                200: {
-                    "model": documents.SegmentationAnswer,
-                    "description": "Masks, scores and logits.",
-                    "headers": documents.ANSWER_HEADERS,
-                },
-                **documents.error_responses(404),
-                **errors,
-            },
-        }
-        router.add_api_route(
+
+        def add(path: str, route: Callable[..., Any], *also: int, answer: dict[str, Any], **options: Any) -> None:
+            errors = documents.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
+            options |= {"methods": ["POST"], "tags": ["generate"], "responses": {200: answer, **errors}}
+            router.add_api_route(path, route, **options)
+            router.add_api_route(f"{path}/", route, include_in_schema=False, **options)
+
+        add(
             "/segment-anything-2",
             self.post_segment,
+            404,
             operation_id="genSegmentAnything2",
             summary="Segment Anything 2",
             description="Segments the objects in an image that the prompt points to.",
-            tags=["generate"],
-            **options,
+            response_class=Response,
+            openapi_extra={"requestBody": {"required": True}},
+            answer={
+                "model": documents.SegmentationAnswer,
+                "description": "Masks, scores and logits.",
+                "headers": documents.ANSWER_HEADERS,
+            },
         )
-        router.add_api_route("/segment-anything-2/", self.post_segment, include_in_schema=False, **options)
-        embed_options: dict[str, Any] = {
-            "methods": ["POST"],
-            "responses": {200: {"headers": {"X-Image-Id": documents.ANSWER_HEADERS["X-Image-Id"]}}, **errors},
-        }
-        router.add_api_route(
+        add(
             "/segment-anything-2/embed",
             self.post_embed,
             operation_id="embedImage",
             summary="Embed an image",
             description="Embeds an image ahead of its prompts, which can then name it by its `image_id`.",
-            tags=["generate"],
-            **embed_options,
+            answer={"headers": {"X-Image-Id": documents.ANSWER_HEADERS["X-Image-Id"]}},
         )
-        router.add_api_route("/segment-anything-2/embed/", self.post_embed, include_in_schema=False, **embed_options)
         return router
 
     # ---- routes

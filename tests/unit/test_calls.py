@@ -1,0 +1,121 @@
+"""Calls to a model in two steps, around a handle that only notes what it is asked: who wants pixels, who gives up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from deployments.errors import ImageNotCached, InvalidImage, Overloaded
+from deployments.parsing.calls import Calls, Deadline, Pixels
+from deployments.parsing.control_plane import ControlPlane
+from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.settings import RequestParserConfig
+from tests.loops import run, settled
+
+ANSWER = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)
+IMAGE = np.zeros((2, 2, 3), np.uint8)
+
+
+@dataclass
+class Handle:
+    """A model's handle: `segment` gives the outcomes one after the other."""
+
+    outcomes: list[Any]
+    asked: list[str] = field(default_factory=list)
+
+    def options(self, session_id: str) -> "Handle":
+        return self
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments, **_: self._answer(method, *arguments))
+
+    def _answer(self, method: str, *arguments: Any) -> Awaitable[Any]:
+        with_pixels = method == "segment" and arguments[2] is not None
+        self.asked.append(f"{method} with pixels" if with_pixels else method)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        outcome = self.outcomes.pop(0) if method == "segment" else None
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+        return answer
+
+
+def ask(handle: Handle, pixels: Pixels | None, state: str = "ready") -> Callable[[], Any]:
+    """A request for one image of a model in that state."""
+
+    async def model_status(_: str) -> Any:
+        return SimpleNamespace(state=state)
+
+    async def segment() -> ModelAnswer:
+        control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
+        calls = Calls({"m": cast(Any, handle)}, cast(Any, None), control_plane, RequestParserConfig())
+        try:
+            return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(10))
+        finally:
+            # What goes on in the background.
+            await settled()
+
+    return segment
+
+
+async def decoded() -> RgbArray:
+    return IMAGE
+
+
+async def damaged() -> RgbArray:
+    raise InvalidImage("image: is damaged")
+
+
+def test_pixels_go_only_to_a_model_that_wants_them() -> None:
+    async def test() -> None:
+        for outcomes, asked in (
+            ([ANSWER], ["segment"]),
+            ([PixelsWanted(), ANSWER], ["segment", "segment with pixels"]),
+        ):
+            handle = Handle(outcomes)
+            assert await ask(handle, decoded)() is ANSWER
+            assert handle.asked == ["wait_until_ready", *asked]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "pixels", "error"),
+    [([PixelsWanted()], damaged, InvalidImage), ([Overloaded("full")], decoded, Overloaded)],
+)
+def test_a_request_that_fails_gives_up_its_promise_of_pixels(
+    outcomes: list[Any], pixels: Pixels, error: type[Exception]
+) -> None:
+    async def test() -> None:
+        handle = Handle(outcomes)
+        with pytest.raises(error):
+            await ask(handle, pixels)()
+        assert handle.asked[-1] == "give_up"
+
+    run(test)
+
+
+@pytest.mark.parametrize(("outcome", "error"), [(PixelsWanted(), ImageNotCached), (Overloaded("full"), Overloaded)])
+def test_a_request_by_id_takes_back_nobodys_promise(outcome: Any, error: type[Exception]) -> None:
+    async def test() -> None:
+        handle = Handle([outcome])
+        with pytest.raises(error):
+            await ask(handle, None)()
+        assert handle.asked == ["wait_until_ready", "segment"]
+
+    run(test)
+
+
+def test_a_request_by_id_wakes_no_sleeping_model() -> None:
+    async def test() -> None:
+        handle = Handle([])
+        with pytest.raises(ImageNotCached, match="m does not remember"):
+            await ask(handle, None, "asleep")()
+        assert handle.asked == []
+
+    run(test)
