@@ -49,6 +49,11 @@ class ProcessTree:
         return dict(roles)
 
 
+def measurable() -> bool:
+    """Whether the kernel reports proportional set sizes. Some sandboxes' kernels leave them out, or say zero."""
+    return bool(_proportional_sizes(os.getpid()).get("Pss"))
+
+
 def _role(process: psutil.Process) -> str:
     """What a process is in the service: the deployment of a replica, or the program that it runs."""
     try:
@@ -156,7 +161,13 @@ class MemorySampler:
 
 
 def idle_memory(tree: ProcessTree, seconds: float = 3.0) -> dict[str, int]:
-    """What a server takes while nobody asks it anything: the sample with the median sum."""
+    """What a server takes while nobody asks it anything: the sample with the median sum.
+
+    Raises:
+        RuntimeError: the kernel does not say what processes take.
+    """
+    if not measurable():
+        raise RuntimeError("This kernel reports no proportional set size (Pss in /proc/PID/smaps): memory is unknown.")
     with MemorySampler(tree) as sampler:
         time.sleep(seconds)
     ordered = sorted(sampler.samples, key=lambda sample: sum(sample.values()))

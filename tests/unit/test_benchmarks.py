@@ -25,7 +25,7 @@ from benchmarks.client import Exchange, Load, Request, continuous_load, load, pa
 from benchmarks.configuration import Configuration
 from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.plot import draw
-from benchmarks.process_tree import Growth, ProcessTree
+from benchmarks.process_tree import Growth, ProcessTree, idle_memory, measurable
 from benchmarks.report import Report
 from benchmarks.scenarios import BUDGET_SCENARIOS, FULL, QUICK, Comparison, _key, _rows
 from benchmarks.servers import Server, free_port
@@ -231,6 +231,7 @@ def test_slow_readers_report_their_statuses(server: Server, monkeypatch: pytest.
     assert statuses == {200: 3}
 
 
+@pytest.mark.skipif(not measurable(), reason="this kernel does not report what processes take (Pss)")
 @pytest.mark.parametrize("lacking", ["nothing", "smaps_rollup"])
 def test_memory_counts_an_array_and_a_shared_one_once(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Path.read_text
@@ -250,6 +251,12 @@ def test_memory_counts_an_array_and_a_shared_one_once(lacking: str, monkeypatch:
         with mmap.mmap(file.fileno(), 30_000_000) as mapped:
             assert not any(mapped[::4096])
             assert 25 < Growth.between(idle, tree.memory()).total - grown.total < 40
+
+
+def test_memory_that_the_kernel_does_not_report_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: "Rss: 80 kB\nPss: 0 kB\n")
+    with pytest.raises(RuntimeError, match="no proportional set size"):
+        idle_memory(ProcessTree(os.getpid()))
 
 
 # ---- configs and deploys
