@@ -36,7 +36,7 @@ class WaitingModel:
 
     # ---- Sam2Model's contract with deployments/parsing/calls.py: ADAPT HERE when it changes.
 
-    async def segment(self, image_id: str, *_: Any, **__: Any) -> ModelAnswer:
+    async def segment(self, image_id: str, *_: Any, **__: Any) -> ModelAnswer[Segmentation]:
         """Waits as long as an engine might take, and answers one small mask; never asks for the pixels."""
         async with self._engine:
             await asyncio.sleep(WAIT_S)

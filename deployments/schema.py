@@ -4,8 +4,8 @@ Frozen dataclasses over numpy arrays. They validate themselves, so that the HTTP
 Names, shapes and meanings are those of SAM 2's `SAM2ImagePredictor.predict`.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -237,6 +237,56 @@ class Segmentation:
         masks = upsample(self._without_object_axis(self.low_res_logits), self.image_size)
         return masks if return_logits else masks > 0
 
+    @property
+    def num_objects(self) -> int:
+        """B."""
+        return len(self.iou_predictions)
+
+    @property
+    def num_masks(self) -> int:
+        """B × C."""
+        return int(self.iou_predictions.size)
+
+    @property
+    def masks_shape(self) -> tuple[int, ...]:
+        """C, H, W, with B before them if the prompt had the object axis."""
+        return (*self.scores.shape, *self.image_size)
+
+    @property
+    def best(self) -> int:
+        """The mask with the highest score, counted through objects and their candidates."""
+        return int(self.iou_predictions.argmax())
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """`H×W` bool: one mask, counted through objects and their candidates."""
+        return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """What is said of that mask, beside its area and box."""
+        return {"score": self.iou_predictions.reshape(-1)[index]}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `fields` says of each mask, for all of them."""
+        return {"scores": self.scores}
+
+    def objects(self, first: int, last: int) -> "Segmentation":
+        """Some of the objects."""
+        # A copy: of a slice, Ray would send what it is a slice of.
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[first:last].copy(),
+            iou_predictions=self.iou_predictions[first:last].copy(),
+        )
+
+    def only(self, index: int) -> "Segmentation":
+        """A single mask, counted through objects and their candidates."""
+        row, column = divmod(index, self.iou_predictions.shape[1])
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[row : row + 1, column : column + 1].copy(),
+            iou_predictions=self.iou_predictions[row : row + 1, column : column + 1].copy(),
+        )
+
     def _without_object_axis(self, array: FloatArray) -> FloatArray:
         return array if self.has_object_axis else array[0]
 
@@ -261,38 +311,52 @@ class PixelsWanted:
     """A model replica's answer to an image_id that it does not remember: send the request again, with the pixels."""
 
 
-def check_answer_size(image_size: tuple[int, int], num_masks: int, max_answer_numbers: int) -> None:
-    """Refuses an answer in the default format that would be too large.
+@dataclass(frozen=True)
+class AnswerSize:
+    """What an answer will hold, and what it may.
 
-    Args:
-        image_size: height and width of the image.
-        num_masks: full-size masks in the answer.
-        max_answer_numbers: how many numbers it may hold.
-
-    Raises:
-        TooLarge: it would hold more.
+    Attributes:
+        num_masks: full-size masks.
+        max_numbers: of all masks and their low-resolution logits.
     """
-    height, width = image_size
-    numbers = num_masks * (width * height + LOW_RES_SIZE**2)
-    if numbers > max_answer_numbers:
-        raise TooLarge(
-            f"image: {num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than the "
-            f"{max_answer_numbers} that one answer may have; ask for fewer objects, or multimask_output=false"
-        )
+
+    num_masks: int
+    max_numbers: int
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Refuses an answer that would be too large.
+
+        Args:
+            image_size: height and width of the image.
+
+        Raises:
+            TooLarge: it would hold too many numbers.
+        """
+        height, width = image_size
+        numbers = self.num_masks * (width * height + LOW_RES_SIZE**2)
+        if numbers > self.max_numbers:
+            raise TooLarge(
+                f"image: {self.num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than "
+                f"the {self.max_numbers} that one answer of this format may have; ask for fewer objects, for "
+                "multimask_output=false, or for response_format rle"
+            )
+
+
+Answered = TypeVar("Answered")
 
 
 @dataclass(frozen=True, eq=False)
-class ModelAnswer:
+class ModelAnswer(Generic[Answered]):
     """What a model replica answers, and where its time went.
 
     Attributes:
-        segmentation: the masks.
+        masks: a Segmentation, or AutomaticMasks.
         cache: `hit` if the image was remembered, or already on its way for another request; else `miss`.
         embed_s: seconds of the image encoder's run, or of waiting for that of another request.
         decode_s: seconds of the run that decoded the prompt, together with those of other requests.
     """
 
-    segmentation: Segmentation
+    masks: Answered
     cache: Literal["hit", "miss"]
     embed_s: float
     decode_s: float

@@ -6,6 +6,7 @@ Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in 
 """
 
 import os
+import re
 import socket
 from contextlib import suppress
 from importlib.util import find_spec
@@ -122,12 +123,30 @@ class Limits(Settings):
     max_points: int = Field(default=1_000, ge=1, description="Points of all objects together.")
     max_objects: int = Field(default=256, ge=1, description="Objects in one prompt (B).")
     max_answer_numbers: int = Field(
-        default=100_000_000, ge=1, description="Numbers in the answer: objects × masks × (height × width + 256 × 256)."
+        default=100_000_000,
+        ge=1,
+        description="Numbers in an answer as `json` or `npz`: objects × masks × (height × width + 256 × 256).",
+    )
+    max_compact_numbers: int = Field(
+        default=2_000_000_000,
+        ge=1,
+        description="The same for `rle` and `polygons`, which take little room, but about 15 ns for each number.",
+    )
+    max_grid_points: int = Field(
+        default=10_000,
+        ge=1,
+        description="Points to segment everything from, in all crops: `points_per_side` squared without crops.",
     )
 
 
 def _model_from_id(value: Any) -> Any:
     return {"model_id": value} if isinstance(value, str) else value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://[^/\s*?#@]+", value):
+        raise ValueError("must be scheme://host or scheme://host:port without a path, or *")
+    return value
 
 
 class ServiceSettings(Settings):
@@ -142,6 +161,12 @@ class ServiceSettings(Settings):
     limits: Limits = Field(default=Limits(), description="What one request may ask for.")
     auth_token: SecretStr | None = Field(
         default=None, description="Bearer token that clients must send; better given as the variable AUTH_TOKEN."
+    )
+
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        default=(),
+        description="Origins, such as `https://example.org`, whose pages may use the service from a browser; `*` for "
+        "all. Default: none.",
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ than kept on the object. Needs no Ray.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -193,6 +194,33 @@ class Engine:
                     answers[one.item].append(answer)
         return [_stacked_or_error(objects) for objects in answers]
 
+    @torch.inference_mode()
+    def decode_points(self, embedding: ImageEmbedding, points: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes points that are an object each, and leaves the results on the device.
+
+        Args:
+            embedding: the image.
+            points: `N×2`, XY in pixels of the image.
+
+        Returns:
+            `N×3×256×256` float32 logits, not clamped, and `N×3` float32 IoU predictions, in the decoder's order.
+
+        Raises:
+            Overloaded: a single object does not fit into the device's memory.
+        """
+        objects = list(self._objects([(embedding, Prompt(points[:, None], np.ones((len(points), 1))))]))
+
+        def run(together: Sequence[PromptedObject]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            return list(zip(*self._run_decoder([embedding], together), strict=True))
+
+        with self.decoding():
+            logits, scores = zip(*all_or_error(run_in_halves(run, objects, self.device, "object")), strict=True)
+            return torch.stack(logits), torch.stack(scores)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """What is done with such results on the device, one after the other, is done inside this."""
+        return on_stream(self._decode_stream)
+
     def _objects(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> Iterator[PromptedObject]:
         for index, (embedding, prompt) in enumerate(items):
             yield from prompted_objects(index, prompt, embedding.image_size, self._model.image_size)
@@ -201,6 +229,12 @@ class Engine:
         self, embeddings: Sequence[ImageEmbedding], objects: Sequence[PromptedObject]
     ) -> list[tuple[FloatArray, FloatArray]]:
         """One run: `C×256×256` logits and `C` IoU predictions of each object. Objects name their embedding by index."""
+        low_res_logits, iou_predictions = self._run_decoder(embeddings, objects)
+        return list(zip(low_res_logits.cpu().numpy(), iou_predictions.cpu().numpy(), strict=True))
+
+    def _run_decoder(
+        self, embeddings: Sequence[ImageEmbedding], objects: Sequence[PromptedObject]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         sparse, dense = self._prompt_embeddings(objects)
         images = [embeddings[one.item] for one in objects]
         one_image = all(image is images[0] for image in images)
@@ -217,7 +251,7 @@ class Engine:
             repeat_image=one_image,
             high_res_features=[_joined(level) for level in zip(*levels, strict=True)],
         )
-        return list(zip(low_res_logits.cpu().numpy(), iou_predictions.cpu().numpy(), strict=True))
+        return low_res_logits, iou_predictions
 
     def _prompt_embeddings(self, objects: Sequence[PromptedObject]) -> tuple[torch.Tensor, torch.Tensor]:
         """`B×N×C` embeddings of points and boxes, and `B×C×h×w` of masks, of objects of the same kind."""

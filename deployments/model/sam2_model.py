@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import ray
 from ray import serve
 
+from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
 from deployments.metrics import CacheMetrics
 from deployments.model.embedding_cache import EmbeddingCache
@@ -17,12 +18,13 @@ from deployments.model.model_loader import ModelLoader
 from deployments.model.rounds import Rounds
 from deployments.model_status import StatusReporter
 from deployments.schema import (
+    AnswerSize,
     EmbeddedImage,
     ModelAnswer,
     PixelsWanted,
     Prompt,
     RgbArray,
-    check_answer_size,
+    Segmentation,
     sorted_segmentation,
 )
 from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from deployments.model.engine import Decoded, Engine, ImageEmbedding
 
 T = TypeVar("T")
+
+DONE = object()
 
 
 class Sam2Model:
@@ -52,6 +56,7 @@ class Sam2Model:
         # wait for a batch of new ones.
         self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._slicing = asyncio.Lock()
         # What suits the device, where the configuration does not say, is known once the model is loaded.
         self._configuring = threading.Lock()
         self._default_batch_sizes = (1, 1)
@@ -91,8 +96,8 @@ class Sam2Model:
         pixels: RgbArray | None = None,
         *,
         has_pixels: bool = True,
-        max_answer_numbers: int | None = None,
-    ) -> ModelAnswer | PixelsWanted:
+        answer_size: AnswerSize | None = None,
+    ) -> ModelAnswer[Segmentation] | PixelsWanted:
         """Decodes one prompt on an image: on the remembered embedding, or on that of the pixels.
 
         Args:
@@ -102,7 +107,7 @@ class Sam2Model:
                 PixelsWanted, to one of all who ask at the same time; the others wait for it. Who is so elected sends
                 the pixels, or calls `give_up`.
             has_pixels: whether the caller could send them; one that cannot is not elected.
-            max_answer_numbers: how many numbers the answer may hold; only here is the image's size always known.
+            answer_size: what the answer may hold; only here is the image's size always known.
 
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
@@ -114,8 +119,8 @@ class Sam2Model:
         embedding = await self._embedding(image_id, pixels, has_pixels, runs)
         if embedding is None:
             return PixelsWanted()
-        if max_answer_numbers is not None:
-            check_answer_size(embedding.image_size, prompt.num_masks, max_answer_numbers)
+        if answer_size is not None:
+            answer_size.check(embedding.image_size)
         embed_s = runs[0] if runs else time.perf_counter() - started
         (low_res_logits, iou_predictions), decode_s = await self._in_round(
             self._decode_rounds, self._decode, (embedding, prompt)
@@ -136,6 +141,46 @@ class Sam2Model:
         if embedding is None:
             return PixelsWanted()
         return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
+
+    async def auto(
+        self, image_id: str, prompt: AutomaticPrompt, pixels: RgbArray | None = None, *, has_pixels: bool = True
+    ) -> ModelAnswer[AutomaticMasks] | PixelsWanted:
+        """Segments everything, in small slices between which prompts of other requests are decoded.
+
+        Args:
+            image_id: digest of the image.
+            prompt: the grid of points, and which masks to keep.
+            pixels: see `segment`; with crops they are always needed, since only the whole image is remembered.
+            has_pixels: see `segment`.
+
+        Raises:
+            ModelUnavailable, Overloaded: see `segment`.
+            InvalidPrompt: the image is too small for so many crops.
+        """
+        # Imported here, as the engine is.
+        from deployments.model.automatic_masks import AutomaticMaskGenerator
+
+        started = time.perf_counter()
+        runs: list[float] = []
+        embedding = await self._embedding(image_id, pixels, has_pixels, runs)
+        if embedding is None:
+            return PixelsWanted()
+        embed_s = runs[0] if runs else time.perf_counter() - started
+        cache: Literal["hit", "miss"] = "miss" if runs else "hit"
+        generator = AutomaticMaskGenerator(self._ready_engine(), prompt, embedding.image_size)
+        decode_s = 0.0
+        for crop in generator.crops:
+            if crop.layer:
+                assert pixels is not None
+                embedding = await self._encode(pixels[crop.pixels], runs)
+                embed_s += runs[-1]
+            steps = generator.steps(embedding, crop)
+            while (seconds := await self._slice(steps)) is not None:
+                decode_s += seconds
+        masks = await asyncio.get_running_loop().run_in_executor(
+            self._decode_thread, generator.finish, image_id, self._settings.model_id
+        )
+        return ModelAnswer(masks, cache, embed_s, decode_s)
 
     async def give_up(self, image_id: str) -> None:
         """Says that who was elected to send an image's pixels will not."""
@@ -172,6 +217,17 @@ class Sam2Model:
         if isinstance(result, Overloaded):
             raise result
         return result, seconds
+
+    async def _slice(self, steps: Iterator[None]) -> float | None:
+        """Takes one step on the decoding thread; the seconds that it took, or None if there was none left."""
+
+        def step() -> float | None:
+            started = time.perf_counter()
+            return None if next(steps, DONE) is DONE else time.perf_counter() - started
+
+        # One at a time, however many such requests there are: whoever clicks waits for one step at most.
+        async with self._slicing:
+            return await asyncio.get_running_loop().run_in_executor(self._decode_thread, step)
 
     @serve.batch
     async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":

@@ -114,6 +114,7 @@ class BandedResponse(StreamingResponse):
         delivery: how it is sent.
         timing: what is known by now of where the time went; the rest is added, and the header written.
         headers: more headers.
+        media_type: the Content-Type.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class BandedResponse(StreamingResponse):
         delivery: Delivery,
         timing: ServerTiming,
         headers: dict[str, str],
+        media_type: str = "application/json",
     ) -> None:
-        super().__init__(bands, media_type="application/json", headers=headers)
+        super().__init__(bands, media_type=media_type, headers=headers)
         self._bands = bands
         self._delivery = delivery
         self._timing = timing

@@ -2,12 +2,15 @@
 
 import hmac
 import logging
+from collections.abc import Sequence
 
 import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.errors import ServiceError, Unauthorized
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
+
+EXPOSED_HEADERS = ["X-Image-Id", "X-Mask-Index", "X-Score", "X-Request-Id", "Server-Timing", "Retry-After"]
+"""Headers of answers that pages of other origins may read."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -48,6 +54,27 @@ async def on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = [{"type": fault["type"], "loc": list(fault["loc"]), "msg": fault["msg"]} for fault in error.errors()]
     return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+def outer_layers(token: str | None, cors_origins: Sequence[str]) -> list[Middleware]:
+    """The middleware of the application, the outermost first.
+
+    Args:
+        token: see `Boundary`.
+        cors_origins: whose pages may use the service from a browser; `*` for all.
+    """
+    boundary = Middleware(Boundary, token=token)
+    if not cors_origins:
+        return [boundary]
+    # Outside of the boundary: a browser asks whether it may before it sends the token, and reads a refusal too.
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    return [cors, boundary]
 
 
 class Boundary:

@@ -1,10 +1,9 @@
-"""Reaching models and encoders: affinity, two steps, deadlines, repeats after a replica's death, the band window."""
+"""Reaching models: affinity, two steps; and for every call deadlines, and repeats after a replica's death."""
 
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, TypeAlias
 
@@ -19,10 +18,18 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.bands import Text, cut_band, num_rows, row_bytes
+from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
 from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
-from deployments.schema import EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray, Segmentation
+from deployments.schema import (
+    AnswerSize,
+    EmbeddedImage,
+    ModelAnswer,
+    PixelsWanted,
+    Prompt,
+    RgbArray,
+    Segmentation,
+)
 from deployments.settings import RequestParserConfig
 
 logger = logging.getLogger("ray.serve")
@@ -36,7 +43,6 @@ Pixels: TypeAlias = Callable[[], Awaitable[RgbArray]]
 AWAKE_FOR_S = 30.0
 """A model that answered is taken to be awake for this long, and not asked whether it is."""
 
-BANDS_IN_FLIGHT = 2
 FORGET_TIMEOUT_S = 10.0
 LATE = "the request did not finish within its deadline"
 
@@ -53,24 +59,18 @@ class Deadline:
 
 
 class Calls:
-    """What RequestParser asks of the other deployments.
+    """What RequestParser asks of the models.
 
     Args:
         models: a handle for each model id.
-        encoder: the handle of ResponseEncoder.
         control_plane: what the cluster says of the models.
-        config: time-outs, repeats and the size of a band.
+        config: time-outs and repeats.
     """
 
     def __init__(
-        self,
-        models: dict[str, "DeploymentHandle[Any]"],
-        encoder: "DeploymentHandle[Any]",
-        control_plane: ControlPlane,
-        config: RequestParserConfig,
+        self, models: dict[str, "DeploymentHandle[Any]"], control_plane: ControlPlane, config: RequestParserConfig
     ) -> None:
         self._models = models
-        self._encoder = encoder
         self._control_plane = control_plane
         self.config = config
         self._awake_until: dict[str, float] = {}
@@ -83,8 +83,8 @@ class Calls:
         prompt: Prompt,
         pixels: Pixels | None,
         deadline: Deadline,
-        max_answer_numbers: int | None = None,
-    ) -> ModelAnswer:
+        answer_size: AnswerSize | None = None,
+    ) -> ModelAnswer[Segmentation]:
         """One prompt on one image, on the replica that remembers the image if there is one.
 
         Args:
@@ -93,7 +93,7 @@ class Calls:
             prompt: what to segment.
             pixels: decodes the image; called only if the model wants to see it. None: there is only its id.
             deadline: when there must be an answer.
-            max_answer_numbers: how many numbers the answer may hold; None is no limit.
+            answer_size: what the answer may hold; None is no limit.
 
         Raises:
             ImageNotCached: the model does not remember the image, and there is only its id.
@@ -103,7 +103,7 @@ class Calls:
             DeadlineExceeded: there was no answer in time.
             ServiceError: what `pixels` raised.
         """
-        options = {"has_pixels": pixels is not None, "max_answer_numbers": max_answer_numbers}
+        options = {"has_pixels": pixels is not None, "answer_size": answer_size}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
             return model.segment.remote(image_id, prompt, image, **options)
@@ -118,6 +118,24 @@ class Calls:
             model_id, image_id, lambda model, image: model.embed.remote(image_id, image), pixels, deadline
         )
         assert isinstance(answer, EmbeddedImage)
+        return answer
+
+    async def auto(
+        self, model_id: str, image_id: str, prompt: AutomaticPrompt, pixels: Pixels | None, deadline: Deadline
+    ) -> ModelAnswer[AutomaticMasks]:
+        """Segments everything in an image; see `segment` for the arguments and errors."""
+
+        def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
+            return model.auto.remote(image_id, prompt, image, has_pixels=pixels is not None)
+
+        if pixels is not None and prompt.crop_n_layers:
+            # Crops are embedded anew each time, so there is nothing to ask first, and no promise to give up.
+            await self._wake(model_id, deadline)
+            model, image = self._models[model_id].options(session_id=image_id), await pixels()
+            answer = await self.call(lambda: ask(model, image), deadline)
+        else:
+            answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
+        assert isinstance(answer, ModelAnswer)
         return answer
 
     async def _in_two_steps(
@@ -136,10 +154,10 @@ class Calls:
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
         try:
-            answer = await self._call(lambda: ask(model, None), deadline)
+            answer = await self.call(lambda: ask(model, None), deadline)
             if isinstance(answer, PixelsWanted) and pixels is not None:
                 image = await pixels()
-                answer = await self._call(lambda: ask(model, image), deadline)
+                answer = await self.call(lambda: ask(model, image), deadline)
         except BaseException:
             # Who has no pixels was not elected to send any: what it would take back is another's promise.
             if pixels is not None:
@@ -187,50 +205,6 @@ class Calls:
             await asyncio.sleep(0.2)
         raise Unavailable(f"a replica of {model_id} did not answer; it may still remember the image")
 
-    @property
-    def window_bytes(self) -> int:
-        """The most of an answer's text that is here at a time: bands that are pulled, and the one that is sent."""
-        return (BANDS_IN_FLIGHT + 1) * self.config.band_bytes
-
-    def answer_bytes(self, segmentation: Segmentation, return_logits: bool) -> int:
-        """About how long an answer's text will be."""
-        return num_rows(segmentation) * row_bytes(segmentation, return_logits)
-
-    async def bands(
-        self, segmentation: Segmentation, return_logits: bool, deadline: Deadline
-    ) -> AsyncGenerator[memoryview, None]:
-        """The text of the default answer, pulled band by band, two in flight.
-
-        Args:
-            segmentation: what the model answered.
-            return_logits: un-thresholded float masks, or 0 and 1.
-            deadline: for the first bands; each further one has as long as a request.
-        """
-        rows = num_rows(segmentation)
-        band = max(1, self.config.band_bytes // row_bytes(segmentation, return_logits))
-        in_flight: deque[asyncio.Task[memoryview]] = deque()
-        try:
-            for start in range(0, rows, band):
-                stop = min(start + band, rows)
-                in_flight.append(asyncio.create_task(self._band(segmentation, start, stop, return_logits, deadline)))
-                if len(in_flight) == BANDS_IN_FLIGHT:
-                    yield await in_flight.popleft()
-                    # A client may read for longer than a request may wait for its answer.
-                    deadline = Deadline(self.config.request_timeout_s)
-            while in_flight:
-                yield await in_flight.popleft()
-        finally:
-            for task in in_flight:
-                task.cancel()
-            await asyncio.gather(*in_flight, return_exceptions=True)
-
-    async def _band(
-        self, segmentation: Segmentation, start: int, stop: int, return_logits: bool, deadline: Deadline
-    ) -> memoryview:
-        band = cut_band(segmentation, start, stop)
-        text: Text = await self._call(lambda: self._encoder.encode_band.remote(band, return_logits), deadline)
-        return text.data
-
     async def _is_asleep(self, model_id: str) -> bool:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return False
@@ -241,7 +215,7 @@ class Calls:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         patience = Deadline(min(self.config.model_wait_s, deadline.remaining()))
-        ready = asyncio.create_task(self._call(self._models[model_id].wait_until_ready.remote, patience))
+        ready = asyncio.create_task(self.call(self._models[model_id].wait_until_ready.remote, patience))
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
                 # A warm model that cannot be loaded has no replica that could say so.
@@ -257,8 +231,16 @@ class Calls:
             ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
 
-    async def _call(self, send: Callable[[], Any], deadline: Deadline) -> Any:
-        """Sends a request; sends it again, a few times, if the replica that had it died."""
+    async def call(self, send: Callable[[], Any], deadline: Deadline) -> Any:
+        """Sends a request to a deployment; sends it again, a few times, if the replica that had it died.
+
+        Args:
+            send: a handle's remote call.
+            deadline: when there must be an answer.
+
+        Raises:
+            DeadlineExceeded, ModelUnavailable, Overloaded, Unavailable, and what the deployment raised of ServiceError.
+        """
         for attempt in range(self.config.max_retries + 1):
             if deadline.remaining() <= 0:
                 raise DeadlineExceeded(LATE)

@@ -1,8 +1,9 @@
 """`Content-Encoding` of answers: zstd or gzip, where the client accepts it and it pays.
 
-It pays for 0/1 masks: on one core gzip takes in 650 MB of their text a second, zstd 3,000, and makes it 150 to 1,300
-times smaller. It does not pay for logits, whose text zstd makes 2.8 times smaller at 145 MB a second, gzip 2.4 times at
-70: a gigabit network is as fast. (Level 1 of both, the bundled model's masks of the example image at 1080p, one core.)
+It pays for polygons, and for 0/1 masks: on one core gzip takes in 650 MB of their text a second, zstd 3,000, and makes
+it 150 to 1,300 times smaller. It does not pay for logits, whose text zstd makes 2.8 times smaller at 145 MB a second,
+gzip 2.4 times at 70: a gigabit network is as fast. (Level 1 of both, the bundled model's masks of the example image at
+1080p, one core.)
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from typing import Literal, Protocol
 import zstandard
 
 from deployments.bands import BYTES_PER_BIT, BYTES_PER_LOGIT
-from deployments.schema import LOW_RES_SIZE, Segmentation
+from deployments.formats import AnswerFormat, Masks
+from deployments.schema import LOW_RES_SIZE
 
 Coding = Literal["zstd", "gzip"]
 CODINGS: tuple[Coding, ...] = ("zstd", "gzip")
@@ -32,21 +34,27 @@ class Compressor(Protocol):
         ...
 
 
-def choose_coding(accept_encoding: str, segmentation: Segmentation, return_logits: bool) -> Coding | None:
+def choose_coding(accept_encoding: str, masks: Masks, form: AnswerFormat) -> Coding | None:
     """The coding for an answer, or None: the client takes none, or none pays.
 
     Args:
         accept_encoding: the request's header; "" if there is none.
-        segmentation: what is answered.
-        return_logits: whether masks are float logits.
+        masks: what is answered.
+        form: how it is written.
     """
-    height, width = segmentation.image_size
-    # Every answer ends with low-resolution logits; where they outweigh the masks, little would be gained.
-    if return_logits or height * width * BYTES_PER_BIT < LOW_RES_SIZE**2 * BYTES_PER_LOGIT:
+    if not _pays(masks, form):
         return None
     qualities = _qualities(accept_encoding)
     accepted = [coding for coding in CODINGS if qualities.get(coding, qualities.get("*", 0.0)) > 0]
     return max(accepted, key=lambda coding: qualities.get(coding, 0.0), default=None)
+
+
+def _pays(masks: Masks, form: AnswerFormat) -> bool:
+    if form.return_logits or form.response_format not in ("json", "polygons"):
+        return False
+    height, width = masks.image_size
+    # Every default answer ends with low-resolution logits; where they outweigh the masks, little would be gained.
+    return form.response_format == "polygons" or height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
 
 
 def _qualities(accept_encoding: str) -> Mapping[str, float]:

@@ -15,6 +15,66 @@ class SegmentationAnswer(BaseModel):
     logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for a later request's `mask_input`.")
 
 
+class Rle(BaseModel):
+    """COCO's compressed run lengths, as `pycocotools.mask.decode` reads them."""
+
+    size: list[int] = Field(description="Height and width.")
+    counts: str
+
+
+class MultiPolygon(BaseModel):
+    """GeoJSON in pixels: polygons, each an outer ring and the rings of its holes, closed."""
+
+    type: Literal["MultiPolygon"]
+    coordinates: list[list[list[list[int]]]]
+
+
+class Record(BaseModel):
+    """One mask; which keys `segmentation` has follows from `response_format`."""
+
+    segmentation: Rle | MultiPolygon
+    area: int = Field(description="Pixels.")
+    bbox: list[int] = Field(description="x, y, width, height in pixels.")
+    logits: list[list[list[float]]] | None = Field(
+        default=None, description="`1×256×256`, if `return_logits` was asked for: a later request's `mask_input`."
+    )
+
+
+class MaskRecord(Record):
+    """One mask of an object."""
+
+    score: float = Field(description="Estimated IoU.")
+
+
+class AutomaticRecord(Record):
+    """One mask of everything, with the keys of SAM 2's generator."""
+
+    predicted_iou: float
+    stability_score: float
+    point_coords: list[list[float]] = Field(description="The point of the grid that it comes from.")
+    crop_box: list[int] = Field(description="The crop that it comes from: x, y, width, height.")
+
+
+class MaskRecords(BaseModel):
+    """Masks as `rle` or `polygons`, by descending score."""
+
+    image_id: str
+    model_id: str
+    size: list[int] = Field(description="Height and width of the image.")
+    masks: list[MaskRecord] | list[list[MaskRecord]] = Field(
+        description="A list for each object, if the prompt had an object axis."
+    )
+
+
+class AutomaticRecords(BaseModel):
+    """Everything, as `rle` or `polygons`."""
+
+    image_id: str
+    model_id: str
+    size: list[int] = Field(description="Height and width of the image.")
+    masks: list[AutomaticRecord]
+
+
 class EmbeddedImage(BaseModel):
     """The image is embedded: prompts may name it by its `image_id`, for as long as the model remembers it."""
 
@@ -173,6 +233,15 @@ ANSWER_HEADERS: dict[str, Any] = {
     },
 }
 
+PNG_HEADERS: dict[str, Any] = {
+    "X-Mask-Index": {"schema": {"type": "integer"}, "description": "Of `png`: which mask it is."},
+    "X-Score": {"schema": {"type": "number"}, "description": "Of `png`: the mask's estimated IoU."},
+}
+
+BINARY: dict[str, Any] = {
+    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in ("image/png", "application/zip")
+}
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},
     401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
@@ -183,7 +252,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
     415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
-    422: {"model": ValidationAnswer, "description": "A field is missing or not of its type."},
+    422: {"model": ValidationAnswer, "description": "A field is missing, not of its type, or out of its range."},
     500: {"model": ErrorAnswer, "description": "A bug; the log has it under the answer's X-Request-Id."},
     503: {
         "model": ErrorAnswer,

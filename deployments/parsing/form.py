@@ -1,13 +1,16 @@
 """Multipart form to Prompt: reading the body within its limits, and the JSON in its fields."""
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from inspect import Parameter, Signature
+from typing import Annotated, Any, TypeVar
 
 import orjson
+from fastapi import Form
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -17,6 +20,8 @@ from starlette.responses import Response
 from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
 from deployments.schema import LOW_RES_SIZE, Prompt
 from deployments.settings import Limits
+
+T = TypeVar("T")
 
 PROMPT_FIELDS = ("point_coords", "point_labels", "box", "mask_input")
 
@@ -169,6 +174,25 @@ def parse_prompt(
         multimask_output=multimask_output,
         normalize_coords=normalize_coords,
     )
+
+
+def form_of(options: type[T]) -> Callable[..., T]:
+    """A FastAPI dependency that reads a dataclass, whose fields' metadata tell range and meaning, from a form."""
+
+    def read(**values: Any) -> T:
+        return options(**values)
+
+    parameters = []
+    for option in dataclasses.fields(options):  # type: ignore[arg-type]
+        low, high = option.metadata["range"]
+        text = Form(description=option.metadata["description"], ge=low, le=high)
+        parameters.append(
+            Parameter(
+                option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[option.type, text]
+            )
+        )
+    read.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return read
 
 
 def _check_text_sizes(fields: dict[str, str | None], limits: Limits) -> None:

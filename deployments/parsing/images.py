@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge
-from deployments.schema import RgbArray, check_answer_size
+from deployments.schema import AnswerSize, RgbArray
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image
@@ -88,34 +88,34 @@ def named(image_id: str) -> IdentifiedImage:
     return IdentifiedImage(image_id, None)
 
 
-def identify(image: ImageInput, limits: Limits, num_masks: int = 0) -> IdentifiedImage:
+def identify(image: ImageInput, limits: Limits, answer: AnswerSize | None = None) -> IdentifiedImage:
     """Names an image and checks its size, without decoding the file.
 
     Args:
         image: the bytes of an image file, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
             the first two; alpha is dropped; 16-bit images keep their high byte; of an animation the first frame counts.
-        limits: the largest file, image and answer that are accepted.
-        num_masks: full-size masks that the answer will hold as text.
+        limits: the largest file and image that are accepted.
+        answer: what the answer will hold, and may.
 
     Raises:
         InvalidImage: it is no image, or an array of another shape or type.
         TooLarge: it has too many bytes or pixels, or the answer too many numbers.
     """
     if isinstance(image, np.ndarray):
-        return _from_array(image, limits, num_masks)
+        return _from_array(image, limits, answer)
     if isinstance(image, Image.Image):
-        _check_size(image.size, limits, num_masks)
+        _check_size(image.size, limits, answer)
         return _from_pixels(_decoded(image))
     if not isinstance(image, (bytes, bytearray, memoryview)):
         raise InvalidImage(f"image: must be bytes, a PIL image or a numpy array, is {type(image).__name__}")
-    return _from_file(bytes(image), limits, num_masks)
+    return _from_file(bytes(image), limits, answer)
 
 
-def _from_array(array: RgbArray, limits: Limits, num_masks: int) -> IdentifiedImage:
+def _from_array(array: RgbArray, limits: Limits, answer: AnswerSize | None) -> IdentifiedImage:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         shape = "×".join(map(str, array.shape))
         raise InvalidImage(f"image: an array must be H×W×3 uint8 in RGB order, is {shape} {array.dtype}")
-    _check_size((array.shape[1], array.shape[0]), limits, num_masks)
+    _check_size((array.shape[1], array.shape[0]), limits, answer)
     return _from_pixels(np.ascontiguousarray(array))
 
 
@@ -125,13 +125,13 @@ def _from_pixels(pixels: RgbArray) -> IdentifiedImage:
     return IdentifiedImage(digest.hexdigest(), pixels)
 
 
-def _from_file(data: bytes, limits: Limits, num_masks: int) -> IdentifiedImage:
+def _from_file(data: bytes, limits: Limits, answer: AnswerSize | None) -> IdentifiedImage:
     if not data:
         raise InvalidImage("image: the file is empty")
     if len(data) > limits.max_image_bytes:
         raise TooLarge(f"image: has {len(data)} bytes, more than the {limits.max_image_bytes} that are accepted")
     with _opened(data, limits.max_pixels) as image:
-        _check_size(image.size, limits, num_masks)
+        _check_size(image.size, limits, answer)
     return IdentifiedImage(hashlib.sha256(data).hexdigest(), data)
 
 
@@ -157,7 +157,7 @@ def _raster_formats() -> list[str]:
     return [name for name in Image.ID if name not in NOT_RASTER]
 
 
-def _check_size(size: tuple[int, int], limits: Limits, num_masks: int) -> None:
+def _check_size(size: tuple[int, int], limits: Limits, answer: AnswerSize | None) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise InvalidImage(f"image: is {width}×{height} pixels")
@@ -165,7 +165,8 @@ def _check_size(size: tuple[int, int], limits: Limits, num_masks: int) -> None:
         raise TooLarge(
             f"image: has {width}×{height} = {width * height} pixels, more than the {limits.max_pixels} accepted"
         )
-    check_answer_size((height, width), num_masks, limits.max_answer_numbers)
+    if answer is not None:
+        answer.check((height, width))
 
 
 def _decoded(image: Image.Image) -> RgbArray:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from deployments.schema import ModelAnswer
 
@@ -29,7 +30,7 @@ class ServerTiming:
         finally:
             self.add(name, time.perf_counter() - started)
 
-    def add_model(self, answer: ModelAnswer, seconds: float) -> None:
+    def add_model(self, answer: ModelAnswer[Any], seconds: float) -> None:
         """Splits the time that a model's answer took: what was neither embedding nor decoding is `queue`."""
         self.add("queue", seconds - answer.embed_s - answer.decode_s)
         self.add("embed", answer.embed_s)

@@ -73,7 +73,8 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                 "import_path": "deployments.app:build",
                 "args": {
                     "default_model": DEMO,
-                    "limits": {"max_body_bytes": 40 * 2**20, "max_image_bytes": 20 * 2**20},
+                    "cors_origins": ["https://example.org"],
+                    "limits": {"max_body_bytes": 40 * 2**20, "max_image_bytes": 20 * 2**20, "max_grid_points": 256},
                     "models": [
                         # Exact, also where the processor would make bfloat16 the default.
                         {"model_id": DEMO, "precision": "float32"},

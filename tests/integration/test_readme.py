@@ -1,5 +1,7 @@
 """The README is true: its code blocks run, its pictures exist, its tables list every setting."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -9,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 from pydantic import BaseModel
 
 from deployments import settings
+from deployments.automatic import AutomaticPrompt
 from tests.images import iou
 from tests.integration.conftest import Service
 
@@ -52,10 +56,24 @@ def settings_table(names: list[str]) -> str:
     return "\n".join(rows)
 
 
+def options_table() -> str:
+    """The Markdown table of the options for segmenting everything."""
+    rows = ["| field | default | range | meaning |", "|---|---|---|---|"]
+    for option in dataclasses.fields(AutomaticPrompt):
+        low, high = option.metadata["range"]
+        meaning = option.metadata["description"]
+        rows.append(f"| `{option.name}` | `{option.default:.4g}` | {low:g} to {high:g} | {meaning} |")
+    return "\n".join(rows)
+
+
 def with_tables(text: str) -> str:
-    """The README with its settings tables as the code has them."""
-    pattern = re.compile(r"(<!-- settings: ([\w ]+) -->\n)(?:\n?\|[^\n]*)*\n+")
-    return pattern.sub(lambda match: f"{match[1]}\n{settings_table(match[2].split())}\n\n", text)
+    """The README with its tables of settings and options as the code has them."""
+
+    def table(match: re.Match[str]) -> str:
+        rows = settings_table(match[3].split()) if match[2] == "settings" else options_table()
+        return f"{match[1]}\n{rows}\n\n"
+
+    return re.sub(r"(<!-- (settings|options): ([\w ]+) -->\n)(?:\n?\|[^\n]*)*\n+", table, text)
 
 
 @pytest.fixture
@@ -104,12 +122,37 @@ def test_the_example_by_id_gives_the_same_masks_as_with_the_upload(service: Serv
         assert client.post("/segment-anything-2", data=fields, files={"image": image}).content == by_id
 
 
+def test_three_objects_in_a_compact_format(service: Service, folder: Path) -> None:
+    run_in_bash(blocks("bash")[2], service, folder)
+    objects = json.loads((folder / "objects.json").read_text())["masks"]
+    assert [len(masks) for masks in objects] == [3, 3, 3]
+    truth = np.array(Image.open(ROOT / "deployments" / "model" / "demo" / "example_truth.png")) > 0
+    assert iou(coco.decode(objects[0][0]["segmentation"]), truth) > 0.8
+
+
+def test_everything_finds_the_objects_of_the_picture(service: Service, folder: Path) -> None:
+    run_in_bash(blocks("bash")[3], service, folder)
+    records = json.loads((folder / "everything.json").read_text())["masks"]
+    assert len(records) == 12
+    truth = np.array(Image.open(ROOT / "deployments" / "model" / "demo" / "example_truth.png")) > 0
+    assert max(iou(coco.decode(record["segmentation"]), truth) for record in records) > 0.8
+
+
+def test_the_client_example_runs(service: Service, folder: Path) -> None:
+    namespace: dict[str, Any] = {}
+    exec(blocks("python")[1].replace("http://127.0.0.1:8000", service.url), namespace)
+    assert namespace["pear"].masks.shape == namespace["finer"].masks.shape == (3, 480, 640)
+    assert namespace["three"].masks.shape == (3, 3, 480, 640)
+    assert len(namespace["everything"].masks) > 3
+
+
 def test_the_handle_example_runs(service: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {}
-    exec(blocks("python")[1], namespace)
+    exec(blocks("python")[2], namespace)
     assert namespace["mask"].dtype == np.bool_
     assert namespace["better"].scores.shape == (3,)
     assert namespace["other"].image_id == namespace["segmentation"].image_id
+    assert json.loads(namespace["rle"])["image_id"] == namespace["other"].image_id
     assert capsys.readouterr().out.startswith("[")
 
 

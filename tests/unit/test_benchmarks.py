@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic: what it makes of measurements must be right, also where nothing was measured."""
 
+import inspect
 import mmap
 import os
 import tempfile
@@ -30,6 +31,7 @@ from benchmarks.report import Report
 from benchmarks.scenarios import BUDGET_SCENARIOS, FULL, QUICK, Comparison, _key, _rows
 from benchmarks.servers import Server, free_port
 from benchmarks.spread import Spread, percentile, ratios
+from benchmarks.waiting_model import WaitingModel
 from benchmarks.workplace import DEMO
 from deployments import app
 from deployments.bands import num_rows
@@ -257,6 +259,12 @@ def test_memory_that_the_kernel_does_not_report_is_not_zero(monkeypatch: pytest.
     monkeypatch.setattr(Path, "read_text", lambda path: "Rss: 80 kB\nPss: 0 kB\n")
     with pytest.raises(RuntimeError, match="no proportional set size"):
         idle_memory(ProcessTree(os.getpid()))
+
+
+def test_the_waiting_model_takes_what_the_real_one_takes() -> None:
+    options = dict.fromkeys(inspect.signature(Sam2Model.segment).parameters)
+    arguments = [options.pop(name) for name in ("self", "image_id", "prompt", "pixels")]
+    inspect.signature(WaitingModel.segment).bind(*arguments, **options)
 
 
 # ---- configs and deploys

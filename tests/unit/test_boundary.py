@@ -10,7 +10,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -22,13 +21,16 @@ from deployments.parsing.boundary import (
     on_http_exception,
     on_service_error,
     on_validation_error,
+    outer_layers,
 )
 
 
-def application(token: str | None = None, error: Exception | None = None) -> FastAPI:
+def application(
+    token: str | None = None, error: Exception | None = None, cors_origins: tuple[str, ...] = ()
+) -> FastAPI:
     """Every path says OK, or fails with `error`."""
     app = FastAPI(
-        middleware=[Middleware(Boundary, token=token)],
+        middleware=outer_layers(token, cors_origins),
         exception_handlers={
             ServiceError: on_service_error,
             HTTPException: on_http_exception,
@@ -128,6 +130,46 @@ def test_all_other_paths_need_one(path: str) -> None:
 
 def test_without_a_configured_token_everyone_may_enter() -> None:
     assert get(application(None), headers={"Authorization": "Bearer whatever"}).status_code == 200
+
+
+# ---- other origins
+
+PAGE = {"Origin": "https://example.org"}
+ALLOWED = "access-control-allow-origin"
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [((), None), (("https://other.org",), None), (("https://example.org",), "https://example.org"), (("*",), "*")],
+)
+def test_pages_of_an_origin_that_is_listed_may_read_answers_and_refusals(
+    origins: tuple[str, ...], allowed: str | None
+) -> None:
+    app = application("s3cret", cors_origins=origins)
+    good = get(app, headers={**PAGE, "Authorization": "Bearer s3cret"})
+    refused = get(app, headers=PAGE)
+    assert [good.status_code, refused.status_code] == [200, 401]
+    assert {response.headers.get(ALLOWED) for response in (good, refused)} == {allowed}
+    if allowed:
+        assert "X-Image-Id" in good.headers["access-control-expose-headers"]
+
+
+def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
+    async def preflight(origin: str) -> httpx.Response:
+        transport = httpx.ASGITransport(application("s3cret", cors_origins=("https://example.org",)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            asked = {
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization",
+                "Origin": origin,
+            }
+            return await client.options("/segment-anything-2", headers=asked)
+
+    allowed = asyncio.run(preflight("https://example.org"))
+    assert allowed.status_code == 200
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert ALLOWED not in asyncio.run(preflight("https://evil.org")).headers
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import RequestParserConfig
 from tests.loops import run, settled
 
-ANSWER = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)
+ANSWER: ModelAnswer[Any] = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -51,9 +51,9 @@ def ask(handle: Handle, pixels: Pixels | None, state: str = "ready") -> Callable
     async def model_status(_: str) -> Any:
         return SimpleNamespace(state=state)
 
-    async def segment() -> ModelAnswer:
+    async def segment() -> ModelAnswer[Any]:
         control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
-        calls = Calls({"m": cast(Any, handle)}, cast(Any, None), control_plane, RequestParserConfig())
+        calls = Calls({"m": cast(Any, handle)}, control_plane, RequestParserConfig())
         try:
             return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(10))
         finally:

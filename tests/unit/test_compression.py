@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 import zstandard
 
+from deployments.formats import AnswerFormat
 from deployments.parsing.compression import CODINGS, Coding, choose_coding, compressed
 from deployments.schema import Segmentation
 
@@ -32,14 +33,28 @@ BuildSegmentation = Callable[..., Segmentation]
     ],
 )
 def test_the_client_chooses(segmentation_of: BuildSegmentation, accept_encoding: str, coding: str | None) -> None:
-    assert choose_coding(accept_encoding, segmentation_of((1080, 1920)), return_logits=False) == coding
+    assert choose_coding(accept_encoding, segmentation_of((1080, 1920)), AnswerFormat()) == coding
 
 
-@pytest.mark.parametrize(("size", "return_logits"), [((1080, 1920), True), ((64, 64), False)])
+@pytest.mark.parametrize(
+    ("size", "form"),
+    [
+        ((1080, 1920), AnswerFormat(return_logits=True)),
+        ((64, 64), AnswerFormat()),
+        ((1080, 1920), AnswerFormat("rle")),
+        ((1080, 1920), AnswerFormat("npz")),
+        ((1080, 1920), AnswerFormat("png")),
+        ((1080, 1920), AnswerFormat("polygons", return_logits=True)),
+    ],
+)
 def test_what_does_not_pay_is_sent_as_it_is(
-    segmentation_of: BuildSegmentation, size: tuple[int, int], return_logits: bool
+    segmentation_of: BuildSegmentation, size: tuple[int, int], form: AnswerFormat
 ) -> None:
-    assert choose_coding("gzip, zstd", segmentation_of(size), return_logits) is None
+    assert choose_coding("gzip, zstd", segmentation_of(size), form) is None
+
+
+def test_polygons_pay_of_any_size(segmentation_of: BuildSegmentation) -> None:
+    assert choose_coding("gzip", segmentation_of((8, 8)), AnswerFormat("polygons")) == "gzip"
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -16,7 +16,7 @@ FILES = {
     for path in sorted((ROOT / "deployments").rglob("*.py"))
 }
 
-SHARED = {"schema", "bands", "errors", "settings", "metrics", "model_status", "upsampling"}
+SHARED = {"schema", "automatic", "formats", "bands", "errors", "settings", "metrics", "model_status", "upsampling"}
 ROOMS = {"parsing", "model", "encoding"}
 
 # What each module at the top may import of ours; a room may import itself and SHARED.
@@ -28,6 +28,8 @@ OWN_IMPORTS = {
     "model_status": set[str](),
     "settings": {"errors"},
     "schema": {"errors", "upsampling"},
+    "automatic": {"schema", "errors", "upsampling"},
+    "formats": {"schema", "automatic", "errors"},
     "bands": {"schema", "upsampling"},
     "app": {
         "settings",
@@ -43,11 +45,18 @@ OWN_IMPORTS = {
 LAZY = {"__main__": {"model.checkpoints"}}
 
 DEPLOYMENT_FILES = {"parsing.request_parser", "model.sam2_model", "encoding.response_encoder"}
-CLUSTER_FILES = {"parsing.calls", "parsing.control_plane", "parsing.affinity_router"}
+CLUSTER_FILES = {"parsing.calls", "parsing.encoders", "parsing.control_plane", "parsing.affinity_router"}
 RAY_FILES = {"app", "__main__", "model_status", "metrics"} | CLUSTER_FILES
 SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
 TORCH_FILES = SAM2_FILES | {"model.devices", "model.halving"}
-HTTP_FILES = {"parsing.request_parser", "parsing.side_routes", "parsing.form", "parsing.boundary", "parsing.answers"}
+HTTP_FILES = {
+    "parsing.request_parser",
+    "parsing.generate_routes",
+    "parsing.side_routes",
+    "parsing.form",
+    "parsing.boundary",
+    "parsing.answers",
+}
 ONLY_IN = {
     "ray": RAY_FILES | DEPLOYMENT_FILES,
     "sam2": SAM2_FILES,

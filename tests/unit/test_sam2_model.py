@@ -19,7 +19,7 @@ from deployments.errors import Overloaded, TooLarge
 from deployments.model import checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
-from deployments.schema import EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
 from tests.loops import run, settled
 
@@ -103,8 +103,8 @@ async def ask(model: Sam2Model, value: int) -> int:
     if isinstance(answer, PixelsWanted):
         answer = await model.segment(str(value), PROMPT, image(value))
     assert isinstance(answer, ModelAnswer)
-    assert answer.segmentation.image_id == str(value)
-    return int(answer.segmentation.low_res_logits[0, 0, 0, 0])
+    assert answer.masks.image_id == str(value)
+    return int(answer.masks.low_res_logits[0, 0, 0, 0])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -280,9 +280,9 @@ def test_an_answer_that_would_be_too_large_is_refused_before_it_is_decoded(
         # Three masks of 2×2 and their logits.
         most = 3 * (4 + 256 * 256)
         with pytest.raises(TooLarge, match=f"{most} numbers, more than the {most - 1}"):
-            await replica.segment("1", PROMPT, max_answer_numbers=most - 1)
+            await replica.segment("1", PROMPT, answer_size=AnswerSize(3, most - 1))
         assert not engine.prompts
-        assert isinstance(await replica.segment("1", PROMPT, max_answer_numbers=most), ModelAnswer)
+        assert isinstance(await replica.segment("1", PROMPT, answer_size=AnswerSize(3, most)), ModelAnswer)
 
     run(test)
 

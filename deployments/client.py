@@ -1,0 +1,503 @@
+"""A client of the service: uploads an image once, prompts it many times.
+
+    client = Client("http://127.0.0.1:8000")
+    image = client.image("photo.jpg")
+    found = client.segment(image, point_coords=[[175, 245]], point_labels=[1])
+    found.masks[0]  # H×W bool, the best mask
+
+Needs httpx, numpy and pillow, and nothing else of this project: the file may be copied. `AsyncClient` has the same
+methods, to be awaited.
+"""
+
+import hashlib
+import io
+import json
+import time
+from asyncio import sleep
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+import httpx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+__all__ = ["AsyncClient", "Client", "Everything", "ImageFile", "Segmentation", "ServiceError"]
+
+ROUTE = "/segment-anything-2"
+
+MAX_KNOWN = 10_000
+"""Images whose upload a client keeps in mind."""
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+T = TypeVar("T")
+
+ImageSource: TypeAlias = "str | Path | bytes | NDArray[np.uint8] | Image.Image | ImageFile"
+"""A file's path or bytes, an `H×W×3` uint8 RGB array, a PIL image, or what `Client.image` returned."""
+
+
+class ServiceError(Exception):
+    """The service refused a request, or could not be reached.
+
+    Attributes:
+        status: the HTTP status; 0 if there was no answer.
+        code: for programs, such as `image_not_cached`; mostly None.
+    """
+
+    def __init__(self, message: str, status: int = 0, code: str | None = None) -> None:
+        super().__init__(message, status, code)
+        self.message = message
+        self.status = status
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}" if self.status else self.message
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as it is uploaded.
+
+    Attributes:
+        data: the bytes of an image file.
+        image_id: their SHA-256, by which the service remembers it.
+    """
+
+    data: bytes = field(repr=False)
+    image_id: str
+
+    @classmethod
+    def of(cls, source: ImageSource) -> "ImageFile":
+        """A file as it is; an array or PIL image as PNG."""
+        if isinstance(source, ImageFile):
+            return source
+        data = source if isinstance(source, bytes) else _file_bytes(source)
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+
+def _file_bytes(source: "str | Path | NDArray[np.uint8] | Image.Image") -> bytes:
+    if isinstance(source, (str, Path)):
+        return Path(source).read_bytes()
+    image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The masks of one prompt.
+
+    Attributes:
+        image_id: the image's name at the service.
+        masks: `C×H×W` bool by descending score; `B×C×H×W` if the prompt spoke of B objects.
+        scores: `C` (`B×C`) float32, estimated IoUs.
+        logits: `C×256×256` (`B×C×256×256`) float32, for a later prompt's `mask_input`; None unless asked for.
+    """
+
+    image_id: str
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Everything:
+    """The masks of everything in an image.
+
+    Attributes:
+        image_id: the image's name at the service.
+        masks: `K×H×W` bool.
+        predicted_iou: `K` float32.
+        stability_score: `K` float32.
+        point_coords: `K×2` float32, XY in pixels: the grid's point that a mask comes from.
+        crop_boxes: `K×4` int32, XYWH in pixels: the crop that it comes from.
+    """
+
+    image_id: str
+    masks: NDArray[np.bool_]
+    predicted_iou: NDArray[np.float32]
+    stability_score: NDArray[np.float32]
+    point_coords: NDArray[np.float32]
+    crop_boxes: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One HTTP request to be sent."""
+
+    method: str
+    path: str
+    parts: tuple[tuple[str, tuple[str | None, bytes]], ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """So many seconds to be waited."""
+
+    seconds: float
+
+
+Steps: TypeAlias = Generator["_Call | _Pause", "httpx.Response | httpx.TransportError | None", T]
+"""What is to be sent and waited for, one after the other. The two clients differ only in how they do that."""
+
+
+class _Conversation:
+    """What both clients have in common: which images the service has seen, what to send, what an answer means."""
+
+    def __init__(self, model_id: str, timeout_s: float, max_retries: int) -> None:
+        self._model_id = model_id
+        self._timeout_s = timeout_s
+        self._max_retries = max_retries
+        self._known: dict[tuple[str, str], None] = {}
+
+    def segment(
+        self, source: ImageSource, prompt: Mapping[str, Any], model_id: str | None, return_logits: bool
+    ) -> Steps[Segmentation]:
+        fields = (
+            _prompt_fields(prompt) | {"response_format": "npz"} | ({"return_logits": "true"} if return_logits else {})
+        )
+        image = ImageFile.of(source)
+        arrays = _arrays((yield from self._ask(ROUTE, image, fields, model_id)).content)
+        return Segmentation(image.image_id, arrays["masks"], arrays["scores"], arrays.get("logits"))
+
+    def auto(self, source: ImageSource, options: Mapping[str, Any], model_id: str | None) -> Steps[Everything]:
+        fields = {name: str(value) for name, value in options.items()} | {"response_format": "npz"}
+        image = ImageFile.of(source)
+        # Of crops nothing is remembered.
+        needs_image = int(options.get("crop_n_layers", 0)) > 0
+        arrays = _arrays((yield from self._ask(f"{ROUTE}/auto", image, fields, model_id, needs_image)).content)
+        return Everything(image.image_id, **arrays)
+
+    def raw(
+        self, source: ImageSource, response_format: str, prompt: Mapping[str, Any], model_id: str | None
+    ) -> Steps[bytes]:
+        fields = _prompt_fields(prompt) | {"response_format": response_format}
+        return (yield from self._ask(ROUTE, ImageFile.of(source), fields, model_id)).content
+
+    def embed(self, source: ImageSource, model_id: str | None) -> Steps[str]:
+        image = ImageFile.of(source)
+        yield from self._ask(f"{ROUTE}/embed", image, {}, model_id, needs_image=True)
+        return image.image_id
+
+    def forget(self, source: ImageSource) -> Steps[bool]:
+        image_id = ImageFile.of(source).image_id
+        answer = yield from self._send(_Call("DELETE", f"{ROUTE}/images/{image_id}"))
+        self._known = {key: None for key in self._known if key[0] != image_id}
+        return bool(answer.json()["forgotten"])
+
+    def _ask(
+        self,
+        path: str,
+        image: ImageFile,
+        fields: Mapping[str, str],
+        model_id: str | None,
+        needs_image: bool = False,
+    ) -> Steps[httpx.Response]:
+        """Asks by the image's id if the service should know it, and uploads it if it does not (any more)."""
+        model_id = self._model_id if model_id is None else model_id
+        named = tuple((name, (None, text.encode())) for name, text in {"model_id": model_id, **fields}.items())
+        upload = _Call("POST", path, (*named, ("image", ("image", image.data))))
+        key = image.image_id, model_id
+        if key in self._known and not needs_image:
+            try:
+                return (
+                    yield from self._send(_Call("POST", path, (*named, ("image_id", (None, image.image_id.encode())))))
+                )
+            except ServiceError as error:
+                if error.code != "image_not_cached":
+                    raise
+                del self._known[key]
+        answer = yield from self._send(upload)
+        if len(self._known) >= MAX_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[key] = None
+        return answer
+
+    def _send(self, call: _Call) -> Steps[httpx.Response]:
+        """Sends a request; again, if the service was busy or unreachable: every request may be repeated."""
+        ends_at = time.monotonic() + self._timeout_s
+        for attempt in range(self._max_retries + 1):
+            answer = yield call
+            assert answer is not None
+            pause = _pause_s(answer, attempt)
+            if pause is None:
+                break
+            if attempt == self._max_retries or time.monotonic() + pause > ends_at:
+                break
+            yield _Pause(pause)
+        if not isinstance(answer, httpx.Response):
+            raise ServiceError(f"{type(answer).__name__}: {answer}")
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+
+def _pause_s(answer: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+    """How long to wait before a request is repeated; None if that is of no use."""
+    backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
+    if isinstance(answer, httpx.TransportError):
+        return backoff
+    if answer.status_code not in (429, 500, 502, 503, 504):
+        return None
+    # A bug in the service answers JSON and would be met again; without it, what spoke was a proxy.
+    if answer.status_code == 500 and "application/json" in answer.headers.get("content-type", ""):
+        return None
+    after = answer.headers.get("retry-after", "")
+    return min(float(after), LONGEST_PAUSE_S) if after.isdigit() else backoff
+
+
+def _refusal(answer: httpx.Response) -> ServiceError:
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return ServiceError(answer.text[:500], answer.status_code)
+    if isinstance(detail, list):
+        faults = (f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in detail)
+        return ServiceError("; ".join(faults), answer.status_code)
+    return ServiceError(detail["msg"], answer.status_code, detail.get("code"))
+
+
+def _prompt_fields(prompt: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(value) for name, value in prompt.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
+
+
+def _arrays(data: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+class Client:
+    """Calls the service, and blocks until it has answered.
+
+    Args:
+        url: where it is, such as `http://127.0.0.1:8000`.
+        token: the bearer token, if it wants one.
+        model_id: the model to use where a call names none; "" is the service's default.
+        timeout_s: how long one request may take, and its repeats all together.
+        max_retries: how often a request is repeated when the service is busy or unreachable.
+        http: more options of `httpx.Client`.
+
+    All methods raise ServiceError if the service refuses a request, or stays busy or unreachable.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model_id: str = "",
+        timeout_s: float = 300.0,
+        max_retries: int = 5,
+        **http: Any,
+    ) -> None:
+        self._conversation = _Conversation(model_id, timeout_s, max_retries)
+        self._http = httpx.Client(**_http_options(url, token, timeout_s, http))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def image(self, source: ImageSource) -> ImageFile:
+        """Reads or encodes an image once, for many prompts."""
+        return ImageFile.of(source)
+
+    def segment(
+        self,
+        image: ImageSource,
+        *,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        normalize_coords: bool = True,
+        return_logits: bool = False,
+        model_id: str | None = None,
+    ) -> Segmentation:
+        """Segments what the prompt points to.
+
+        Args:
+            image: is uploaded the first time, and again by itself when the service has forgotten it.
+            point_coords: `N×2`, or `B×N×2` for B objects; XY in pixels.
+            point_labels: `N` or `B×N`; 1 foreground, 0 background.
+            box: `[x0, y0, x1, y1]` or `B×4`; pixels.
+            mask_input: `1×256×256` or `B×1×256×256`: `logits` of an earlier answer.
+            multimask_output: three candidate masks, or one.
+            normalize_coords: False if coordinates are already divided by the image's width and height.
+            return_logits: fetch `logits` too.
+            model_id: None is the client's.
+        """
+        prompt = _prompt(point_coords, point_labels, box, mask_input, multimask_output, normalize_coords)
+        return self._run(self._conversation.segment(image, prompt, model_id, return_logits))
+
+    def segment_as(
+        self, image: ImageSource, response_format: str, *, model_id: str | None = None, **fields: Any
+    ) -> bytes:
+        """As `segment`, in another format: the body of the service's answer.
+
+        Args:
+            image: see `segment`.
+            response_format: `json`, `rle`, `polygons`, `png` or `npz`.
+            model_id: see `segment`.
+            fields: the request's other fields, as `segment` takes them, and `tolerance`, `mask_index`, `return_logits`.
+        """
+        return self._run(self._conversation.raw(image, response_format, fields, model_id))
+
+    def auto(self, image: ImageSource, *, model_id: str | None = None, **options: float) -> Everything:
+        """Segments everything.
+
+        Args:
+            image: see `segment`.
+            model_id: see `segment`.
+            options: those of SAM 2's `SAM2AutomaticMaskGenerator`, such as `points_per_side`.
+        """
+        return self._run(self._conversation.auto(image, options, model_id))
+
+    def embed(self, image: ImageSource, *, model_id: str | None = None) -> str:
+        """Uploads an image ahead of its prompts, so that the first one is quick too; its `image_id`."""
+        return self._run(self._conversation.embed(image, model_id))
+
+    def forget(self, image: ImageSource) -> bool:
+        """Makes the service forget an image; whether it remembered it."""
+        return self._run(self._conversation.forget(image))
+
+    def _run(self, steps: Steps[T]) -> T:
+        outcome: httpx.Response | httpx.TransportError | None = None
+        try:
+            while True:
+                step = steps.send(outcome)
+                if isinstance(step, _Pause):
+                    time.sleep(step.seconds)
+                    outcome = None
+                    continue
+                try:
+                    outcome = self._http.request(step.method, step.path, files=step.parts)
+                except httpx.TransportError as error:
+                    outcome = error
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+class AsyncClient:
+    """As Client, with methods to be awaited; see there."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        model_id: str = "",
+        timeout_s: float = 300.0,
+        max_retries: int = 5,
+        **http: Any,
+    ) -> None:
+        self._conversation = _Conversation(model_id, timeout_s, max_retries)
+        self._http = httpx.AsyncClient(**_http_options(url, token, timeout_s, http))
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    def image(self, source: ImageSource) -> ImageFile:
+        """Reads or encodes an image once, for many prompts."""
+        return ImageFile.of(source)
+
+    async def segment(
+        self,
+        image: ImageSource,
+        *,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        normalize_coords: bool = True,
+        return_logits: bool = False,
+        model_id: str | None = None,
+    ) -> Segmentation:
+        """Segments what the prompt points to; see `Client.segment`."""
+        prompt = _prompt(point_coords, point_labels, box, mask_input, multimask_output, normalize_coords)
+        return await self._run(self._conversation.segment(image, prompt, model_id, return_logits))
+
+    async def segment_as(
+        self, image: ImageSource, response_format: str, *, model_id: str | None = None, **fields: Any
+    ) -> bytes:
+        """As `segment`, in another format; see `Client.segment_as`."""
+        return await self._run(self._conversation.raw(image, response_format, fields, model_id))
+
+    async def auto(self, image: ImageSource, *, model_id: str | None = None, **options: float) -> Everything:
+        """Segments everything; see `Client.auto`."""
+        return await self._run(self._conversation.auto(image, options, model_id))
+
+    async def embed(self, image: ImageSource, *, model_id: str | None = None) -> str:
+        """Uploads an image ahead of its prompts; see `Client.embed`."""
+        return await self._run(self._conversation.embed(image, model_id))
+
+    async def forget(self, image: ImageSource) -> bool:
+        """Makes the service forget an image; see `Client.forget`."""
+        return await self._run(self._conversation.forget(image))
+
+    async def _run(self, steps: Steps[T]) -> T:
+        outcome: httpx.Response | httpx.TransportError | None = None
+        try:
+            while True:
+                step = steps.send(outcome)
+                if isinstance(step, _Pause):
+                    await sleep(step.seconds)
+                    outcome = None
+                    continue
+                try:
+                    outcome = await self._http.request(step.method, step.path, files=step.parts)
+                except httpx.TransportError as error:
+                    outcome = error
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def _prompt(
+    point_coords: ArrayLike | None,
+    point_labels: ArrayLike | None,
+    box: ArrayLike | None,
+    mask_input: ArrayLike | None,
+    multimask_output: bool,
+    normalize_coords: bool,
+) -> dict[str, Any]:
+    return {
+        "point_coords": point_coords,
+        "point_labels": point_labels,
+        "box": box,
+        "mask_input": mask_input,
+        "multimask_output": multimask_output,
+        "normalize_coords": normalize_coords,
+    }
+
+
+def _http_options(url: str, token: str | None, timeout_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"base_url": url, "headers": headers, "timeout": timeout_s, **more}

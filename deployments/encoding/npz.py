@@ -1,0 +1,34 @@
+"""Masks as numpy's archive, which `numpy.load` reads without pickle."""
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def encode(masks: Iterable[NDArray[np.bool_]], shape: tuple[int, ...], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """An archive of `masks`, bool, and of more arrays.
+
+    Masks are packed (deflate), one after the other, so that they never exist all at once; floats, which hardly
+    shrink, are stored as they are.
+
+    Args:
+        masks: `H×W` bool each.
+        shape: of the array that they make up.
+        arrays: the others, by name.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("masks.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|b1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for mask in masks:
+                file.write(np.ascontiguousarray(mask).data)
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

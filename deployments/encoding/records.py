@@ -1,0 +1,64 @@
+"""What `rle` and `polygons` have in common: a JSON document with a record for each mask, written part by part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from deployments.formats import Masks, Part
+from deployments.schema import LOGIT_LIMIT, Segmentation
+
+Geometry = Callable[[NDArray[np.bool_]], Any]
+"""A mask, `H×W` bool, as a format writes it under `segmentation`."""
+
+
+def encode_part(part: Part, geometry: Geometry, return_logits: bool) -> bytes:
+    """The text of a part of `{"image_id": …, "model_id": …, "size": [h, w], "masks": […]}`.
+
+    Each mask is `{"segmentation": …, "area": …, "bbox": [x, y, w, h], …}` with its scores. With an object axis, `masks`
+    holds a list for each object.
+
+    Args:
+        part: some objects of the answer.
+        geometry: writes a mask.
+        return_logits: each record also holds `logits`, `1×256×256`, clamped: a later request's `mask_input`.
+    """
+    masks = part.masks
+    head = {"image_id": masks.image_id, "model_id": masks.model_id, "size": masks.image_size, "masks": []}
+    opening = orjson.dumps(head).removesuffix(b"]}") if part.is_first else b","
+    records = [_record(masks, index, geometry, return_logits) for index in range(masks.num_masks)]
+    listed = _by_object(masks, records)
+    text = orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return opening + text + (b"]}" if part.is_last else b"")
+
+
+def _by_object(masks: Masks, records: list[dict[str, Any]]) -> list[Any]:
+    if not (isinstance(masks, Segmentation) and masks.has_object_axis):
+        return records
+    candidates = masks.num_masks // masks.num_objects
+    return [records[start : start + candidates] for start in range(0, len(records), candidates)]
+
+
+def _record(masks: Masks, index: int, geometry: Geometry, return_logits: bool) -> dict[str, Any]:
+    mask = masks.mask(index)
+    record = {
+        "segmentation": geometry(mask),
+        **masks.fields(index),
+        "area": int(np.count_nonzero(mask)),
+        "bbox": _bbox(mask),
+    }
+    if return_logits:
+        low_res_logits = masks.low_res_logits.reshape(-1, 1, *masks.low_res_logits.shape[-2:])[index]
+        record["logits"] = low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return record
+
+
+def _bbox(mask: NDArray[np.bool_]) -> list[int]:
+    """`[x, y, width, height]` of the smallest box around a mask, in pixels; zeros if it is empty."""
+    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+    if not columns.size:
+        return [0, 0, 0, 0]
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]

@@ -1,0 +1,231 @@
+"""Segment everything: a grid of points over the image and its crops, and the best of their masks.
+
+What SAM 2's `SAM2AutomaticMaskGenerator` computes, in its order and with its arithmetic, but in small steps, between
+which other requests have their turn, and with a mask brought to the image's size only once its predicted IoU is good
+enough. (The generator does so with all of them, and writes each one's run lengths.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from rasterio.features import sieve
+from sam2.utils.amg import (
+    batched_mask_to_box,
+    build_all_layer_point_grids,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+    uncrop_boxes_xyxy,
+)
+from torchvision.ops.boxes import batched_nms, box_area
+
+from deployments.automatic import AutomaticMasks, AutomaticPrompt
+from deployments.errors import InvalidPrompt
+from deployments.model.engine import Engine, ImageEmbedding
+from deployments.schema import LOW_RES_SIZE, FloatArray
+
+CLEANED_LOGIT = 10.0
+"""What SAM 2 sets the logits of a filled hole to, and those of a removed island to its negative."""
+
+PIXELS_PER_STEP = 4_000_000
+"""Of full-size logits: a few hundredths of a second on a CPU."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of the image that is segmented by itself; the first one is the whole.
+
+    Attributes:
+        box: XYXY in pixels.
+        layer: 0 for the whole image.
+    """
+
+    box: tuple[int, int, int, int]
+    layer: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        left, top, right, bottom = self.box
+        return bottom - top, right - left
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Where it is in an `H×W×3` image."""
+        left, top, right, bottom = self.box
+        return slice(top, bottom), slice(left, right)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Masks of one crop, on the engine's device.
+
+    Attributes:
+        logits: `K×256×256` float32.
+        predicted_iou: `K` float32.
+        points: `K×2` float32, XY in pixels of the crop, later of the image.
+        stability_score: `K` float32.
+        boxes: `K×4` XYXY, in the same pixels.
+        crop_boxes: `K×4`.
+    """
+
+    logits: torch.Tensor
+    predicted_iou: torch.Tensor
+    points: torch.Tensor
+    stability_score: torch.Tensor
+    boxes: torch.Tensor
+    crop_boxes: torch.Tensor
+
+    def __getitem__(self, rows: torch.Tensor) -> "Candidates":
+        return Candidates(*(tensor[rows] for tensor in vars(self).values()))
+
+
+Decoded: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Logits, predicted IoU and point of some masks."""
+
+
+class AutomaticMaskGenerator:
+    """Segments everything in one image.
+
+    For each of `crops`, iterate over `steps`; then call `finish`. All of them are the decoding thread's.
+
+    Args:
+        engine: the model.
+        prompt: the grid, and which masks to keep.
+        image_size: height and width of the image in pixels.
+
+    Raises:
+        InvalidPrompt: the image is too small for so many crops.
+    """
+
+    def __init__(self, engine: Engine, prompt: AutomaticPrompt, image_size: tuple[int, int]) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._image_size = image_size
+        boxes, layers = generate_crop_boxes(image_size, prompt.crop_n_layers, prompt.crop_overlap_ratio)
+        self.crops = [Crop(tuple(box), layer) for box, layer in zip(boxes, layers, strict=True)]
+        if min(side for crop in self.crops for side in crop.size) < 1:
+            raise InvalidPrompt(f"crop_n_layers: {prompt.crop_n_layers} is too many for so small an image")
+        self._grids = build_all_layer_point_grids(
+            prompt.points_per_side, prompt.crop_n_layers, prompt.crop_n_points_downscale_factor
+        )
+        self._kept: list[Candidates] = []
+
+    def steps(self, embedding: ImageEmbedding, crop: Crop) -> Iterator[None]:
+        """Finds the masks of one crop; stops after each run of the decoder and each few masks that it looks at.
+
+        Raises:
+            Overloaded: a single object does not fit into the device's memory.
+        """
+        height, width = crop.size
+        points = (self._grids[crop.layer] * np.array([[width, height]])).astype(np.float32)
+        at_once = min(self._prompt.points_per_batch, self._engine.objects_at_once)
+        found: list[Candidates] = []
+        for start in range(0, len(points), at_once):
+            decoded = self._decoded(embedding, points[start : start + at_once])
+            yield
+            chunk = max(1, PIXELS_PER_STEP // (height * width))
+            for first in range(0, len(decoded[0]), chunk):
+                found.append(self._good(crop, *(tensor[first : first + chunk] for tensor in decoded)))
+                yield
+        self._kept.append(self._without_duplicates(found, crop))
+
+    @torch.inference_mode()
+    def finish(self, image_id: str, model_id: str) -> AutomaticMasks:
+        """The masks of all crops."""
+        with self._engine.decoding():
+            kept = self._joined(self._kept)
+            if len(self.crops) > 1:
+                # Of two crops' masks of the same thing, the one from the smaller crop is the finer.
+                kept = kept[_nms(kept, 1 / box_area(kept.crop_boxes), self._prompt.crop_nms_thresh)]
+        return AutomaticMasks(
+            image_id,
+            model_id,
+            self._image_size,
+            kept.logits.cpu().numpy(),
+            kept.predicted_iou.cpu().numpy(),
+            kept.stability_score.cpu().numpy(),
+            kept.points.cpu().numpy(),
+            kept.crop_boxes.cpu().numpy().astype(np.int32),
+        )
+
+    @torch.inference_mode()
+    def _decoded(self, embedding: ImageEmbedding, points: FloatArray) -> Decoded:
+        """The masks of some points whose predicted IoU is good enough."""
+        logits, predicted_iou = self._engine.decode_points(embedding, points)
+        with self._engine.decoding():
+            logits, predicted_iou = logits.flatten(0, 1), predicted_iou.flatten()
+            points_of = torch.from_numpy(points).to(logits.device).repeat_interleave(len(logits) // len(points), dim=0)
+            if self._prompt.pred_iou_thresh > 0:
+                good = predicted_iou > self._prompt.pred_iou_thresh
+                logits, predicted_iou, points_of = logits[good], predicted_iou[good], points_of[good]
+            if self._prompt.min_mask_region_area > 0:
+                logits = _without_small_regions(logits, self._prompt.min_mask_region_area)
+            return logits, predicted_iou, points_of
+
+    @torch.inference_mode()
+    def _good(self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor) -> Candidates:
+        """Those among a few masks that are stable and not cut off by the crop's edge."""
+        with self._engine.decoding():
+            masks = torch.nn.functional.interpolate(logits[:, None], crop.size, mode="bilinear", align_corners=False)[
+                :, 0
+            ]
+            stability_score = _stability_score(masks, self._prompt.stability_score_offset)
+            boxes = batched_mask_to_box(masks > 0)
+            crop_box, whole = list(crop.box), list(self.crops[0].box)
+            good = ~is_box_near_crop_edge(boxes, crop_box, whole)
+            if self._prompt.stability_score_thresh > 0:
+                good &= stability_score >= self._prompt.stability_score_thresh
+            crop_boxes = torch.tensor([crop_box] * len(boxes), device=boxes.device).reshape(-1, 4)
+            return Candidates(logits, predicted_iou, points, stability_score, boxes, crop_boxes)[good]
+
+    @torch.inference_mode()
+    def _without_duplicates(self, found: list[Candidates], crop: Crop) -> Candidates:
+        """Of masks of one crop with nearly the same box the best, in the image's pixels."""
+        with self._engine.decoding():
+            kept = self._joined(found)
+            kept = kept[_nms(kept, kept.predicted_iou, self._prompt.box_nms_thresh)]
+            left, top, _, _ = crop.box
+            return replace(
+                kept,
+                points=kept.points + torch.tensor([[left, top]], device=kept.points.device),
+                boxes=uncrop_boxes_xyxy(kept.boxes, list(crop.box)),
+            )
+
+    def _joined(self, parts: list[Candidates]) -> Candidates:
+        """All of them; there may be none."""
+        device = self._engine.device
+        none, no_boxes = torch.zeros(0, device=device), torch.zeros((0, 4), dtype=torch.int64, device=device)
+        no_logits = torch.zeros((0, LOW_RES_SIZE, LOW_RES_SIZE), device=device)
+        nothing = Candidates(no_logits, none, torch.zeros((0, 2), device=device), none, no_boxes, no_boxes)
+        columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
+        return Candidates(*(torch.cat(column) for column in columns))
+
+
+def _nms(candidates: Candidates, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The rows that non-maximal suppression of their boxes keeps, the best first."""
+    one_class = torch.zeros_like(candidates.boxes[:, 0])
+    kept: torch.Tensor = batched_nms(candidates.boxes.float(), scores, one_class, iou_threshold=threshold)
+    return kept
+
+
+def _stability_score(masks: torch.Tensor, offset: float) -> torch.Tensor:
+    """`K` float32: the IoU of each mask above a higher and above a lower threshold; 0 where both are empty.
+
+    As `sam2.utils.amg.calculate_stability_score`, which counts a row's pixels in 16 bits.
+    """
+    inner, outer = ((masks > threshold).flatten(1).sum(1, dtype=torch.int32) for threshold in (offset, -offset))
+    return (inner / outer).nan_to_num(0.0)
+
+
+def _without_small_regions(logits: torch.Tensor, area: int) -> torch.Tensor:
+    """Fills holes and removes islands of up to `area` pixels, as SAM 2's CUDA extension does: in 256×256 logits."""
+    cleaned = logits.cpu().numpy().copy()
+    for one in cleaned:
+        mask = one > 0
+        sieved = sieve(mask.view(np.uint8), area + 1, connectivity=8).view(np.bool_)
+        one[sieved & ~mask] = CLEANED_LOGIT
+        one[mask & ~sieved] = -CLEANED_LOGIT
+    return torch.from_numpy(cleaned).to(logits.device)

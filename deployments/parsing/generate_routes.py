@@ -1,0 +1,272 @@
+"""The HTTP routes that read a form with an image: segment, segment everything, embed; and the one that forgets."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, File, Form, UploadFile
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.automatic import AutomaticPrompt
+from deployments.formats import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
+from deployments.parsing import documents
+from deployments.parsing.answers import AnswerBudget, BandedResponse, Delivery
+from deployments.parsing.calls import Calls, Deadline
+from deployments.parsing.compression import choose_coding, compressed
+from deployments.parsing.control_plane import is_flow_controlled
+from deployments.parsing.encoders import Encoders
+from deployments.parsing.form import form_of, form_route, parse_prompt
+from deployments.parsing.images import named
+from deployments.parsing.segmenter import Segmenter
+from deployments.parsing.server_timing import ServerTiming
+from deployments.schema import Segmentation
+from deployments.settings import Limits
+
+# Not "UploadFile | None": /docs would show a field for text, and a text would be two faults, not one.
+Image = Annotated[
+    UploadFile,
+    File(description="The image: any raster format; EXIF orientation is applied. Required without `image_id`."),
+]
+ImageId = Annotated[
+    str | None, Form(description="In place of `image`: the `X-Image-Id` of one that the model remembers.")
+]
+ModelId = Annotated[str, Form(description="Model to use; empty for the default one.")]
+Tolerance = Annotated[
+    float | None,
+    Form(description="Of `polygons`: how far in pixels a contour may be from the mask's, 0 to 100; 1 if not given."),
+]
+LogitsToo = Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")]
+
+
+class GenerateRoutes:
+    """What clients ask.
+
+    Args:
+        limits: of one request.
+        segmenter: finds the masks.
+        calls: reaches the models, and has the time-outs in its config.
+        encoders: write the answers.
+        budget: for answers under way.
+    """
+
+    def __init__(
+        self, limits: Limits, segmenter: Segmenter, calls: Calls, encoders: Encoders, budget: AnswerBudget
+    ) -> None:
+        self._limits = limits
+        self._segmenter = segmenter
+        self._calls = calls
+        self._encoders = encoders
+        self._budget = budget
+
+    def add_to(self, app: FastAPI) -> None:
+        """Registers the routes, as bound methods."""
+        app.include_router(self._form_routes())
+        app.add_api_route(
+            "/segment-anything-2/images/{image_id}",
+            self.delete_image,
+            methods=["DELETE"],
+            operation_id="forgetImage",
+            tags=["generate"],
+            responses=documents.error_responses(400, 401, 503),
+        )
+
+    def _form_routes(self) -> APIRouter:
+        router = APIRouter(route_class=form_route(self._limits, lambda: self._calls.config.body_timeout_s))
+
+        def add(path: str, route: Callable[..., Any], *also: int, answer: dict[str, Any], **options: Any) -> None:
+            errors = documents.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
+            options |= {"methods": ["POST"], "tags": ["generate"], "responses": {200: answer, **errors}}
+            router.add_api_route(path, route, **options)
+            router.add_api_route(f"{path}/", route, include_in_schema=False, **options)
+
+        with_image: dict[str, Any] = {
+            "response_class": Response,
+            "openapi_extra": {"requestBody": {"required": True}},
+        }
+        add(
+            "/segment-anything-2",
+            self.post_segment,
+            404,
+            operation_id="genSegmentAnything2",
+            summary="Segment Anything 2",
+            description="Segments the objects in an image that the prompt points to.",
+            answer={
+                "model": documents.SegmentationAnswer | documents.MaskRecords,
+                "description": "Masks, scores and logits, in the format that `response_format` names.",
+                "headers": documents.ANSWER_HEADERS | documents.PNG_HEADERS,
+                "content": documents.BINARY,
+            },
+            **with_image,
+        )
+        add(
+            "/segment-anything-2/auto",
+            self.post_auto,
+            404,
+            operation_id="segmentEverything",
+            summary="Segment everything",
+            description="Segments everything in an image, as SAM 2's automatic mask generator does.",
+            answer={
+                "model": documents.AutomaticRecords,
+                "description": "Masks, in the format that `response_format` names; `png` is one label image.",
+                "headers": documents.ANSWER_HEADERS,
+                "content": documents.BINARY,
+            },
+            **with_image,
+        )
+        add(
+            "/segment-anything-2/embed",
+            self.post_embed,
+            operation_id="embedImage",
+            summary="Embed an image",
+            description="Embeds an image ahead of its prompts, which can then name it by its `image_id`.",
+            answer={"headers": {"X-Image-Id": documents.ANSWER_HEADERS["X-Image-Id"]}},
+        )
+        return router
+
+    # ---- routes
+
+    async def post_segment(
+        self,
+        request: Request,
+        image: Image = None,  # type: ignore[assignment]
+        image_id: ImageId = None,
+        model_id: ModelId = "",
+        point_coords: Annotated[
+            str | None, Form(description="JSON `[[x,y],…]`, or a list of those for B objects; pixels.")
+        ] = None,
+        point_labels: Annotated[
+            str | None, Form(description="JSON `[1,0,…]`, one for each point: 1 foreground, 0 background.")
+        ] = None,
+        box: Annotated[str | None, Form(description="JSON `[x0,y0,x1,y1]`, or a list of those; pixels.")] = None,
+        mask_input: Annotated[
+            str | None, Form(description="JSON `1×256×256` (or `B×1×256×256`): `logits` of an earlier answer.")
+        ] = None,
+        multimask_output: Annotated[bool, Form(description="Three candidate masks, or one.")] = True,
+        return_logits: Annotated[
+            bool,
+            Form(
+                description="Of `json`: un-thresholded float masks, or 0 and 1. Of the other formats: low-resolution "
+                "logits too, if this is given and true; `png` has none."
+            ),
+        ] = True,
+        normalize_coords: Annotated[
+            bool, Form(description="False if coordinates are already divided by the image's width and height.")
+        ] = True,
+        response_format: Annotated[ResponseFormat, Form(description="How masks are written.")] = "json",
+        tolerance: Tolerance = None,
+        mask_index: Annotated[
+            int | None,
+            Form(description="Of `png`: which mask, counted through objects and candidates; the best if not given."),
+        ] = None,
+    ) -> Response:
+        """Answers in the format that is asked for."""
+        deadline = self._segmenter.deadline()
+        # The contract's default is for its own format; the others return logits only where they are asked for.
+        logits = return_logits and (response_format == "json" or bool((await request.form()).get("return_logits")))
+        form = AnswerFormat(response_format, logits, tolerance, mask_index)
+        fields = {
+            "point_coords": point_coords,
+            "point_labels": point_labels,
+            "box": box,
+            "mask_input": mask_input,
+        }
+        _check_given(image, image_id)
+        prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
+        self._segmenter.check(prompt)
+        model_id, size = self._segmenter.known(model_id), self._segmenter.size(prompt.num_masks, form)
+        identified = await self._segmenter.identified(await _bytes(image), image_id or "", size)
+        timing = _timing(request)
+        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, timing, size)
+        return self._respond(masks, form, deadline, timing, request)
+
+    async def post_auto(
+        self,
+        request: Request,
+        prompt: Annotated[AutomaticPrompt, Depends(form_of(AutomaticPrompt))],
+        image: Image = None,  # type: ignore[assignment]
+        image_id: ImageId = None,
+        model_id: ModelId = "",
+        response_format: Annotated[AutomaticFormat, Form(description="How masks are written.")] = "rle",
+        return_logits: LogitsToo = False,
+        tolerance: Tolerance = None,
+    ) -> Response:
+        """Answers in the format that is asked for."""
+        deadline = self._segmenter.deadline()
+        form = AnswerFormat(response_format, return_logits, tolerance)
+        _check_given(image, image_id)
+        model_id = self._segmenter.known(model_id)
+        identified = await self._segmenter.identified(await _bytes(image), image_id or "")
+        self._segmenter.check_grid(prompt, identified)
+        timing = _timing(request)
+        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, timing)
+        # How many there are is known only now.
+        self._segmenter.size(masks.num_masks, form).check(masks.image_size)
+        return self._respond(masks, form, deadline, timing, request)
+
+    async def post_embed(
+        self,
+        response: Response,
+        image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
+        model_id: ModelId = "",
+    ) -> documents.EmbeddedImage:
+        """Answers once the image is embedded."""
+        deadline = self._segmenter.deadline()
+        model_id = self._segmenter.known(model_id)
+        identified = await self._segmenter.identified(await image.read())
+        embedded = await self._segmenter.embed(identified, model_id, deadline)
+        response.headers["X-Image-Id"] = embedded.image_id
+        height, width = embedded.image_size
+        return documents.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
+
+    async def delete_image(self, image_id: str) -> documents.Forgotten:
+        """Forgets an image: drops what every replica of every model has computed from it."""
+        return documents.Forgotten(image_id=image_id, forgotten=await self._calls.forget(named(image_id).image_id))
+
+    # ---- the answer
+
+    def _respond(
+        self, masks: Masks, form: AnswerFormat, deadline: Deadline, timing: ServerTiming, request: Request
+    ) -> Response:
+        """The answer, compressed where that pays."""
+        pieces: AsyncGenerator[bytes | memoryview, None] = self._encoders.pull(masks, form, deadline)
+        headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
+        if form.response_format == "png" and isinstance(masks, Segmentation):
+            index = masks.best if form.mask_index is None else form.mask_index
+            headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.iou_predictions.flat[index])}
+        coding = choose_coding(request.headers.get("accept-encoding", ""), masks, form)
+        if coding is not None:
+            headers["Content-Encoding"] = coding
+            pieces = compressed(pieces, coding)
+        return BandedResponse(pieces, self._delivery(masks, form, deadline), timing, headers, form.media_type)
+
+    def _delivery(self, masks: Masks, form: AnswerFormat, deadline: Deadline) -> Delivery:
+        config = self._calls.config
+        flow_controlled = is_flow_controlled()
+        text = self._encoders.answer_bytes(masks, form)
+        return Delivery(
+            budget=self._budget,
+            share=(min(text, self._encoders.window_bytes) if flow_controlled else text) + masks.low_res_logits.nbytes,
+            wait_s=deadline.remaining(),
+            stall_timeout_s=config.answer_stall_timeout_s,
+            read_timeout_s=config.request_timeout_s,
+            flow_controlled=flow_controlled,
+        )
+
+
+def _check_given(image: UploadFile | None, image_id: str | None) -> None:
+    if image is None and not image_id:
+        # As FastAPI says it of a field that is always required.
+        raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])
+
+
+async def _bytes(image: UploadFile | None) -> bytes | None:
+    return None if image is None else await image.read()
+
+
+def _timing(request: Request) -> ServerTiming:
+    timing = ServerTiming()
+    timing.add("parse", time.perf_counter() - request.state.arrived_at)
+    return timing

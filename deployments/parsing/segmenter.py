@@ -1,0 +1,180 @@
+"""From an image and a prompt to masks: what HTTP requests and handle calls have in common."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from deployments.automatic import AutomaticMasks, AutomaticPrompt
+from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
+from deployments.formats import AnswerFormat
+from deployments.parsing.calls import Calls, Deadline, Pixels
+from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
+from deployments.parsing.server_timing import ServerTiming
+from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
+from deployments.settings import ServiceSettings
+
+T = TypeVar("T")
+
+DECODING_THREADS = 4
+
+
+class Segmenter:
+    """Checks requests against the limits, reads images, asks models.
+
+    Args:
+        settings: the application's settings.
+        calls: reaches the models.
+    """
+
+    def __init__(self, settings: ServiceSettings, calls: Calls) -> None:
+        self._settings = settings
+        self._calls = calls
+        # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
+        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+
+    def deadline(self) -> Deadline:
+        """The deadline of a request that arrives now."""
+        return Deadline(self._calls.config.request_timeout_s)
+
+    # ---- checks
+
+    def known(self, model_id: str) -> str:
+        """The id of a configured model, the default one for "".
+
+        Raises:
+            UnknownModel: there is none of that id.
+        """
+        known = [model.model_id for model in self._settings.models]
+        if model_id and model_id not in known:
+            raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
+        return model_id or self._settings.default_model_id
+
+    def check(self, prompt: Prompt) -> None:
+        """Refuses what is over the limits before any work.
+
+        Raises:
+            InvalidPrompt: it is no Prompt.
+            TooLarge: it has too many points or objects.
+        """
+        limits = self._settings.limits
+        _check_type(prompt, Prompt)
+        for count, limit, what in (
+            (prompt.num_points, limits.max_points, "point_coords: has {} points"),
+            (prompt.num_objects, limits.max_objects, "prompt: has {} objects"),
+        ):
+            if count > limit:
+                raise TooLarge(f"{what.format(count)}, more than the {limit} that are accepted")
+
+    def check_grid(self, prompt: AutomaticPrompt, image: IdentifiedImage) -> None:
+        """Refuses a grid of too many points, and crops of an image that is only named.
+
+        Raises:
+            InvalidPrompt: it is no AutomaticPrompt.
+            InvalidRequest: the pixels are needed.
+            TooLarge: there are too many points.
+        """
+        _check_type(prompt, AutomaticPrompt)
+        if prompt.num_points > (limit := self._settings.limits.max_grid_points):
+            raise TooLarge(
+                f"points_per_side: makes {prompt.num_points} points in all crops, more than the {limit} accepted"
+            )
+        if prompt.crop_n_layers and image.source is None:
+            raise InvalidRequest("crop_n_layers: needs the image itself; only the whole of it is remembered")
+
+    def size(self, of_prompt: int, form: AnswerFormat) -> AnswerSize:
+        """What an answer will hold, and may.
+
+        Args:
+            of_prompt: how many masks the prompt has.
+            form: how they are written.
+
+        Raises:
+            InvalidRequest: `mask_index` is not among them.
+        """
+        limits = self._settings.limits
+        is_compact = form.response_format in ("rle", "polygons")
+        return AnswerSize(
+            form.num_masks(of_prompt), limits.max_compact_numbers if is_compact else limits.max_answer_numbers
+        )
+
+    # ---- steps
+
+    async def identified(
+        self, image: ImageInput | None, image_id: str = "", size: AnswerSize | None = None
+    ) -> IdentifiedImage:
+        """The image that a request brings, or names.
+
+        Raises:
+            InvalidRequest: it does both, or neither; or the image is none.
+            TooLarge: it has too many bytes or pixels, or the answer would be too large.
+        """
+        if image is not None and image_id:
+            raise InvalidRequest("image_id: is given beside image; send one of them")
+        if image is None and not image_id:
+            raise InvalidImage("image: is missing, and so is the image_id of one that the model remembers")
+        if image_id:
+            return named(image_id)
+        return await self._off_loop(identify, image, self._settings.limits, size)
+
+    async def embed(self, image: IdentifiedImage, model_id: str, deadline: Deadline) -> EmbeddedImage:
+        """Embeds an image; see `Calls.segment` for the errors."""
+        pixels = partial(self._off_loop, image.decode, self._settings.limits)
+        return await self._calls.embed(model_id, image.image_id, pixels, deadline)
+
+    async def segment(
+        self,
+        model_id: str,
+        image: IdentifiedImage,
+        prompt: Prompt,
+        deadline: Deadline,
+        timing: ServerTiming,
+        size: AnswerSize | None = None,
+    ) -> Segmentation:
+        """Segments what the prompt points to; see `Calls.segment` for the errors."""
+
+        def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[Segmentation]]:
+            return self._calls.segment(model_id, image.image_id, prompt, pixels, deadline, size)
+
+        return await self._timed(ask, image, timing)
+
+    async def auto(
+        self, model_id: str, image: IdentifiedImage, prompt: AutomaticPrompt, deadline: Deadline, timing: ServerTiming
+    ) -> AutomaticMasks:
+        """Segments everything; see `Calls.segment` for the errors."""
+
+        def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[AutomaticMasks]]:
+            return self._calls.auto(model_id, image.image_id, prompt, pixels, deadline)
+
+        return await self._timed(ask, image, timing)
+
+    async def _timed(
+        self, ask: Callable[[Pixels | None], Awaitable[ModelAnswer[T]]], image: IdentifiedImage, timing: ServerTiming
+    ) -> T:
+        """Asks the model, with the pixels only if it wants them; notes where the time went."""
+        decoding_s = 0.0
+
+        async def pixels() -> RgbArray:
+            nonlocal decoding_s
+            started = time.perf_counter()
+            try:
+                return await self._off_loop(image.decode, self._settings.limits)
+            finally:
+                decoding_s = time.perf_counter() - started
+
+        started = time.perf_counter()
+        answer = await ask(None if image.source is None else pixels)
+        timing.add("parse", decoding_s)
+        timing.add_model(answer, time.perf_counter() - started - decoding_s)
+        return answer.masks
+
+    async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs what would hold up other requests in one of the decoding threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
+
+
+def _check_type(prompt: object, wanted: type) -> None:
+    if not isinstance(prompt, wanted):
+        raise InvalidPrompt(f"prompt: must be a {wanted.__name__}, is {type(prompt).__name__}")

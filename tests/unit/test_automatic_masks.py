@@ -1,0 +1,157 @@
+"""Segment everything, against SAM 2's own generator on the same weights."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+from deployments.automatic import AutomaticMasks, AutomaticPrompt
+from deployments.errors import InvalidPrompt
+from deployments.model import automatic_masks
+from deployments.model.automatic_masks import AutomaticMaskGenerator
+from deployments.model.checkpoints import load_model
+from deployments.model.engine import Engine
+from deployments.settings import ModelSettings
+from tests.images import iou, picture
+
+EXAMPLE = Path(__file__).parents[2] / "deployments" / "model" / "demo" / "example.png"
+
+Options = Mapping[str, Any]
+
+# The bundled model is not sure of itself: with Meta's thresholds little would be left to compare.
+LENIENT: Options = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
+
+
+def everything(engine: Engine, image: np.ndarray[Any, Any], prompt: AutomaticPrompt) -> AutomaticMasks:
+    generator = AutomaticMaskGenerator(engine, prompt, image.shape[:2])
+    for crop in generator.crops:
+        for _ in generator.steps(engine.embed([image[crop.pixels]])[0], crop):
+            pass
+    return generator.finish("id", "model")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Callable[..., list[dict[str, Any]]]:
+    # A model of its own: the engine takes parts off the one that it is given.
+    model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None).eval()
+    return lambda image, **options: SAM2AutomaticMaskGenerator(model, **options).generate(image)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (None, {"points_per_side": 6, **LENIENT}),
+        (None, {"points_per_side": 5, "points_per_batch": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.9}),
+        (None, {"points_per_side": 5, "box_nms_thresh": 0.3, "stability_score_offset": 2.0, **LENIENT}),
+        (
+            (300, 200),
+            {"points_per_side": 4, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2, **LENIENT},
+        ),
+        ((90, 61), {"points_per_side": 2, "crop_n_layers": 1, "crop_overlap_ratio": 0.5, **LENIENT}),
+        (None, {"points_per_side": 2, "stability_score_thresh": 1.0}),
+    ],
+    ids=["grid", "batches", "duplicates", "crops", "small crops", "nothing good enough"],
+)
+def test_the_same_masks_as_metas_generator(
+    size: tuple[int, int] | None,
+    options: Options,
+    demo_engine: Engine,
+    reference: Callable[..., list[dict[str, Any]]],
+) -> None:
+    image = np.array(picture(*size, seed=5) if size else Image.open(EXAMPLE).convert("RGB"))
+    found = everything(demo_engine, image, AutomaticPrompt(**options))
+    records = reference(image, **options)
+    assert found.num_masks == len(records)
+    assert bool(records) == (options["stability_score_thresh"] < 1)
+    for index, record in enumerate(records):
+        assert iou(found.mask(index), record["segmentation"]) > 0.99
+        fields = found.fields(index)
+        assert fields["predicted_iou"] == pytest.approx(record["predicted_iou"], abs=1e-3)
+        assert fields["stability_score"] == pytest.approx(record["stability_score"], abs=2e-3)
+        np.testing.assert_allclose(fields["point_coords"], record["point_coords"], atol=1e-3)
+        assert fields["crop_box"] == record["crop_box"]
+
+
+def test_small_holes_are_filled_and_small_islands_removed() -> None:
+    import torch
+
+    logits = np.full((1, 256, 256), -3, np.float32)
+    logits[0, 50:150, 50:150] = 4
+    logits[0, 80:83, 80:83] = -1
+    logits[0, 100:120, 100:120] = -2
+    logits[0, 200:203, 200:203] = 5
+    cleaned = automatic_masks._without_small_regions(torch.from_numpy(logits), 9).numpy()
+    assert (cleaned[0, 80:83, 80:83] == 10).all()
+    assert (cleaned[0, 200:203, 200:203] == -10).all()
+    assert (cleaned != logits).sum() == 18
+    assert (automatic_masks._without_small_regions(torch.from_numpy(logits), 8).numpy() == logits).all()
+
+
+def test_cleaning_leaves_no_small_regions(demo_engine: Engine) -> None:
+    from rasterio.features import sieve
+
+    image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
+    prompt = AutomaticPrompt(
+        points_per_side=6, pred_iou_thresh=0.3, stability_score_thresh=0.5, min_mask_region_area=40
+    )
+    for logits in everything(demo_engine, image, prompt).low_res_logits:
+        mask = (logits > 0).view(np.uint8)
+        np.testing.assert_array_equal(sieve(mask, 41, connectivity=8), mask)
+
+
+def test_each_step_is_one_run_of_the_decoder_or_a_few_masks(
+    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_engine, "objects_at_once", 4)
+    monkeypatch.setattr(automatic_masks, "PIXELS_PER_STEP", 2 * 90 * 61)
+    runs: list[int] = []
+    decode = demo_engine._run_decoder
+
+    def counted(embeddings: Any, objects: Any) -> Any:
+        runs.append(len(objects))
+        return decode(embeddings, objects)
+
+    monkeypatch.setattr(demo_engine, "_run_decoder", counted)
+    image = np.asarray(picture(90, 61))
+    generator = AutomaticMaskGenerator(demo_engine, AutomaticPrompt(points_per_side=3, pred_iou_thresh=0), (61, 90))
+    steps = list(generator.steps(demo_engine.embed([image])[0], generator.crops[0]))
+    assert runs == [4, 4, 1]
+    # Nine points have three masks each; two are looked at in one step.
+    assert len(steps) == 3 + 6 + 6 + 2
+
+
+def test_too_many_crops_of_a_small_image_are_refused(demo_engine: Engine) -> None:
+    with pytest.raises(InvalidPrompt, match=r"^crop_n_layers: "):
+        AutomaticMaskGenerator(demo_engine, AutomaticPrompt(crop_n_layers=3, crop_overlap_ratio=0), (5, 5))
+    AutomaticMaskGenerator(demo_engine, AutomaticPrompt(crop_n_layers=3), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"points_per_side": 0}, "points_per_side"),
+        ({"points_per_side": 257}, "points_per_side"),
+        ({"points_per_side": 3.5}, "points_per_side"),
+        ({"points_per_side": "32"}, "points_per_side"),
+        ({"points_per_batch": True}, "points_per_batch"),
+        ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
+        ({"stability_score_thresh": 1.01}, "stability_score_thresh"),
+        ({"crop_n_layers": 5}, "crop_n_layers"),
+        ({"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "crop_n_points_downscale"),
+        ({"min_mask_region_area": -1}, "min_mask_region_area"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidPrompt, match=f"^{named}"):
+        AutomaticPrompt(**options)
+
+
+def test_points_are_counted_over_all_crops() -> None:
+    assert AutomaticPrompt().num_points == 1024
+    assert AutomaticPrompt(points_per_side=8, crop_n_layers=2, crop_n_points_downscale_factor=2).num_points == (
+        64 + 4 * 16 + 16 * 4
+    )

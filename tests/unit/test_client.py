@@ -1,0 +1,287 @@
+"""The Python client against a made-up server that only notes what it is asked: when it uploads, when it repeats."""
+
+import asyncio
+import hashlib
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments import client as module
+from deployments.client import AsyncClient, Client, ImageFile, ServiceError
+
+IMAGE = b"a file"
+IMAGE_ID = hashlib.sha256(IMAGE).hexdigest()
+
+
+def archive(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+ANSWER = archive(masks=np.ones((3, 2, 2), np.bool_), scores=np.ones(3, np.float32))
+NOT_CACHED = httpx.Response(404, json={"detail": {"msg": "image_id: upload it", "code": "image_not_cached"}})
+BUSY = httpx.Response(503, json={"detail": {"msg": "overloaded"}}, headers={"Retry-After": "7"})
+
+
+@dataclass
+class Server:
+    """Gives the outcomes one after the other, then answers; notes how each request named its image."""
+
+    outcomes: list[httpx.Response | Exception] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = request.read()
+        self.bodies.append(body)
+        self.asked.append("upload" if IMAGE in body else "id" if IMAGE_ID.encode() in body else request.method)
+        outcome = self.outcomes.pop(0) if self.outcomes else httpx.Response(200, content=ANSWER)
+        if isinstance(outcome, Exception):
+            raise outcome
+        # As a transport makes it: of its own request.
+        return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds: list[float] = []
+
+    async def note(pause: float) -> None:
+        seconds.append(pause)
+
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    monkeypatch.setattr(module, "sleep", note)
+    return seconds
+
+
+class Sync:
+    """Client, with the calls of AsyncClient."""
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        self.client = Client("http://service", transport=httpx.MockTransport(server), **options)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            return getattr(self.client, name)(*arguments, **options)
+
+        return call
+
+
+def asynchronous(server: Server, **options: Any) -> AsyncClient:
+    return AsyncClient("http://service", transport=httpx.MockTransport(server), **options)
+
+
+either = pytest.mark.parametrize("connect", [Sync, asynchronous], ids=["sync", "async"])
+Connect = Callable[..., Any]
+
+
+@either
+def test_an_image_is_uploaded_once(connect: Connect, pauses: list[float]) -> None:
+    async def test() -> None:
+        server = Server()
+        client = connect(server)
+        for _ in range(3):
+            found = await client.segment(IMAGE, point_coords=[[1, 2]], point_labels=[1])
+        assert server.asked == ["upload", "id", "id"]
+        assert found.image_id == IMAGE_ID
+        assert found.masks.shape == (3, 2, 2)
+        assert found.logits is None
+        await client.segment(IMAGE, box=[1, 2, 3, 4], model_id="another")
+        assert server.asked[3:] == ["upload"]
+
+    asyncio.run(test())
+    assert pauses == []
+
+
+@either
+def test_an_embedded_image_is_prompted_by_its_id(connect: Connect) -> None:
+    async def test() -> None:
+        server = Server()
+        client = connect(server)
+        assert await client.embed(IMAGE) == IMAGE_ID
+        await client.segment(IMAGE, box=[1, 2, 3, 4])
+        assert server.asked == ["upload", "id"]
+
+    asyncio.run(test())
+
+
+@either
+def test_what_the_service_forgot_is_uploaded_again(connect: Connect) -> None:
+    async def test() -> None:
+        server = Server()
+        client = connect(server)
+        await client.embed(IMAGE)
+        server.outcomes = [NOT_CACHED]
+        await client.segment(IMAGE, box=[1, 2, 3, 4])
+        await client.segment(IMAGE, box=[1, 2, 3, 4])
+        assert server.asked == ["upload", "id", "upload", "id"]
+
+    asyncio.run(test())
+
+
+@either
+def test_what_was_forgotten_on_purpose_is_not_asked_for_by_its_id(connect: Connect) -> None:
+    async def test() -> None:
+        server = Server()
+        client = connect(server)
+        await client.embed(IMAGE)
+        server.outcomes = [httpx.Response(200, json={"forgotten": True})]
+        assert await client.forget(IMAGE)
+        await client.segment(IMAGE, box=[1, 2, 3, 4])
+        assert server.asked == ["upload", "DELETE", "upload"]
+
+    asyncio.run(test())
+
+
+@either
+def test_crops_need_the_image(connect: Connect) -> None:
+    async def test() -> None:
+        everything = archive(
+            masks=np.ones((1, 2, 2), np.bool_),
+            predicted_iou=np.ones(1),
+            stability_score=np.ones(1),
+            point_coords=np.ones((1, 2)),
+            crop_boxes=np.ones((1, 4)),
+        )
+        server = Server([httpx.Response(200, content=everything)] * 3)
+        client = connect(server)
+        assert (await client.auto(IMAGE, points_per_side=4)).masks.shape == (1, 2, 2)
+        await client.auto(IMAGE, crop_n_layers=1)
+        await client.auto(IMAGE)
+        assert server.asked == ["upload", "upload", "id"]
+
+    asyncio.run(test())
+
+
+@either
+@pytest.mark.parametrize(
+    ("outcome", "pause"),
+    [
+        (BUSY, 7),
+        (httpx.Response(429, headers={"Retry-After": "3600"}), 30),
+        (httpx.Response(502), 0.5),
+        (httpx.Response(500, text="no replica"), 0.5),
+        (httpx.ConnectError("refused"), 0.5),
+        (httpx.RemoteProtocolError("closed in the middle"), 0.5),
+    ],
+    ids=["busy", "a long pause", "a proxy", "a proxy without replicas", "nobody there", "died"],
+)
+def test_a_service_that_is_busy_or_gone_is_asked_again(
+    outcome: httpx.Response | Exception, pause: float, connect: Connect, pauses: list[float]
+) -> None:
+    async def test() -> None:
+        server = Server([outcome])
+        await connect(server).segment(IMAGE)
+        assert server.asked == ["upload", "upload"]
+
+    asyncio.run(test())
+    assert pauses == [pause]
+
+
+@either
+def test_patience_has_an_end(connect: Connect, pauses: list[float]) -> None:
+    async def test() -> None:
+        server = Server([httpx.ConnectError("refused")] * 9)
+        with pytest.raises(ServiceError, match="ConnectError: refused") as error:
+            await connect(server, max_retries=3).segment(IMAGE)
+        assert error.value.status == 0
+        assert len(server.asked) == 4
+        # The next pause would outlast the time-out.
+        with pytest.raises(ServiceError, match="503: overloaded"):
+            await connect(Server([BUSY]), timeout_s=5).segment(IMAGE)
+
+    asyncio.run(test())
+    assert pauses == [0.5, 1, 2]
+
+
+@either
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (httpx.Response(400, json={"detail": {"msg": "box: must be"}}), "400: box: must be"),
+        (httpx.Response(500, json={"detail": {"msg": "internal error"}}), "500: internal error"),
+        (
+            httpx.Response(422, json={"detail": [{"type": "t", "loc": ["body", "image"], "msg": "Field required"}]}),
+            "422: image: Field required",
+        ),
+        (httpx.Response(418, text="<html>teapot"), "418: <html>teapot"),
+        (NOT_CACHED, "404: image_id: upload it"),
+    ],
+    ids=["bad prompt", "a bug", "missing", "not ours", "not even after an upload"],
+)
+def test_a_refusal_is_not_repeated(
+    outcome: httpx.Response, message: str, connect: Connect, pauses: list[float]
+) -> None:
+    async def test() -> None:
+        server = Server([outcome])
+        with pytest.raises(ServiceError, match=f"^{message}$") as error:
+            await connect(server).segment(IMAGE)
+        assert error.value.status == outcome.status_code
+        assert len(server.asked) == 1
+
+    asyncio.run(test())
+    assert pauses == []
+
+
+def test_prompts_are_written_as_the_contract_wants_them() -> None:
+    server = Server()
+    with Client("http://service", token="secret", model_id="m", transport=httpx.MockTransport(server)) as client:
+        client.segment(
+            IMAGE,
+            point_coords=np.array([[1.5, 2]]),
+            point_labels=np.array([1]),
+            mask_input=np.zeros((1, 2, 2), np.float32),
+            multimask_output=False,
+            return_logits=True,
+        )
+        client.segment_as(IMAGE, "png", box=[1, 2, 3, 4], mask_index=2)
+        assert client._http.headers["Authorization"] == "Bearer secret"
+    for name, text in {
+        "model_id": "m",
+        "point_coords": "[[1.5, 2.0]]",
+        "point_labels": "[1]",
+        "mask_input": "[[[0.0, 0.0], [0.0, 0.0]]]",
+        "multimask_output": "false",
+        "return_logits": "true",
+        "response_format": "npz",
+    }.items():
+        assert f'name="{name}"\r\n\r\n{text}\r\n'.encode() in server.bodies[0], name
+    assert b'name="box"' not in server.bodies[0]
+    assert b'name="mask_index"\r\n\r\n2\r\n' in server.bodies[1]
+
+
+def test_images_of_any_kind(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "image.bmp")
+    data = (tmp_path / "image.bmp").read_bytes()
+    for source in (tmp_path / "image.bmp", str(tmp_path / "image.bmp"), data):
+        assert ImageFile.of(source) == ImageFile(data, hashlib.sha256(data).hexdigest())
+    for array in (pixels, Image.fromarray(pixels)):
+        made = ImageFile.of(array)
+        assert ImageFile.of(made) is made
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made.data))), pixels)
+        assert made.image_id == hashlib.sha256(made.data).hexdigest()
+
+
+def test_the_file_works_where_nothing_of_this_project_is(tmp_path: Path) -> None:
+    (tmp_path / "client.py").write_bytes(Path(module.__file__).read_bytes())
+    code = "import client; client.Client('http://x'); print('deployments' in sys.modules, 'ray' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.'); {code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "False"]
