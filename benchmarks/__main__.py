@@ -32,6 +32,8 @@ PARTS = (
     "parity",
     "overhead",
     "scenarios",
+    "objects",
+    "everything",
     "affinity",
     "faults",
     "scaling",

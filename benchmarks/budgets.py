@@ -62,6 +62,11 @@ BUDGETS = {
     "encoder cpu": Budget("encoder", "CPU: image encoder ÷ its bfloat16 matmul floor", 2.5, "at most", "×"),
     "encoder gpu": Budget("encoder", "GPU: hiera-large encoder, of the bfloat16 matmul rate", 40, "at least", "%"),
     "overhead": Budget("overhead", "what Ray and HTTP add to a warm RLE prompt, median", 15, "at most", "ms"),
+    "objects": Budget("objects", "a request with 100 boxes ÷ one with one box, new image, RLE", 10, "at most", "×"),
+    "everything": Budget(
+        "everything", "everything over HTTP: times as fast as SAM2AutomaticMaskGenerator", 1, "at least", "×"
+    ),
+    "click": Budget("everything", "a click's latency while everything is segmented ÷ idle", 3, "at most", "×"),
     "single flight": Budget("affinity", "encoder runs for ten concurrent requests for one new image", 1, "at most"),
     "memory": Budget(
         "memory",

@@ -1,5 +1,6 @@
 """The load generator, the same for both servers: real HTTP, many clients, bodies read but not parsed."""
 
+import hashlib
 import io
 import itertools
 import re
@@ -25,10 +26,22 @@ GOLDEN = 0.6180339887
 
 @dataclass(frozen=True)
 class Request:
-    """One multipart request: an image file and text fields."""
+    """One multipart request: an image file, if any, and text fields."""
 
-    image: bytes
+    image: bytes | None
     fields: dict[str, str]
+    path: str = ROUTE
+
+    def by_id(self) -> "Request":
+        """The same, with the image's id in place of its upload."""
+        assert self.image is not None
+        return Request(None, {**self.fields, "image_id": hashlib.sha256(self.image).hexdigest()}, self.path)
+
+    @property
+    def parts(self) -> list[Any]:
+        """What httpx takes as `files`: with text fields among them, the form is multipart also without a file."""
+        image = [] if self.image is None else [("image", ("image.png", self.image, "image/png"))]
+        return [*((name, (None, text.encode())) for name, text in self.fields.items()), *image]
 
 
 @dataclass(frozen=True)
@@ -113,10 +126,9 @@ def point_request(image: bytes, size: tuple[int, int], index: int, **fields: str
 def send(client: httpx.Client, request: Request) -> Exchange:
     """Sends one request and reads the whole answer, as a client does that stores it."""
     started = time.perf_counter()
-    files = {"image": ("image.png", request.image, "image/png")}
     first_byte_s, num_bytes, tail = 0.0, 0, b""
     try:
-        with client.stream("POST", ROUTE, data=request.fields, files=files) as response:
+        with client.stream("POST", request.path, files=request.parts) as response:
             for chunk in response.iter_bytes():
                 first_byte_s = first_byte_s or time.perf_counter() - started
                 tail = chunk or tail

@@ -115,9 +115,7 @@ def _held(server: Server, requests: list[Request]) -> Iterator[list[int]]:
 
 def _wire(server: Server, request: Request) -> bytes:
     """A request as it goes over the wire."""
-    built = httpx.Request(
-        "POST", server.url + ROUTE, data=request.fields, files={"image": ("image.png", request.image)}
-    )
+    built = httpx.Request("POST", server.url + ROUTE, files=request.parts)
     head = "".join(f"{name}: {value}\r\n" for name, value in built.headers.items())
     return f"POST {ROUTE} HTTP/1.1\r\n{head}\r\n".encode() + built.read()
 

@@ -5,7 +5,7 @@ a machine that is slower for a while is slower for both.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.budgets import figure
 from benchmarks.client import Load, Request, load, picture, point_request
@@ -17,6 +17,18 @@ from benchmarks.workplace import Workplace
 
 VGA, FULL_HD = (640, 480), (1920, 1080)
 
+Answer = Literal["default JSON", "0/1 masks", "RLE by image_id", "RLE by image_id against 0/1 masks"]
+
+BINARY, RLE = {"return_logits": "false"}, {"response_format": "rle"}
+# What the naive server is asked for, which has no other format, and what the service is.
+FIELDS: dict[Answer, tuple[dict[str, str], dict[str, str]]] = {
+    "default JSON": ({}, {}),
+    "0/1 masks": (BINARY, BINARY),
+    "RLE by image_id": ({}, RLE),
+    "RLE by image_id against 0/1 masks": (BINARY, RLE),
+}
+BY_ID: tuple[Answer, ...] = ("RLE by image_id", "RLE by image_id against 0/1 masks")
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -25,7 +37,7 @@ class Scenario:
     Attributes:
         size: width and height of the images.
         same_image: each request is a new prompt on one image; otherwise each has an image never seen before.
-        return_logits: the default answer, or 0/1 masks.
+        answer: what is asked for.
         clients: how many ask at once.
         rounds: how often both servers are measured.
         naive_requests: requests to the naive server in a round.
@@ -34,7 +46,7 @@ class Scenario:
 
     size: tuple[int, int]
     same_image: bool
-    return_logits: bool
+    answer: Answer
     clients: int
     rounds: int
     naive_requests: int
@@ -44,22 +56,27 @@ class Scenario:
     def name(self) -> str:
         """In words."""
         return (
-            f"{self.size[0]}×{self.size[1]}, {'same' if self.same_image else 'new'} image, "
-            f"{'default JSON' if self.return_logits else '0/1 masks'}, {self.clients} client{'s' * (self.clients > 1)}"
+            f"{self.size[0]}×{self.size[1]}, {'same' if self.same_image else 'new'} image, {self.answer}, "
+            f"{self.clients} client{'s' * (self.clients > 1)}"
         )
 
-    def requests(self, first_seed: int, count: int) -> list[Request]:
+    def requests(self, first_seed: int, count: int, to_service: bool) -> list[Request]:
         """The requests of one round; the same seed gives the same requests."""
-        fields = {} if self.return_logits else {"return_logits": "false"}
+        fields, by_id = FIELDS[self.answer][to_service], to_service and self.answer in BY_ID
         shared = self.image(0) if self.same_image else None
-        return [
+        requests = [
             point_request(shared or self.image(first_seed + index), self.size, first_seed + index, **fields)
             for index in range(count)
         ]
+        return [request.by_id() for request in requests] if by_id else requests
+
+    def first_request(self) -> Request:
+        """What makes the service remember the image that all have in common."""
+        return point_request(self.image(0), self.size, 0, return_logits="false")
 
     def image(self, seed: int) -> bytes:
         """An image that no other scenario uses."""
-        return picture(*self.size, self.same_image, self.return_logits, self.clients, seed)
+        return picture(*self.size, self.same_image, list(FIELDS).index(self.answer), self.clients, seed)
 
 
 @dataclass
@@ -84,34 +101,33 @@ class Comparison:
 BOTH = (False, True)
 # The naive server needs about 8 s for a 1080p request on two cores, so it gets few of them; its rate varies little.
 FULL = [
-    *(Scenario(FULL_HD, same, True, 4, 3, 4, 24 if same else 8) for same in BOTH),
-    Scenario(FULL_HD, True, False, 4, 3, 4, 24),
-    *(
-        Scenario(size, same, logits, 1, 3, 1, 4 if same else 2)
-        for size in (FULL_HD, VGA)
-        for same in BOTH
-        for logits in BOTH
-    ),
-    *(Scenario(VGA, same, True, 4, 1, 4, 24 if same else 8) for same in BOTH),
+    *(Scenario(FULL_HD, same, "default JSON", 4, 3, 4, 24 if same else 8) for same in BOTH),
+    Scenario(FULL_HD, True, "RLE by image_id", 4, 3, 4, 150),
+    Scenario(FULL_HD, True, "RLE by image_id against 0/1 masks", 4, 1, 4, 150),
+    Scenario(FULL_HD, True, "0/1 masks", 4, 1, 4, 24),
+    *(Scenario(size, same, "default JSON", 1, 3, 1, 4 if same else 2) for size in (FULL_HD, VGA) for same in BOTH),
+    Scenario(FULL_HD, True, "RLE by image_id", 1, 3, 1, 40),
+    *(Scenario(VGA, same, "default JSON", 4, 1, 4, 24 if same else 8) for same in BOTH),
     # One request after the other, the naive server answers as many a second whether six wait or sixteen.
     *(
-        Scenario(size, same, True, 16, 1, 6, 64 if same else 16)
+        Scenario(size, same, "default JSON", 16, 1, 6, 64 if same else 16)
         for size, same in ((FULL_HD, True), (VGA, False), (FULL_HD, False))
     ),
 ]
 QUICK = [
-    Scenario(VGA, False, True, 1, 1, 1, 2),
-    *(Scenario(FULL_HD, same, logits, 4, 1, 2, 8) for same, logits in ((False, True), (True, True), (True, False))),
+    Scenario(VGA, False, "default JSON", 1, 1, 1, 2),
+    *(Scenario(FULL_HD, same, "default JSON", 4, 1, 2, 8) for same in BOTH),
+    Scenario(FULL_HD, True, "RLE by image_id", 4, 1, 2, 40),
 ]
 
 # Throughput is what many clients get together: four keep both servers busy all the time.
-BUDGET_SCENARIOS = {
-    "new image": (FULL_HD, False, True, 4),
-    "same image": (FULL_HD, True, True, 4),
-    "same image small": (FULL_HD, True, False, 4),
-    "same image small, stretch": (FULL_HD, True, False, 4),
+BUDGET_SCENARIOS: dict[str, "Key"] = {
+    "new image": (FULL_HD, False, "default JSON", 4),
+    "same image": (FULL_HD, True, "default JSON", 4),
+    "same image small": (FULL_HD, True, "RLE by image_id", 4),
+    "same image small, stretch": (FULL_HD, True, "RLE by image_id", 4),
 }
-STAND_IN = "0/1 masks stand in for RLE, which the service does not have yet, and an upload for image_id"
+Key = tuple[tuple[int, int], bool, Answer, int]
 
 
 def run(workplace: Workplace) -> Findings:
@@ -132,7 +148,7 @@ def compare(scenario: Scenario, naive: Server, served: Server) -> Comparison:
     comparison = Comparison(scenario)
     if scenario.same_image:
         # It has been seen before: that is what "same" means. The naive server remembers nothing that could be warm.
-        load(served.url, scenario.requests(0, 1), clients=1)
+        load(served.url, [scenario.first_request()], clients=1)
     for number in range(scenario.rounds):
         first_seed = 1000 * (number + 1)
         turns = [
@@ -140,7 +156,8 @@ def compare(scenario: Scenario, naive: Server, served: Server) -> Comparison:
             (served, scenario.service_requests, comparison.served),
         ]
         for server, count, loads in turns[:: -1 if number % 2 else 1]:
-            loads.append(load(server.url, scenario.requests(first_seed, count), scenario.clients))
+            requests = scenario.requests(first_seed, count, to_service=server is served)
+            loads.append(load(server.url, requests, scenario.clients))
     return comparison
 
 
@@ -151,7 +168,7 @@ def _rows(comparisons: list[Comparison], precision: str) -> list[Row]:
     for budget, key in BUDGET_SCENARIOS.items():
         if key in by_key:
             note = f"{key[3]} clients, {by_key[key].scenario.rounds} rounds"
-            note += f"; {STAND_IN}" if budget.startswith("same image small") else ""
+            note += "; the naive server answers default JSON" if budget.startswith("same image small") else ""
             rows.append(_row(by_key[key], precision, note, budget))
     return rows + [_row(one, precision) for one in comparisons if _key(one.scenario) not in BUDGET_SCENARIOS.values()]
 
@@ -165,8 +182,8 @@ def _row(comparison: Comparison, precision: str, note: str = "", budget: str = "
     return Row(comparison.scenario.name, spread.median, precision, unit="×", spread=spread, note=note)
 
 
-def _key(scenario: Scenario) -> tuple[tuple[int, int], bool, bool, int]:
-    return scenario.size, scenario.same_image, bool(scenario.return_logits), scenario.clients
+def _key(scenario: Scenario) -> Key:
+    return scenario.size, scenario.same_image, scenario.answer, scenario.clients
 
 
 def _table(comparisons: list[Comparison]) -> Table:

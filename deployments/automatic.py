@@ -5,6 +5,7 @@ Names, meanings and defaults are those of SAM 2's `SAM2AutomaticMaskGenerator`.
 
 from dataclasses import dataclass, field, fields
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -49,24 +50,32 @@ class AutomaticPrompt:
         1, 1, 16, "Layer i has points_per_side divided by the i-th power of this."
     )
     min_mask_region_area: int = _option(
-        0, 0, 65_536, "Removes smaller islands and fills smaller holes; in pixels of the 256×256 mask, as SAM 2 counts."
+        0, 0, 65_535, "Removes smaller islands and fills smaller holes; in pixels of the 256×256 mask, as SAM 2 counts."
     )
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value, (low, high) = getattr(self, option.name), option.metadata["range"]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
                 raise InvalidPrompt(f"{option.name}: must be a number")
-            if option.type is int and value != int(value):
-                raise InvalidPrompt(f"{option.name}: must be a whole number, is {value:g}")
+            kind: Any = option.type
+            if value != kind(value):
+                raise InvalidPrompt(f"{option.name}: must be a whole number, is {float(value):g}")
             if not low <= value <= high:
-                raise InvalidPrompt(f"{option.name}: must be from {low:g} to {high:g}, is {value:g}")
+                raise InvalidPrompt(f"{option.name}: must be from {low:g} to {high:g}, is {float(value):g}")
+            # Of any number type, numpy's among them.
+            object.__setattr__(self, option.name, kind(value))
         if self.points_in_layer(self.crop_n_layers) < 1:
             raise InvalidPrompt("crop_n_points_downscale_factor: leaves no points for the smallest crops")
 
     @property
+    def num_crops(self) -> int:
+        """Crops of all layers together, the whole image among them: runs of the image encoder."""
+        return sum(4**layer for layer in range(self.crop_n_layers + 1))
+
+    @property
     def num_points(self) -> int:
-        """Points of all layers' grids together: what the request costs."""
+        """Points of all crops' grids together."""
         return sum(4**layer * self.points_in_layer(layer) ** 2 for layer in range(self.crop_n_layers + 1))
 
     def points_in_layer(self, layer: int) -> int:
@@ -127,7 +136,7 @@ class AutomaticMasks:
         """K, H, W."""
         return (self.num_masks, *self.image_size)
 
-    def fields(self, index: int) -> dict[str, Any]:
+    def facts(self, index: int) -> dict[str, Any]:
         """What SAM 2's generator says of a mask, beside its area and box."""
         left, top, right, bottom = self.crop_boxes[index].tolist()
         return {
@@ -138,7 +147,7 @@ class AutomaticMasks:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `fields` says of each mask, for all of them; crop boxes are XYWH."""
+        """What `facts` says of each mask, for all of them; crop boxes are XYWH."""
         left, top, right, bottom = self.crop_boxes.T
         return {
             "predicted_iou": self.predicted_iou,

@@ -6,13 +6,14 @@
     found.masks[0]  # H×W bool, the best mask
 
 Needs httpx, numpy and pillow, and nothing else of this project: the file may be copied. `AsyncClient` has the same
-methods, to be awaited.
+methods; those that ask the service are to be awaited. Both may be shared, by threads or tasks.
 """
 
 import hashlib
 import io
 import json
 import time
+import zipfile
 from asyncio import sleep
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 import httpx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["AsyncClient", "Client", "Everything", "ImageFile", "Segmentation", "ServiceError"]
 
@@ -32,6 +33,9 @@ ROUTE = "/segment-anything-2"
 MAX_KNOWN = 10_000
 """Images whose upload a client keeps in mind."""
 
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+CONNECT_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
@@ -84,6 +88,9 @@ def _file_bytes(source: "str | Path | NDArray[np.uint8] | Image.Image") -> bytes
     if isinstance(source, (str, Path)):
         return Path(source).read_bytes()
     image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+    # As the service does with a file; and PNG has not all of Pillow's modes.
+    image = ImageOps.exif_transpose(image)
+    image = image if image.mode in PNG_MODES else image.convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -133,7 +140,14 @@ class _Call:
 
     method: str
     path: str
+    timeout_s: float
     parts: tuple[tuple[str, tuple[str | None, bytes]], ...] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """httpx's, of `request`."""
+        timeout = httpx.Timeout(self.timeout_s, connect=min(self.timeout_s, CONNECT_TIMEOUT_S))
+        return {"method": self.method, "url": self.path, "files": self.parts, "timeout": timeout}
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,7 @@ class _Pause:
     seconds: float
 
 
-Steps: TypeAlias = Generator["_Call | _Pause", "httpx.Response | httpx.TransportError | None", T]
+Steps: TypeAlias = Generator["_Call | _Pause", "httpx.Response | httpx.RequestError | None", T]
 """What is to be sent and waited for, one after the other. The two clients differ only in how they do that."""
 
 
@@ -172,7 +186,14 @@ class _Conversation:
         # Of crops nothing is remembered.
         needs_image = int(options.get("crop_n_layers", 0)) > 0
         arrays = _arrays((yield from self._ask(f"{ROUTE}/auto", image, fields, model_id, needs_image)).content)
-        return Everything(image.image_id, **arrays)
+        return Everything(
+            image.image_id,
+            arrays["masks"],
+            arrays["predicted_iou"],
+            arrays["stability_score"],
+            arrays["point_coords"],
+            arrays["crop_boxes"],
+        )
 
     def raw(
         self, source: ImageSource, response_format: str, prompt: Mapping[str, Any], model_id: str | None
@@ -187,8 +208,10 @@ class _Conversation:
 
     def forget(self, source: ImageSource) -> Steps[bool]:
         image_id = ImageFile.of(source).image_id
-        answer = yield from self._send(_Call("DELETE", f"{ROUTE}/images/{image_id}"))
-        self._known = {key: None for key in self._known if key[0] != image_id}
+        answer = yield from self._send("DELETE", f"{ROUTE}/images/{image_id}", None, self._deadline())
+        for key in list(self._known):
+            if key[0] == image_id:
+                self._known.pop(key, None)
         return bool(answer.json()["forgotten"])
 
     def _ask(
@@ -201,66 +224,82 @@ class _Conversation:
     ) -> Steps[httpx.Response]:
         """Asks by the image's id if the service should know it, and uploads it if it does not (any more)."""
         model_id = self._model_id if model_id is None else model_id
+        ends_at = self._deadline()
         named = tuple((name, (None, text.encode())) for name, text in {"model_id": model_id, **fields}.items())
-        upload = _Call("POST", path, (*named, ("image", ("image", image.data))))
         key = image.image_id, model_id
         if key in self._known and not needs_image:
+            by_id = (*named, ("image_id", (None, image.image_id.encode())))
             try:
-                return (
-                    yield from self._send(_Call("POST", path, (*named, ("image_id", (None, image.image_id.encode())))))
-                )
+                return (yield from self._send("POST", path, by_id, ends_at))
             except ServiceError as error:
                 if error.code != "image_not_cached":
                     raise
-                del self._known[key]
-        answer = yield from self._send(upload)
-        if len(self._known) >= MAX_KNOWN:
-            self._known.pop(next(iter(self._known)))
+                # Another thread, or task, may have found out too.
+                self._known.pop(key, None)
+        answer = yield from self._send("POST", path, (*named, ("image", ("image", image.data))), ends_at)
+        while len(self._known) >= MAX_KNOWN:
+            self._known.pop(next(iter(self._known)), None)
         self._known[key] = None
         return answer
 
-    def _send(self, call: _Call) -> Steps[httpx.Response]:
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_s
+
+    def _send(
+        self, method: str, path: str, parts: tuple[tuple[str, tuple[str | None, bytes]], ...] | None, ends_at: float
+    ) -> Steps[httpx.Response]:
         """Sends a request; again, if the service was busy or unreachable: every request may be repeated."""
-        ends_at = time.monotonic() + self._timeout_s
         for attempt in range(self._max_retries + 1):
-            answer = yield call
+            answer = yield _Call(method, path, max(ends_at - time.monotonic(), 0.001), parts)
             assert answer is not None
             pause = _pause_s(answer, attempt)
-            if pause is None:
-                break
-            if attempt == self._max_retries or time.monotonic() + pause > ends_at:
+            if pause is None or attempt == self._max_retries or time.monotonic() + pause > ends_at:
                 break
             yield _Pause(pause)
         if not isinstance(answer, httpx.Response):
             raise ServiceError(f"{type(answer).__name__}: {answer}")
-        if answer.is_error:
+        if not answer.is_success:
             raise _refusal(answer)
         return answer
 
 
-def _pause_s(answer: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
     """How long to wait before a request is repeated; None if that is of no use."""
     backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
-    if isinstance(answer, httpx.TransportError):
-        return backoff
+    if isinstance(answer, httpx.RequestError):
+        return backoff if isinstance(answer, httpx.TransportError) else None
     if answer.status_code not in (429, 500, 502, 503, 504):
         return None
-    # A bug in the service answers JSON and would be met again; without it, what spoke was a proxy.
-    if answer.status_code == 500 and "application/json" in answer.headers.get("content-type", ""):
+    # A bug in the service answers JSON and would be met again; without it, what spoke was a proxy. What took longer
+    # than the service allows would do so again.
+    if (answer.status_code == 500 and _detail(answer)) or _detail(answer).get("code") == "deadline_exceeded":
         return None
     after = answer.headers.get("retry-after", "")
-    return min(float(after), LONGEST_PAUSE_S) if after.isdigit() else backoff
+    return min(float(after), LONGEST_PAUSE_S) if after.isdecimal() else backoff
 
 
-def _refusal(answer: httpx.Response) -> ServiceError:
+def _detail(answer: httpx.Response) -> dict[str, Any]:
+    """What the service says of an error; nothing if it was not the service that spoke, or of single fields."""
     try:
         detail = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        return ServiceError(answer.text[:500], answer.status_code)
-    if isinstance(detail, list):
-        faults = (f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in detail)
-        return ServiceError("; ".join(faults), answer.status_code)
-    return ServiceError(detail["msg"], answer.status_code, detail.get("code"))
+        return {}
+    return detail if isinstance(detail, dict) else {}
+
+
+def _refusal(answer: httpx.Response) -> ServiceError:
+    detail = _detail(answer)
+    message = str(detail.get("msg") or _faults(answer) or answer.text[:500] or answer.reason_phrase)
+    return ServiceError(message, answer.status_code, detail.get("code"))
+
+
+def _faults(answer: httpx.Response) -> str:
+    """The faults of single fields, as FastAPI lists them."""
+    try:
+        faults = answer.json()["detail"]
+        return "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in faults)
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _prompt_fields(prompt: Mapping[str, Any]) -> dict[str, str]:
@@ -272,8 +311,11 @@ def _text(value: Any) -> str:
 
 
 def _arrays(data: bytes) -> dict[str, Any]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return dict(archive)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ServiceError("the answer is no numpy archive; is this the service's URL?") from error
 
 
 class Client:
@@ -283,7 +325,7 @@ class Client:
         url: where it is, such as `http://127.0.0.1:8000`.
         token: the bearer token, if it wants one.
         model_id: the model to use where a call names none; "" is the service's default.
-        timeout_s: how long one request may take, and its repeats all together.
+        timeout_s: how long the network may be silent in a call, and how long it is repeated; connecting gets 10 s.
         max_retries: how often a request is repeated when the service is busy or unreachable.
         http: more options of `httpx.Client`.
 
@@ -300,7 +342,7 @@ class Client:
         **http: Any,
     ) -> None:
         self._conversation = _Conversation(model_id, timeout_s, max_retries)
-        self._http = httpx.Client(**_http_options(url, token, timeout_s, http))
+        self._http = httpx.Client(**_http_options(url, token, http))
 
     def __enter__(self) -> "Client":
         return self
@@ -379,7 +421,7 @@ class Client:
         return self._run(self._conversation.forget(image))
 
     def _run(self, steps: Steps[T]) -> T:
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: httpx.Response | httpx.RequestError | None = None
         try:
             while True:
                 step = steps.send(outcome)
@@ -388,8 +430,8 @@ class Client:
                     outcome = None
                     continue
                 try:
-                    outcome = self._http.request(step.method, step.path, files=step.parts)
-                except httpx.TransportError as error:
+                    outcome = self._http.request(**step.options)
+                except httpx.RequestError as error:
                     outcome = error
         except StopIteration as end:
             result: T = end.value
@@ -409,7 +451,7 @@ class AsyncClient:
         **http: Any,
     ) -> None:
         self._conversation = _Conversation(model_id, timeout_s, max_retries)
-        self._http = httpx.AsyncClient(**_http_options(url, token, timeout_s, http))
+        self._http = httpx.AsyncClient(**_http_options(url, token, http))
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -463,7 +505,7 @@ class AsyncClient:
         return await self._run(self._conversation.forget(image))
 
     async def _run(self, steps: Steps[T]) -> T:
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: httpx.Response | httpx.RequestError | None = None
         try:
             while True:
                 step = steps.send(outcome)
@@ -472,8 +514,8 @@ class AsyncClient:
                     outcome = None
                     continue
                 try:
-                    outcome = await self._http.request(step.method, step.path, files=step.parts)
-                except httpx.TransportError as error:
+                    outcome = await self._http.request(**step.options)
+                except httpx.RequestError as error:
                     outcome = error
         except StopIteration as end:
             result: T = end.value
@@ -498,6 +540,6 @@ def _prompt(
     }
 
 
-def _http_options(url: str, token: str | None, timeout_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return {"base_url": url, "headers": headers, "timeout": timeout_s, **more}
+def _http_options(url: str, token: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    bearer = {"Authorization": f"Bearer {token}"} if token else {}
+    return {**more, "base_url": url, "headers": {**bearer, **dict(more.get("headers") or {})}}

@@ -102,7 +102,9 @@ class Overloaded(Unavailable):
 
 
 class DeadlineExceeded(Unavailable):
-    """The request did not finish within its deadline."""
+    """The request did not finish within its deadline. It might again not; that is the client's to know."""
+
+    code = "deadline_exceeded"
 
 
 class ModelLoadError(ServiceError):

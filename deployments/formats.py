@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from deployments.automatic import AutomaticMasks
 from deployments.errors import InvalidRequest
-from deployments.schema import Segmentation
+from deployments.schema import LOW_RES_SIZE, Segmentation
 
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
@@ -16,18 +16,41 @@ AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
-MEDIA_TYPES: dict[ResponseFormat, str] = {
-    "json": "application/json",
-    "rle": "application/json",
-    "polygons": "application/json",
-    "png": "image/png",
-    "npz": "application/zip",
+
+@dataclass(frozen=True)
+class Traits:
+    """What the rest of the service must know of a format.
+
+    Attributes:
+        media_type: its Content-Type.
+        by_object: it is written object by object, and can be cut between them.
+        shrinks: Content-Encoding makes it much smaller.
+    """
+
+    media_type: str
+    by_object: bool = False
+    shrinks: bool = False
+
+
+TRAITS: dict[ResponseFormat, Traits] = {
+    # In bands of rows, not in parts; what it shrinks to depends on its options.
+    "json": Traits("application/json"),
+    "rle": Traits("application/json", by_object=True),
+    "polygons": Traits("application/json", by_object=True, shrinks=True),
+    "png": Traits("image/png"),
+    "npz": Traits("application/zip"),
 }
 
 MAX_TOLERANCE = 100.0
 
 PIXELS_PER_PART = 16_000_000
 """Of full-size masks, which an encoder holds one at a time: some tenths of a second of its work."""
+
+LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
+"""About the longest text of one mask's low-resolution logits."""
+
+BYTES_PER_PART = 5_000_000
+"""Of such text."""
 
 Masks: TypeAlias = Segmentation | AutomaticMasks
 
@@ -67,19 +90,18 @@ class AnswerFormat:
             raise InvalidRequest("return_logits: a png holds no logits; response_format npz does")
 
     @property
-    def media_type(self) -> str:
-        """The answer's Content-Type."""
-        return MEDIA_TYPES[self.response_format]
+    def traits(self) -> Traits:
+        """What the rest of the service must know of the format."""
+        return TRAITS[self.response_format]
 
-    def num_masks(self, of_prompt: int) -> int:
-        """How many full-size masks an answer holds, of as many as the prompt has.
+    def check_index(self, num_masks: int) -> None:
+        """Refuses a `mask_index` that is not among so many masks.
 
         Raises:
-            InvalidRequest: `mask_index` is not among them.
+            InvalidRequest: it is not.
         """
-        if self.mask_index is not None and not 0 <= self.mask_index < of_prompt:
-            raise InvalidRequest(f"mask_index: must be from 0 to {of_prompt - 1}, is {self.mask_index}")
-        return 1 if self.response_format == "png" else of_prompt
+        if self.mask_index is not None and not 0 <= self.mask_index < num_masks:
+            raise InvalidRequest(f"mask_index: must be from 0 to {num_masks - 1}, is {self.mask_index}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +123,14 @@ def cut_parts(masks: Masks, form: AnswerFormat) -> Iterator[Part]:
     """The parts of an answer: one, unless its format is written object by object."""
     if form.response_format == "png" and isinstance(masks, Segmentation):
         masks = masks.only(masks.best if form.mask_index is None else form.mask_index)
-    if form.response_format in ("png", "npz") or not masks.num_objects:
+    if not form.traits.by_object or not masks.num_objects:
         yield Part(masks, True, True)
         return
     height, width = masks.image_size
-    pixels = height * width * masks.num_masks // masks.num_objects
-    count = max(1, PIXELS_PER_PART // pixels)
+    of_each = masks.num_masks // masks.num_objects
+    count = max(1, PIXELS_PER_PART // (height * width * of_each))
+    if form.return_logits:
+        count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * of_each)))
     for first in range(0, masks.num_objects, count):
         last = min(first + count, masks.num_objects)
         yield Part(masks.objects(first, last), first == 0, last == masks.num_objects)

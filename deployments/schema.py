@@ -261,12 +261,12 @@ class Segmentation:
         """`H×W` bool: one mask, counted through objects and their candidates."""
         return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
 
-    def fields(self, index: int) -> dict[str, Any]:
+    def facts(self, index: int) -> dict[str, Any]:
         """What is said of that mask, beside its area and box."""
         return {"score": self.iou_predictions.reshape(-1)[index]}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `fields` says of each mask, for all of them."""
+        """What `facts` says of each mask, for all of them."""
         return {"scores": self.scores}
 
     def objects(self, first: int, last: int) -> "Segmentation":
@@ -318,10 +318,12 @@ class AnswerSize:
     Attributes:
         num_masks: full-size masks.
         max_numbers: of all masks and their low-resolution logits.
+        advice: what to ask for instead, if that is too much.
     """
 
     num_masks: int
     max_numbers: int
+    advice: str = "ask for fewer objects, or for multimask_output=false"
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Refuses an answer that would be too large.
@@ -337,8 +339,7 @@ class AnswerSize:
         if numbers > self.max_numbers:
             raise TooLarge(
                 f"image: {self.num_masks} masks of {width}×{height} and their logits are {numbers} numbers, more than "
-                f"the {self.max_numbers} that one answer of this format may have; ask for fewer objects, for "
-                "multimask_output=false, or for response_format rle"
+                f"the {self.max_numbers} that one answer of this format may have; {self.advice}"
             )
 
 

@@ -125,17 +125,23 @@ class Limits(Settings):
     max_answer_numbers: int = Field(
         default=100_000_000,
         ge=1,
-        description="Numbers in an answer as `json` or `npz`: objects × masks × (height × width + 256 × 256).",
+        description="Numbers in an answer as `json`: objects × masks × (height × width + 256 × 256).",
     )
     max_compact_numbers: int = Field(
         default=2_000_000_000,
         ge=1,
-        description="The same for `rle` and `polygons`, which take little room, but about 15 ns for each number.",
+        description="The same for the other formats, which take little room, but about 15 ns for each number.",
     )
     max_grid_points: int = Field(
         default=10_000,
         ge=1,
         description="Points to segment everything from, in all crops: `points_per_side` squared without crops.",
+    )
+    max_crops: int = Field(
+        default=21,
+        ge=1,
+        description="Crops to segment everything in, each a run of the image encoder: 1 without `crop_n_layers`, 5 "
+        "with 1, 21 with 2, 85 with 3.",
     )
 
 
@@ -146,7 +152,9 @@ def _model_from_id(value: Any) -> Any:
 def _origin(value: str) -> str:
     if value != "*" and not re.fullmatch(r"https?://[^/\s*?#@]+", value):
         raise ValueError("must be scheme://host or scheme://host:port without a path, or *")
-    return value
+    # As browsers write it.
+    value = value.lower()
+    return value.removesuffix(":443" if value.startswith("https:") else ":80")
 
 
 class ServiceSettings(Settings):

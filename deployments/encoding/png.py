@@ -7,8 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-MAX_LABEL = 65_535
-
 # Level 1 packs masks nearly as well as higher ones, several times as fast.
 COMPRESS_LEVEL = 1
 
@@ -25,16 +23,16 @@ def encode_labels(masks: Iterable[NDArray[np.bool_]], size: tuple[int, int]) -> 
     more than 255 masks.
 
     Args:
-        masks: `H×W` bool each.
+        masks: `H×W` bool each, at most 65,535 of them.
         size: height and width of the image in pixels.
     """
     labels = np.zeros(size, np.uint16)
-    areas = np.full(size, np.iinfo(np.int64).max)
+    areas = np.full(size, np.iinfo(np.uint32).max, np.uint32)
     count = 0
     for count, mask in enumerate(masks, 1):
         area = int(mask.sum())
         on_top = mask & (area < areas)
-        labels[on_top] = min(count, MAX_LABEL)
+        labels[on_top] = count
         areas[on_top] = area
     return _png(Image.fromarray(labels if count > 255 else labels.astype(np.uint8)))
 

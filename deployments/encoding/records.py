@@ -45,7 +45,7 @@ def _record(masks: Masks, index: int, geometry: Geometry, return_logits: bool) -
     mask = masks.mask(index)
     record = {
         "segmentation": geometry(mask),
-        **masks.fields(index),
+        **masks.facts(index),
         "area": int(np.count_nonzero(mask)),
         "bbox": _bbox(mask),
     }

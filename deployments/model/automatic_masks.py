@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from rasterio.features import sieve
+from numpy.typing import NDArray
 from sam2.utils.amg import (
     batched_mask_to_box,
     build_all_layer_point_grids,
@@ -19,18 +19,24 @@ from sam2.utils.amg import (
     is_box_near_crop_edge,
     uncrop_boxes_xyxy,
 )
+from scipy import ndimage
 from torchvision.ops.boxes import batched_nms, box_area
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
-from deployments.errors import InvalidPrompt
+from deployments.errors import InvalidPrompt, Overloaded, TooLarge
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.schema import LOW_RES_SIZE, FloatArray
+from deployments.schema import LOW_RES_SIZE, AnswerSize, FloatArray
 
 CLEANED_LOGIT = 10.0
 """What SAM 2 sets the logits of a filled hole to, and those of a removed island to its negative."""
 
 PIXELS_PER_STEP = 4_000_000
-"""Of full-size logits: a few hundredths of a second on a CPU."""
+"""Of full-size logits, at least one mask: some hundredths of a second on a CPU."""
+
+MAX_CANDIDATES = 4_096
+"""Masks of one request that pass the thresholds. Until the best of them are known, each takes 256 KB of memory."""
+
+EVERY_NEIGHBOUR = np.ones((3, 3), np.int8)
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,10 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Masks of one crop, on the engine's device.
+    """Masks of one crop, on the engine's device, but for their logits.
 
     Attributes:
-        logits: `K×256×256` float32.
+        numbers: `K`, the place of each mask's logits.
         predicted_iou: `K` float32.
         points: `K×2` float32, XY in pixels of the crop, later of the image.
         stability_score: `K` float32.
@@ -71,7 +77,7 @@ class Candidates:
         crop_boxes: `K×4`.
     """
 
-    logits: torch.Tensor
+    numbers: torch.Tensor
     predicted_iou: torch.Tensor
     points: torch.Tensor
     stability_score: torch.Tensor
@@ -112,12 +118,15 @@ class AutomaticMaskGenerator:
             prompt.points_per_side, prompt.crop_n_layers, prompt.crop_n_points_downscale_factor
         )
         self._kept: list[Candidates] = []
+        # `256×256` each, in the CPU's memory; None once it is known not to be kept.
+        self._logits: list[FloatArray | None] = []
 
     def steps(self, embedding: ImageEmbedding, crop: Crop) -> Iterator[None]:
         """Finds the masks of one crop; stops after each run of the decoder and each few masks that it looks at.
 
         Raises:
-            Overloaded: a single object does not fit into the device's memory.
+            Overloaded: it does not fit into the device's memory.
+            TooLarge: too many masks pass the thresholds.
         """
         height, width = crop.size
         points = (self._grids[crop.layer] * np.array([[width, height]])).astype(np.float32)
@@ -130,21 +139,37 @@ class AutomaticMaskGenerator:
             for first in range(0, len(decoded[0]), chunk):
                 found.append(self._good(crop, *(tensor[first : first + chunk] for tensor in decoded)))
                 yield
-        self._kept.append(self._without_duplicates(found, crop))
+        kept = self._without_duplicates(found, crop)
+        self._kept.append(kept)
+        self._drop_logits(set(kept.numbers.tolist()), {number for one in found for number in one.numbers.tolist()})
 
     @torch.inference_mode()
-    def finish(self, image_id: str, model_id: str) -> AutomaticMasks:
-        """The masks of all crops."""
+    def finish(self, image_id: str, model_id: str, max_numbers: int | None = None) -> AutomaticMasks:
+        """The masks of all crops.
+
+        Args:
+            image_id: the image's name.
+            model_id: the model's.
+            max_numbers: how many numbers they may be, see AnswerSize; None is no limit.
+
+        Raises:
+            TooLarge: they are more.
+        """
         with self._engine.decoding():
             kept = self._joined(self._kept)
             if len(self.crops) > 1:
                 # Of two crops' masks of the same thing, the one from the smaller crop is the finer.
                 kept = kept[_nms(kept, 1 / box_area(kept.crop_boxes), self._prompt.crop_nms_thresh)]
+        if max_numbers is not None:
+            advice = "raise the thresholds, or send a smaller image"
+            AnswerSize(len(kept.numbers), max_numbers, advice).check(self._image_size)
+        no_logits = np.zeros((0, LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
+        logits = [one for number in kept.numbers.tolist() if (one := self._logits[number]) is not None]
         return AutomaticMasks(
             image_id,
             model_id,
             self._image_size,
-            kept.logits.cpu().numpy(),
+            np.stack(logits) if logits else no_logits,
             kept.predicted_iou.cpu().numpy(),
             kept.stability_score.cpu().numpy(),
             kept.points.cpu().numpy(),
@@ -161,14 +186,20 @@ class AutomaticMaskGenerator:
             if self._prompt.pred_iou_thresh > 0:
                 good = predicted_iou > self._prompt.pred_iou_thresh
                 logits, predicted_iou, points_of = logits[good], predicted_iou[good], points_of[good]
-            if self._prompt.min_mask_region_area > 0:
-                logits = _without_small_regions(logits, self._prompt.min_mask_region_area)
             return logits, predicted_iou, points_of
 
     @torch.inference_mode()
     def _good(self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor) -> Candidates:
         """Those among a few masks that are stable and not cut off by the crop's edge."""
+        try:
+            return self._look(crop, logits, predicted_iou, points)
+        except torch.OutOfMemoryError as error:
+            raise Overloaded("a mask of this size does not fit into the device's free memory") from error
+
+    def _look(self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor) -> Candidates:
         with self._engine.decoding():
+            if self._prompt.min_mask_region_area > 0:
+                logits = _without_small_regions(logits, self._prompt.min_mask_region_area)
             masks = torch.nn.functional.interpolate(logits[:, None], crop.size, mode="bilinear", align_corners=False)[
                 :, 0
             ]
@@ -179,7 +210,22 @@ class AutomaticMaskGenerator:
             if self._prompt.stability_score_thresh > 0:
                 good &= stability_score >= self._prompt.stability_score_thresh
             crop_boxes = torch.tensor([crop_box] * len(boxes), device=boxes.device).reshape(-1, 4)
-            return Candidates(logits, predicted_iou, points, stability_score, boxes, crop_boxes)[good]
+            numbers = self._store(logits[good]).to(boxes.device)
+            rest = (tensor[good] for tensor in (predicted_iou, points, stability_score, boxes, crop_boxes))
+            return Candidates(numbers, *rest)
+
+    def _store(self, logits: torch.Tensor) -> torch.Tensor:
+        """Keeps logits in the CPU's memory; their places."""
+        first = len(self._logits)
+        # Copies: a view would keep all of its run in memory.
+        self._logits += [one.copy() for one in logits.cpu().numpy()]
+        if sum(one is not None for one in self._logits) > MAX_CANDIDATES:
+            raise TooLarge(f"pred_iou_thresh: more than {MAX_CANDIDATES} masks pass the thresholds; raise them")
+        return torch.arange(first, len(self._logits))
+
+    def _drop_logits(self, kept: set[int], found: set[int]) -> None:
+        for number in found - kept:
+            self._logits[number] = None
 
     @torch.inference_mode()
     def _without_duplicates(self, found: list[Candidates], crop: Crop) -> Candidates:
@@ -198,8 +244,7 @@ class AutomaticMaskGenerator:
         """All of them; there may be none."""
         device = self._engine.device
         none, no_boxes = torch.zeros(0, device=device), torch.zeros((0, 4), dtype=torch.int64, device=device)
-        no_logits = torch.zeros((0, LOW_RES_SIZE, LOW_RES_SIZE), device=device)
-        nothing = Candidates(no_logits, none, torch.zeros((0, 2), device=device), none, no_boxes, no_boxes)
+        nothing = Candidates(no_boxes[:, 0], none, torch.zeros((0, 2), device=device), none, no_boxes, no_boxes)
         columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
         return Candidates(*(torch.cat(column) for column in columns))
 
@@ -221,11 +266,23 @@ def _stability_score(masks: torch.Tensor, offset: float) -> torch.Tensor:
 
 
 def _without_small_regions(logits: torch.Tensor, area: int) -> torch.Tensor:
-    """Fills holes and removes islands of up to `area` pixels, as SAM 2's CUDA extension does: in 256×256 logits."""
+    """Fills holes and removes islands of up to `area` pixels, as SAM 2's CUDA extension does: in 256×256 logits.
+
+    Regions hang together by corners too; islands and holes are both those of the mask as it was.
+    """
     cleaned = logits.cpu().numpy().copy()
     for one in cleaned:
         mask = one > 0
-        sieved = sieve(mask.view(np.uint8), area + 1, connectivity=8).view(np.bool_)
-        one[sieved & ~mask] = CLEANED_LOGIT
-        one[mask & ~sieved] = -CLEANED_LOGIT
+        hole, island = (_in_small_region(region, area) for region in (~mask, mask))
+        one[hole] = CLEANED_LOGIT
+        one[island] = -CLEANED_LOGIT
     return torch.from_numpy(cleaned).to(logits.device)
+
+
+def _in_small_region(mask: NDArray[np.bool_], area: int) -> NDArray[np.bool_]:
+    labels, _ = ndimage.label(mask, EVERY_NEIGHBOUR)
+    is_small = np.bincount(labels.ravel()) <= area
+    # Label 0 is what is not in the mask.
+    is_small[0] = False
+    in_small: NDArray[np.bool_] = is_small[labels]
+    return in_small

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 DONE = object()
 
+MAX_WAITING_AUTOS = 8
+"""Requests for everything that wait for their turn, each perhaps with its pixels."""
+
 
 class Sam2Model:
     """Segments images with one model, which is loaded before Serve sends the replica its first request.
@@ -56,7 +59,8 @@ class Sam2Model:
         # wait for a batch of new ones.
         self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._slicing = asyncio.Lock()
+        self._auto_turn = asyncio.Semaphore(1)
+        self._waiting_autos = 0
         # What suits the device, where the configuration does not say, is known once the model is loaded.
         self._configuring = threading.Lock()
         self._default_batch_sizes = (1, 1)
@@ -143,29 +147,65 @@ class Sam2Model:
         return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
 
     async def auto(
-        self, image_id: str, prompt: AutomaticPrompt, pixels: RgbArray | None = None, *, has_pixels: bool = True
+        self,
+        image_id: str,
+        prompt: AutomaticPrompt,
+        pixels: RgbArray | None = None,
+        *,
+        has_pixels: bool = True,
+        max_numbers: int | None = None,
     ) -> ModelAnswer[AutomaticMasks] | PixelsWanted:
         """Segments everything, in small slices between which prompts of other requests are decoded.
+
+        One such request at a time: they are long, and take memory for all that they may keep.
 
         Args:
             image_id: digest of the image.
             prompt: the grid of points, and which masks to keep.
             pixels: see `segment`; with crops they are always needed, since only the whole image is remembered.
             has_pixels: see `segment`.
+            max_numbers: how many numbers the masks may be, see AnswerSize.
 
         Raises:
-            ModelUnavailable, Overloaded: see `segment`.
+            ModelUnavailable: loading failed; the message names model and cause.
+            Overloaded: too many such requests wait, or the device's memory is too small.
             InvalidPrompt: the image is too small for so many crops.
+            TooLarge: there are too many masks.
         """
-        # Imported here, as the engine is.
-        from deployments.model.automatic_masks import AutomaticMaskGenerator
-
         started = time.perf_counter()
         runs: list[float] = []
         embedding = await self._embedding(image_id, pixels, has_pixels, runs)
         if embedding is None:
             return PixelsWanted()
         embed_s = runs[0] if runs else time.perf_counter() - started
+        if not prompt.crop_n_layers:
+            # Whoever waits for a turn need not hold them.
+            pixels = None
+        if self._waiting_autos >= MAX_WAITING_AUTOS:
+            raise Overloaded("overloaded: too many requests for everything wait for their turn")
+        self._waiting_autos += 1
+        try:
+            await self._auto_turn.acquire()
+        finally:
+            self._waiting_autos -= 1
+        try:
+            return await self._auto(image_id, prompt, embedding, pixels, runs, embed_s, max_numbers)
+        finally:
+            self._auto_turn.release()
+
+    async def _auto(
+        self,
+        image_id: str,
+        prompt: AutomaticPrompt,
+        embedding: "ImageEmbedding",
+        pixels: RgbArray | None,
+        runs: list[float],
+        embed_s: float,
+        max_numbers: int | None,
+    ) -> ModelAnswer[AutomaticMasks]:
+        # Loaded with the engine: it brings torch.
+        from deployments.model.automatic_masks import AutomaticMaskGenerator
+
         cache: Literal["hit", "miss"] = "miss" if runs else "hit"
         generator = AutomaticMaskGenerator(self._ready_engine(), prompt, embedding.image_size)
         decode_s = 0.0
@@ -175,12 +215,10 @@ class Sam2Model:
                 embedding = await self._encode(pixels[crop.pixels], runs)
                 embed_s += runs[-1]
             steps = generator.steps(embedding, crop)
-            while (seconds := await self._slice(steps)) is not None:
-                decode_s += seconds
-        masks = await asyncio.get_running_loop().run_in_executor(
-            self._decode_thread, generator.finish, image_id, self._settings.model_id
-        )
-        return ModelAnswer(masks, cache, embed_s, decode_s)
+            while (step := await self._on_decode_thread(next, steps, DONE))[0] is not DONE:
+                decode_s += step[1]
+        masks, seconds = await self._on_decode_thread(generator.finish, image_id, self._settings.model_id, max_numbers)
+        return ModelAnswer(masks, cache, embed_s, decode_s + seconds)
 
     async def give_up(self, image_id: str) -> None:
         """Says that who was elected to send an image's pixels will not."""
@@ -218,16 +256,14 @@ class Sam2Model:
             raise result
         return result, seconds
 
-    async def _slice(self, steps: Iterator[None]) -> float | None:
-        """Takes one step on the decoding thread; the seconds that it took, or None if there was none left."""
+    async def _on_decode_thread(self, run: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+        """What a function returns, and the seconds that it took. Prompts that came before have their turn first."""
 
-        def step() -> float | None:
+        def timed() -> tuple[T, float]:
             started = time.perf_counter()
-            return None if next(steps, DONE) is DONE else time.perf_counter() - started
+            return run(*arguments), time.perf_counter() - started
 
-        # One at a time, however many such requests there are: whoever clicks waits for one step at most.
-        async with self._slicing:
-            return await asyncio.get_running_loop().run_in_executor(self._decode_thread, step)
+        return await asyncio.get_running_loop().run_in_executor(self._decode_thread, timed)
 
     @serve.batch
     async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
@@ -275,6 +311,7 @@ class Sam2Model:
     def _load(self) -> "Engine":
         """Loads the weights, moves them to the device, and runs the model once, so that no request pays for that."""
         # Imported here: they bring torch, which takes seconds, and app.py imports this file only to draw the graph.
+        import deployments.model.automatic_masks  # noqa: F401 for `auto`, whose first request is not to wait for it
         from deployments.model.checkpoints import load_model
         from deployments.model.devices import (
             choose_precision,

@@ -121,12 +121,19 @@ class Calls:
         return answer
 
     async def auto(
-        self, model_id: str, image_id: str, prompt: AutomaticPrompt, pixels: Pixels | None, deadline: Deadline
+        self,
+        model_id: str,
+        image_id: str,
+        prompt: AutomaticPrompt,
+        pixels: Pixels | None,
+        deadline: Deadline,
+        max_numbers: int,
     ) -> ModelAnswer[AutomaticMasks]:
-        """Segments everything in an image; see `segment` for the arguments and errors."""
+        """Segments everything in an image, into masks of up to `max_numbers`; see `segment` for the rest."""
+        options = {"has_pixels": pixels is not None, "max_numbers": max_numbers}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
-            return model.auto.remote(image_id, prompt, image, has_pixels=pixels is not None)
+            return model.auto.remote(image_id, prompt, image, **options)
 
         if pixels is not None and prompt.crop_n_layers:
             # Crops are embedded anew each time, so there is nothing to ask first, and no promise to give up.

@@ -50,11 +50,11 @@ def choose_coding(accept_encoding: str, masks: Masks, form: AnswerFormat) -> Cod
 
 
 def _pays(masks: Masks, form: AnswerFormat) -> bool:
-    if form.return_logits or form.response_format not in ("json", "polygons"):
-        return False
+    if form.return_logits or form.response_format != "json":
+        return form.traits.shrinks and not form.return_logits
     height, width = masks.image_size
     # Every default answer ends with low-resolution logits; where they outweigh the masks, little would be gained.
-    return form.response_format == "polygons" or height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
+    return height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
 
 
 def _qualities(accept_encoding: str) -> Mapping[str, float]:

@@ -36,7 +36,7 @@ class Record(BaseModel):
     area: int = Field(description="Pixels.")
     bbox: list[int] = Field(description="x, y, width, height in pixels.")
     logits: list[list[list[float]]] | None = Field(
-        default=None, description="`1×256×256`, if `return_logits` was asked for: a later request's `mask_input`."
+        default=None, description="`1×256×256` of the image, or of its crop, if `return_logits` was asked for."
     )
 
 
@@ -95,6 +95,7 @@ class ErrorMessage(BaseModel):
     """What went wrong."""
 
     msg: str
+    code: str | None = Field(default=None, description="For programs: `deadline_exceeded` of 503; mostly left out.")
 
 
 class ErrorAnswer(BaseModel):
@@ -243,7 +244,10 @@ BINARY: dict[str, Any] = {
 }
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "The prompt, the model id or the image is bad; `msg` names the field."},
+    400: {
+        "model": ErrorAnswer,
+        "description": "The prompt, an option, the model id or the image is bad; `msg` names the field.",
+    },
     401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
     404: {
         "model": NotCachedAnswer,
@@ -252,7 +256,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
     415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
-    422: {"model": ValidationAnswer, "description": "A field is missing, not of its type, or out of its range."},
+    422: {"model": ValidationAnswer, "description": "A field is missing, or not what its type allows."},
     500: {"model": ErrorAnswer, "description": "A bug; the log has it under the answer's X-Request-Id."},
     503: {
         "model": ErrorAnswer,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deployments.bands import Text, cut_band, num_rows, row_bytes
-from deployments.formats import AnswerFormat, Masks, cut_parts
+from deployments.formats import LOGITS_TEXT_BYTES, AnswerFormat, Masks, cut_parts
 from deployments.parsing.calls import Calls, Deadline
 from deployments.schema import Segmentation
 
@@ -37,14 +37,16 @@ class Encoders:
         if form.response_format == "json":
             assert isinstance(masks, Segmentation)
             return num_rows(masks) * row_bytes(masks, form.return_logits)
-        # No format packs a mask into more than what it is made of, but for logits as text, and noise.
-        logits = 3 if form.return_logits and form.response_format != "npz" else 1
-        return masks.low_res_logits.nbytes * logits
+        # No format packs a mask into more than what it is made of, noise apart.
+        logits_as_text = form.return_logits and form.traits.by_object
+        return masks.low_res_logits.nbytes + (LOGITS_TEXT_BYTES * masks.num_masks if logits_as_text else 0)
 
-    @property
-    def window_bytes(self) -> int:
-        """The most of an answer in bands that is here at a time: those that are pulled, and the one that is sent."""
-        return (PIECES_IN_FLIGHT + 1) * self._calls.config.band_bytes
+    def window_bytes(self, masks: Masks, form: AnswerFormat) -> int:
+        """The most of an answer that is here at a time: the pieces that are pulled, and the one that is sent."""
+        whole = self.answer_bytes(masks, form)
+        if form.response_format == "json":
+            return min(whole, (PIECES_IN_FLIGHT + 1) * self._calls.config.band_bytes)
+        return whole
 
     def pull(self, masks: Masks, form: AnswerFormat, deadline: Deadline) -> AsyncGenerator[memoryview, None]:
         """The bytes of an answer.

@@ -38,7 +38,6 @@ Tolerance = Annotated[
     float | None,
     Form(description="Of `polygons`: how far in pixels a contour may be from the mask's, 0 to 100; 1 if not given."),
 ]
-LogitsToo = Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")]
 
 
 class GenerateRoutes:
@@ -166,7 +165,7 @@ class GenerateRoutes:
         deadline = self._segmenter.deadline()
         # The contract's default is for its own format; the others return logits only where they are asked for.
         logits = return_logits and (response_format == "json" or bool((await request.form()).get("return_logits")))
-        form = AnswerFormat(response_format, logits, tolerance, mask_index)
+        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
         fields = {
             "point_coords": point_coords,
             "point_labels": point_labels,
@@ -176,11 +175,11 @@ class GenerateRoutes:
         _check_given(image, image_id)
         prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
-        model_id, size = self._segmenter.known(model_id), self._segmenter.size(prompt.num_masks, form)
+        model_id, size = self._segmenter.known(model_id), self._segmenter.size(prompt.num_masks, answer_format)
         identified = await self._segmenter.identified(await _bytes(image), image_id or "", size)
         timing = _timing(request)
         masks = await self._segmenter.segment(model_id, identified, prompt, deadline, timing, size)
-        return self._respond(masks, form, deadline, timing, request)
+        return self._respond(masks, answer_format, deadline, timing, request)
 
     async def post_auto(
         self,
@@ -190,21 +189,19 @@ class GenerateRoutes:
         image_id: ImageId = None,
         model_id: ModelId = "",
         response_format: Annotated[AutomaticFormat, Form(description="How masks are written.")] = "rle",
-        return_logits: LogitsToo = False,
+        return_logits: Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")] = False,
         tolerance: Tolerance = None,
     ) -> Response:
         """Answers in the format that is asked for."""
         deadline = self._segmenter.deadline()
-        form = AnswerFormat(response_format, return_logits, tolerance)
+        answer_format = AnswerFormat(response_format, return_logits, tolerance)
         _check_given(image, image_id)
         model_id = self._segmenter.known(model_id)
         identified = await self._segmenter.identified(await _bytes(image), image_id or "")
         self._segmenter.check_grid(prompt, identified)
         timing = _timing(request)
         masks = await self._segmenter.auto(model_id, identified, prompt, deadline, timing)
-        # How many there are is known only now.
-        self._segmenter.size(masks.num_masks, form).check(masks.image_size)
-        return self._respond(masks, form, deadline, timing, request)
+        return self._respond(masks, answer_format, deadline, timing, request)
 
     async def post_embed(
         self,
@@ -228,27 +225,28 @@ class GenerateRoutes:
     # ---- the answer
 
     def _respond(
-        self, masks: Masks, form: AnswerFormat, deadline: Deadline, timing: ServerTiming, request: Request
+        self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline, timing: ServerTiming, request: Request
     ) -> Response:
         """The answer, compressed where that pays."""
-        pieces: AsyncGenerator[bytes | memoryview, None] = self._encoders.pull(masks, form, deadline)
+        pieces: AsyncGenerator[bytes | memoryview, None] = self._encoders.pull(masks, answer_format, deadline)
         headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
-        if form.response_format == "png" and isinstance(masks, Segmentation):
-            index = masks.best if form.mask_index is None else form.mask_index
+        if answer_format.response_format == "png" and isinstance(masks, Segmentation):
+            index = masks.best if answer_format.mask_index is None else answer_format.mask_index
             headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.iou_predictions.flat[index])}
-        coding = choose_coding(request.headers.get("accept-encoding", ""), masks, form)
+        coding = choose_coding(request.headers.get("accept-encoding", ""), masks, answer_format)
         if coding is not None:
             headers["Content-Encoding"] = coding
             pieces = compressed(pieces, coding)
-        return BandedResponse(pieces, self._delivery(masks, form, deadline), timing, headers, form.media_type)
+        delivery = self._delivery(masks, answer_format, deadline)
+        return BandedResponse(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
-    def _delivery(self, masks: Masks, form: AnswerFormat, deadline: Deadline) -> Delivery:
+    def _delivery(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
         config = self._calls.config
         flow_controlled = is_flow_controlled()
-        text = self._encoders.answer_bytes(masks, form)
+        at_a_time = self._encoders.window_bytes if flow_controlled else self._encoders.answer_bytes
         return Delivery(
             budget=self._budget,
-            share=(min(text, self._encoders.window_bytes) if flow_controlled else text) + masks.low_res_logits.nbytes,
+            share=at_a_time(masks, answer_format) + masks.low_res_logits.nbytes,
             wait_s=deadline.remaining(),
             stall_timeout_s=config.answer_stall_timeout_s,
             read_timeout_s=config.request_timeout_s,

@@ -117,22 +117,28 @@ class RequestParser:
         self._segmenter.check_grid(prompt, identified)
         return await self._segmenter.auto(model_id, identified, prompt, deadline, ServerTiming())
 
-    async def encode(self, masks: Segmentation | AutomaticMasks, form: AnswerFormat) -> bytes:
-        """Writes masks as an HTTP answer would have them.
+    async def encode(self, masks: Segmentation | AutomaticMasks, answer_format: AnswerFormat) -> bytes:
+        """Writes masks as the body of an HTTP answer.
 
         Args:
             masks: what `segment` or `auto` returned.
-            form: the format and its options; `json` is for a Segmentation only.
+            answer_format: the format and its options; `json` and `mask_index` are for a Segmentation only.
 
         Raises:
             InvalidRequest: the format is not one for these masks.
             TooLarge: the answer would hold too many numbers.
             Unavailable: the encoders are overloaded, or past the deadline.
         """
-        self._segmenter.size(masks.num_masks, form).check(masks.image_size)
-        if form.response_format == "json" and not isinstance(masks, Segmentation):
-            raise InvalidRequest("response_format: json is for one prompt's masks; use rle, polygons, png or npz")
-        return b"".join([piece async for piece in self._encoders.pull(masks, form, self._segmenter.deadline())])
+        if not isinstance(masks, (Segmentation, AutomaticMasks)):
+            raise InvalidRequest(f"masks: must be a Segmentation or AutomaticMasks, is {type(masks).__name__}")
+        if not isinstance(answer_format, AnswerFormat):
+            raise InvalidRequest(f"answer_format: must be an AnswerFormat, is {type(answer_format).__name__}")
+        if isinstance(masks, Segmentation):
+            self._segmenter.size(masks.num_masks, answer_format).check(masks.image_size)
+        elif answer_format.response_format == "json" or answer_format.mask_index is not None:
+            raise InvalidRequest("answer_format: json and mask_index are for the masks of one prompt")
+        pieces = self._encoders.pull(masks, answer_format, self._segmenter.deadline())
+        return b"".join([piece async for piece in pieces])
 
     async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
         """Embeds an image ahead of its prompts, so that the first one is as quick as the second.

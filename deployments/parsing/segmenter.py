@@ -74,31 +74,34 @@ class Segmenter:
         Raises:
             InvalidPrompt: it is no AutomaticPrompt.
             InvalidRequest: the pixels are needed.
-            TooLarge: there are too many points.
+            TooLarge: there are too many points or crops.
         """
         _check_type(prompt, AutomaticPrompt)
         if prompt.num_points > (limit := self._settings.limits.max_grid_points):
             raise TooLarge(
                 f"points_per_side: makes {prompt.num_points} points in all crops, more than the {limit} accepted"
             )
+        if prompt.num_crops > (limit := self._settings.limits.max_crops):
+            raise TooLarge(f"crop_n_layers: makes {prompt.num_crops} crops, more than the {limit} accepted")
         if prompt.crop_n_layers and image.source is None:
             raise InvalidRequest("crop_n_layers: needs the image itself; only the whole of it is remembered")
 
-    def size(self, of_prompt: int, form: AnswerFormat) -> AnswerSize:
-        """What an answer will hold, and may.
+    def size(self, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
+        """What the answer to a prompt will hold, and may.
 
         Args:
-            of_prompt: how many masks the prompt has.
-            form: how they are written.
+            num_masks: of the prompt.
+            answer_format: how they are written.
 
         Raises:
             InvalidRequest: `mask_index` is not among them.
         """
+        answer_format.check_index(num_masks)
         limits = self._settings.limits
-        is_compact = form.response_format in ("rle", "polygons")
-        return AnswerSize(
-            form.num_masks(of_prompt), limits.max_compact_numbers if is_compact else limits.max_answer_numbers
-        )
+        if answer_format.response_format == "json":
+            fewer = "ask for fewer objects, for multimask_output=false, or for response_format rle"
+            return AnswerSize(num_masks, limits.max_answer_numbers, fewer)
+        return AnswerSize(1 if answer_format.response_format == "png" else num_masks, limits.max_compact_numbers)
 
     # ---- steps
 
@@ -146,7 +149,8 @@ class Segmenter:
         """Segments everything; see `Calls.segment` for the errors."""
 
         def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[AutomaticMasks]]:
-            return self._calls.auto(model_id, image.image_id, prompt, pixels, deadline)
+            most = self._settings.limits.max_compact_numbers
+            return self._calls.auto(model_id, image.image_id, prompt, pixels, deadline, most)
 
         return await self._timed(ask, image, timing)
 

@@ -17,6 +17,9 @@ FORM_FIELDS = {
     "multimask_output",
     "return_logits",
     "normalize_coords",
+    "response_format",
+    "tolerance",
+    "mask_index",
 }
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
-from deployments.errors import InvalidPrompt
+from deployments.encoding.records import _bbox
+from deployments.errors import InvalidPrompt, TooLarge
 from deployments.model import automatic_masks
 from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import load_model
@@ -69,11 +70,14 @@ def test_the_same_masks_as_metas_generator(
     assert bool(records) == (options["stability_score_thresh"] < 1)
     for index, record in enumerate(records):
         assert iou(found.mask(index), record["segmentation"]) > 0.99
-        fields = found.fields(index)
+        fields = found.facts(index)
         assert fields["predicted_iou"] == pytest.approx(record["predicted_iou"], abs=1e-3)
         assert fields["stability_score"] == pytest.approx(record["stability_score"], abs=2e-3)
         np.testing.assert_allclose(fields["point_coords"], record["point_coords"], atol=1e-3)
         assert fields["crop_box"] == record["crop_box"]
+        # COCO's box is a pixel wider and higher than SAM 2's, which goes from the first pixel to the last.
+        x, y, width, height = _bbox(found.mask(index))
+        np.testing.assert_allclose([x, y, width - 1, height - 1], record["bbox"], atol=1)
 
 
 def test_small_holes_are_filled_and_small_islands_removed() -> None:
@@ -89,18 +93,43 @@ def test_small_holes_are_filled_and_small_islands_removed() -> None:
     assert (cleaned[0, 200:203, 200:203] == -10).all()
     assert (cleaned != logits).sum() == 18
     assert (automatic_masks._without_small_regions(torch.from_numpy(logits), 8).numpy() == logits).all()
+    # An island in a hole: both are small, and each is turned.
+    nested = np.full((1, 256, 256), 4, np.float32)
+    nested[0, 60:66, 60:66] = -1
+    nested[0, 62:64, 62:64] = 3
+    cleaned = automatic_masks._without_small_regions(torch.from_numpy(nested), 40).numpy()
+    assert (cleaned[0, 60:66, 60:66] == 10).sum() == 32
+    assert (cleaned[0, 62:64, 62:64] == -10).all()
+    # Regions hang together by corners.
+    diagonal = np.where(np.eye(256, dtype=bool), 2, -2).astype(np.float32)[None]
+    assert (automatic_masks._without_small_regions(torch.from_numpy(diagonal), 255).numpy() == diagonal).all()
 
 
-def test_cleaning_leaves_no_small_regions(demo_engine: Engine) -> None:
-    from rasterio.features import sieve
-
+def test_cleaning_is_part_of_the_search(demo_engine: Engine) -> None:
     image = np.asarray(Image.open(EXAMPLE).convert("RGB"))
     prompt = AutomaticPrompt(
         points_per_side=6, pred_iou_thresh=0.3, stability_score_thresh=0.5, min_mask_region_area=40
     )
-    for logits in everything(demo_engine, image, prompt).low_res_logits:
-        mask = (logits > 0).view(np.uint8)
-        np.testing.assert_array_equal(sieve(mask, 41, connectivity=8), mask)
+    cleaned = everything(demo_engine, image, prompt).low_res_logits
+    assert len(cleaned)
+    assert (abs(cleaned) == automatic_masks.CLEANED_LOGIT).any()
+
+
+def test_too_many_masks_are_refused(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.asarray(picture(90, 61))
+    prompt = AutomaticPrompt(points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+    found = everything(demo_engine, image, prompt).num_masks
+    assert found > 12
+    generator = AutomaticMaskGenerator(demo_engine, prompt, (61, 90))
+    for _ in generator.steps(demo_engine.embed([image])[0], generator.crops[0]):
+        continue
+    numbers = found * (61 * 90 + 256 * 256)
+    assert generator.finish("id", "model", numbers).num_masks == found
+    with pytest.raises(TooLarge, match="raise the thresholds"):
+        generator.finish("id", "model", numbers - 1)
+    monkeypatch.setattr(automatic_masks, "MAX_CANDIDATES", found - 1)
+    with pytest.raises(TooLarge, match=r"^pred_iou_thresh: "):
+        everything(demo_engine, image, prompt)
 
 
 def test_each_step_is_one_run_of_the_decoder_or_a_few_masks(
@@ -137,6 +166,7 @@ def test_too_many_crops_of_a_small_image_are_refused(demo_engine: Engine) -> Non
         ({"points_per_side": 257}, "points_per_side"),
         ({"points_per_side": 3.5}, "points_per_side"),
         ({"points_per_side": "32"}, "points_per_side"),
+        ({"points_per_side": None}, "points_per_side"),
         ({"points_per_batch": True}, "points_per_batch"),
         ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
         ({"stability_score_thresh": 1.01}, "stability_score_thresh"),
@@ -150,7 +180,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], named: str) -
         AutomaticPrompt(**options)
 
 
+def test_numbers_of_any_type_are_taken() -> None:
+    prompt = AutomaticPrompt(points_per_side=np.int64(8), crop_n_layers=1.0, pred_iou_thresh=1)  # type: ignore[arg-type]
+    assert (prompt.points_per_side, prompt.crop_n_layers, prompt.pred_iou_thresh) == (8, 1, 1.0)
+    assert [type(value) for value in (prompt.points_per_side, prompt.crop_n_layers)] == [int, int]
+
+
 def test_points_are_counted_over_all_crops() -> None:
+    assert [AutomaticPrompt(crop_n_layers=layers).num_crops for layers in range(4)] == [1, 5, 21, 85]
     assert AutomaticPrompt().num_points == 1024
     assert AutomaticPrompt(points_per_side=8, crop_n_layers=2, crop_n_points_downscale_factor=2).num_points == (
         64 + 4 * 16 + 16 * 4

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from deployments.automatic import AutomaticPrompt
 from deployments.errors import ImageNotCached, InvalidImage, Overloaded
 from deployments.parsing.calls import Calls, Deadline, Pixels
 from deployments.parsing.control_plane import ControlPlane
@@ -17,6 +18,7 @@ from deployments.settings import RequestParserConfig
 from tests.loops import run, settled
 
 ANSWER: ModelAnswer[Any] = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)
+ASKING = ("segment", "auto")
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -34,10 +36,10 @@ class Handle:
         return SimpleNamespace(remote=lambda *arguments, **_: self._answer(method, *arguments))
 
     def _answer(self, method: str, *arguments: Any) -> Awaitable[Any]:
-        with_pixels = method == "segment" and arguments[2] is not None
+        with_pixels = method in ASKING and arguments[2] is not None
         self.asked.append(f"{method} with pixels" if with_pixels else method)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        outcome = self.outcomes.pop(0) if method == "segment" else None
+        outcome = self.outcomes.pop(0) if method in ASKING else None
         if isinstance(outcome, Exception):
             answer.set_exception(outcome)
         else:
@@ -45,22 +47,26 @@ class Handle:
         return answer
 
 
-def ask(handle: Handle, pixels: Pixels | None, state: str = "ready") -> Callable[[], Any]:
+def ask(
+    handle: Handle, pixels: Pixels | None, state: str = "ready", auto: AutomaticPrompt | None = None
+) -> Callable[[], Any]:
     """A request for one image of a model in that state."""
 
     async def model_status(_: str) -> Any:
         return SimpleNamespace(state=state)
 
-    async def segment() -> ModelAnswer[Any]:
+    async def asked() -> ModelAnswer[Any]:
         control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
         calls = Calls({"m": cast(Any, handle)}, control_plane, RequestParserConfig())
         try:
+            if auto is not None:
+                return await calls.auto("m", "a" * 64, auto, pixels, Deadline(10), 1000)
             return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(10))
         finally:
             # What goes on in the background.
             await settled()
 
-    return segment
+    return asked
 
 
 async def decoded() -> RgbArray:
@@ -117,5 +123,32 @@ def test_a_request_by_id_wakes_no_sleeping_model() -> None:
         with pytest.raises(ImageNotCached, match="m does not remember"):
             await ask(handle, None, "asleep")()
         assert handle.asked == []
+
+    run(test)
+
+
+def test_everything_is_asked_for_in_two_steps_and_with_crops_in_one() -> None:
+    async def test() -> None:
+        handle = Handle([PixelsWanted(), ANSWER])
+        assert await ask(handle, decoded, auto=AutomaticPrompt())() is ANSWER
+        assert handle.asked == ["wait_until_ready", "auto", "auto with pixels"]
+        handle = Handle([ANSWER])
+        assert await ask(handle, decoded, auto=AutomaticPrompt(crop_n_layers=1))() is ANSWER
+        assert handle.asked == ["wait_until_ready", "auto with pixels"]
+
+    run(test)
+
+
+def test_a_request_for_everything_that_fails_gives_up_only_what_it_promised() -> None:
+    async def test() -> None:
+        for crops, asked in ((0, ["auto", "give_up"]), (1, ["auto with pixels"])):
+            handle = Handle([Overloaded("full")])
+            with pytest.raises(Overloaded):
+                await ask(handle, decoded, auto=AutomaticPrompt(crop_n_layers=crops))()
+            assert handle.asked == ["wait_until_ready", *asked]
+        handle = Handle([PixelsWanted()])
+        with pytest.raises(ImageNotCached):
+            await ask(handle, None, auto=AutomaticPrompt())()
+        assert handle.asked == ["wait_until_ready", "auto"]
 
     run(test)

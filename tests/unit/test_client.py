@@ -216,9 +216,16 @@ def test_patience_has_an_end(connect: Connect, pauses: list[float]) -> None:
             "422: image: Field required",
         ),
         (httpx.Response(418, text="<html>teapot"), "418: <html>teapot"),
+        (httpx.Response(301, headers={"Location": "https://elsewhere"}), "301: Moved Permanently"),
+        (httpx.Response(404, json={"detail": "Not Found"}), '404: {"detail":"Not Found"}'),
+        (httpx.Response(404, json=[1]), r"404: \[1\]"),
+        (
+            httpx.Response(503, json={"detail": {"msg": "too late", "code": "deadline_exceeded"}}),
+            "503: too late",
+        ),
         (NOT_CACHED, "404: image_id: upload it"),
     ],
-    ids=["bad prompt", "a bug", "missing", "not ours", "not even after an upload"],
+    ids=["bad prompt", "a bug", "missing", "not ours", "moved", "fastapi", "a list", "too long", "no upload helps"],
 )
 def test_a_refusal_is_not_repeated(
     outcome: httpx.Response, message: str, connect: Connect, pauses: list[float]
@@ -232,6 +239,62 @@ def test_a_refusal_is_not_repeated(
 
     asyncio.run(test())
     assert pauses == []
+
+
+@either
+def test_what_is_no_archive_is_told(connect: Connect) -> None:
+    async def test() -> None:
+        for outcome in (httpx.Response(200, text="<html>sign in"), httpx.Response(200, content=b"PK\x03\x04 cut")):
+            with pytest.raises(ServiceError, match="no numpy archive"):
+                await connect(Server([outcome])).segment(IMAGE)
+
+    asyncio.run(test())
+
+
+def test_many_may_find_out_together_that_an_image_is_forgotten() -> None:
+    async def test() -> None:
+        class Forgetful(Server):
+            def __call__(self, request: httpx.Request) -> httpx.Response:
+                self.outcomes = [NOT_CACHED] if IMAGE_ID.encode() in request.read() else []
+                return super().__call__(request)
+
+        server = Forgetful()
+        client = asynchronous(server)
+        await client.embed(IMAGE)
+        await asyncio.gather(*(client.segment(IMAGE, box=[1, 2, 3, 4]) for _ in range(3)))
+        assert sorted(server.asked) == ["id"] * 3 + ["upload"] * 4
+
+    asyncio.run(test())
+
+
+def test_a_call_and_its_repeats_share_one_deadline(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    now = [100.0]
+    timeouts = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        timeouts.append(request.extensions["timeout"])
+        now[0] += 4
+        return httpx.Response(502)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    client = Client("http://service", timeout_s=10, transport=httpx.MockTransport(answer))
+    with pytest.raises(ServiceError, match="502"):
+        client.segment(IMAGE)
+    assert [timeout["read"] for timeout in timeouts] == [10, 6, 2]
+    assert [timeout["connect"] for timeout in timeouts] == [10, 6, 2]
+
+
+def test_headers_of_the_callers_stand_beside_the_token() -> None:
+    client = Client("http://service", token="secret", headers={"X-A": "b"})
+    assert (client._http.headers["Authorization"], client._http.headers["X-A"]) == ("Bearer secret", "b")
+
+
+def test_a_pil_image_is_upright_and_of_any_mode() -> None:
+    image = Image.new("CMYK", (4, 2))
+    image.getexif()[0x0112] = 6
+    assert Image.open(io.BytesIO(ImageFile.of(image).data)).size == (2, 4)
+    for mode in ("F", "I", "YCbCr", "LAB", "HSV", "1", "LA", "P"):
+        assert Image.open(io.BytesIO(ImageFile.of(Image.new(mode, (4, 2))).data)).size == (4, 2)
 
 
 def test_prompts_are_written_as_the_contract_wants_them() -> None:

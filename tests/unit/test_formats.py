@@ -19,7 +19,7 @@ from deployments.automatic import AutomaticMasks
 from deployments.encoding import npz, png, polygons, rle
 from deployments.encoding.response_encoder import encode_part
 from deployments.errors import InvalidRequest
-from deployments.formats import PIXELS_PER_PART, AnswerFormat, Masks, ResponseFormat, cut_parts
+from deployments.formats import BYTES_PER_PART, PIXELS_PER_PART, AnswerFormat, Masks, ResponseFormat, cut_parts
 from deployments.schema import Segmentation
 from tests.images import iou
 
@@ -264,6 +264,14 @@ def test_an_option_that_says_nothing_is_refused(options: dict[str, Any], named: 
 def test_a_mask_that_is_not_there_is_refused_before_any_work() -> None:
     for index in (3, -1):
         with pytest.raises(InvalidRequest, match=r"^mask_index: must be from 0 to 2"):
-            AnswerFormat("png", mask_index=index).num_masks(3)
-    assert AnswerFormat("png", mask_index=2).num_masks(3) == 1
-    assert AnswerFormat("rle").num_masks(3) == 3
+            AnswerFormat("png", mask_index=index).check_index(3)
+    AnswerFormat("png", mask_index=2).check_index(3)
+
+
+def test_logits_as_text_are_cut_into_parts_too(segmentation_of: BuildSegmentation) -> None:
+    segmentation = segmentation_of((8, 9), objects=7, has_object_axis=True)
+    form = AnswerFormat("rle", return_logits=True)
+    texts = [encode_part(part, form) for part in cut_parts(segmentation, form)]
+    assert len(texts) == 4
+    assert max(map(len, texts)) < BYTES_PER_PART
+    assert len(json.loads(b"".join(texts))["masks"]) == 7

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from ray import serve
 
+from deployments.automatic import AutomaticPrompt
 from deployments.errors import Overloaded, TooLarge
-from deployments.model import checkpoints, devices, sam2_model
+from deployments.model import automatic_masks, checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
 from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
@@ -325,5 +326,113 @@ def test_a_forgotten_image_is_asked_for_again(model: Callable[..., Any], engine:
         assert await replica.forget("1")
         assert not await replica.forget("1")
         assert await replica.segment("1", PROMPT) == PixelsWanted()
+
+    run(test)
+
+
+# ---- everything
+
+
+class Steps:
+    """Stands for AutomaticMaskGenerator: two crops, three steps each, every step noted."""
+
+    def __init__(self, engine: RecordingEngine, prompt: AutomaticPrompt, image_size: tuple[int, int]) -> None:
+        self._engine = engine
+        whole, part = (SimpleNamespace(layer=layer, pixels=(slice(0, 2 - layer), slice(None))) for layer in range(2))
+        self.crops = [whole, part][: 1 + prompt.crop_n_layers]
+
+    def steps(self, embedding: Embedding, crop: Any) -> Iterator[None]:
+        for _ in range(3):
+            if embedding.value == TOO_LARGE - 1:
+                raise Overloaded("does not fit")
+            self._engine.prompts.append([1000 + embedding.value])
+            time.sleep(self._engine.seconds)
+            yield
+
+    def finish(self, *arguments: Any) -> tuple[Any, ...]:
+        return arguments
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, engine: RecordingEngine) -> None:
+    monkeypatch.setattr(automatic_masks, "AutomaticMaskGenerator", Steps)
+    engine.go.set()
+
+
+async def auto(model: Sam2Model, value: int, **options: Any) -> Any:
+    answer = await model.auto(str(value), AutomaticPrompt(**options), image(value), max_numbers=7)
+    assert isinstance(answer, ModelAnswer)
+    given: Any = answer.masks
+    assert given == (str(value), "sam2-demo", 7)
+    return answer
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_click_has_its_turn_between_slices(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        await ask(replica, 1)
+        engine.prompts.clear()
+        long = [asyncio.create_task(auto(replica, value)) for value in (2, 3)]
+        await until(lambda: len(engine.prompts) == 2)
+        assert await ask(replica, 1) == 1
+        # The slice that was at work, and perhaps one that had just been sent.
+        assert engine.prompts.index([1]) <= 4
+        assert not any(task.done() for task in long)
+        await asyncio.gather(*long)
+        # One after the other, not both at once.
+        assert [values for values in engine.prompts if values != [1]] == [[1002]] * 3 + [[1003]] * 3
+
+    run(test)
+
+
+@pytest.mark.usefixtures("steps")
+def test_everything_remembers_the_image_and_embeds_crops_anew(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        assert isinstance(await replica.auto("4", AutomaticPrompt()), PixelsWanted)
+        assert await replica.auto("5", AutomaticPrompt(), has_pixels=False) == PixelsWanted()
+        missed = await auto(replica, 4)
+        assert engine.images == [[4]]
+        assert (await auto(replica, 4)).cache == "hit" != missed.cache
+        await auto(replica, 4, crop_n_layers=1)
+        assert engine.images == [[4], [4]]
+
+    run(test)
+
+
+@pytest.mark.usefixtures("steps")
+def test_whoever_is_gone_or_failed_makes_room_for_the_next(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        gone = asyncio.create_task(auto(replica, 1))
+        waiting = asyncio.create_task(auto(replica, 2))
+        await until(lambda: len(engine.prompts) == 1)
+        gone.cancel()
+        waiting.cancel()
+        await asyncio.wait([gone, waiting])
+        with pytest.raises(Overloaded, match="does not fit"):
+            await auto(replica, TOO_LARGE - 1)
+        engine.prompts.clear()
+        await auto(replica, 3)
+        assert engine.prompts == [[1003]] * 3
+        assert replica._waiting_autos == 0
+
+    run(test)
+
+
+@pytest.mark.usefixtures("steps")
+def test_only_so_many_wait_for_their_turn(
+    model: Callable[..., Any], engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sam2_model, "MAX_WAITING_AUTOS", 2)
+
+    async def test() -> None:
+        replica = await model()
+        tasks = [asyncio.create_task(auto(replica, value)) for value in range(5)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(result, Overloaded) for result in results) == 2
 
     run(test)

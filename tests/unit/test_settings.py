@@ -153,6 +153,18 @@ def test_a_user_config_survives_the_yaml_that_serve_writes(config: type[Settings
     assert config.model_validate(config().model_dump()) == config()
 
 
+def test_origins_are_compared_as_browsers_write_them() -> None:
+    origins = ["https://Example.org:443", "http://localhost:80", "http://localhost:8080", "https://a.org:80", "*"]
+    settings = parse_settings({"cors_origins": origins})
+    assert settings.cors_origins == (
+        "https://example.org",
+        "http://localhost",
+        "http://localhost:8080",
+        "https://a.org:80",
+        "*",
+    )
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         Limits().max_points = 5  # type: ignore[misc]
