@@ -23,7 +23,7 @@ IMAGES = [encoded(picture(40, 30)), encoded(picture(31, 47), "JPEG"), b"", b"not
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 # The most examples: those whose requests the model has to think about get fewer.
-EXAMPLES = {"/segment-anything-2": 250, "/segment-anything-2/auto": 60, "/segment-anything-2/embed": 60}
+EXAMPLES = {"/segment-anything-2": 270, "/segment-anything-2/auto": 45, "/segment-anything-2/embed": 60}
 OTHERS = 25
 AT_LEAST = 500
 
