@@ -36,13 +36,19 @@ fifth of the time that hiera-tiny's image encoder takes (benchmarks/batches.py).
 between runs, 380 MB with hiera-tiny. For models alone: elsewhere there is nothing to gain.
 """
 
+SURGE = {"max_surge_percent": 100}
+"""An update starts the new replicas before it stops the old ones, which takes as much spare room as they have."""
+
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
     # Most of them wait: for a model, for their share of the answer budget, for a client that reads slowly.
     "max_ongoing_requests": 256,
-    "max_queued_requests": 256,
+    # Beyond them Serve itself refuses, at once.
+    "max_queued_requests": 64,
+    "backpressure_config": {"retry_after_s": 1},
     "ray_actor_options": {"num_cpus": 1, "runtime_env": FLOW_CONTROL},
+    **SURGE,
     "user_config": RequestParserConfig().model_dump(),
 }
 MODEL_OPTIONS: dict[str, Any] = {
@@ -59,6 +65,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     },
     # A constructor that reads a large checkpoint from a slow disk, or downloads it, is not to be killed.
     "health_check_timeout_s": 60,
+    **SURGE,
 }
 ENCODER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
@@ -67,6 +74,7 @@ ENCODER_OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 64,
     "max_queued_requests": 1024,
     "ray_actor_options": {"num_cpus": 1},
+    **SURGE,
 }
 WARM = {"min_replicas": 1, "max_replicas": 1}
 ON_DEMAND = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 900}

@@ -19,6 +19,10 @@ ServiceError 500
 Each takes one positional message, so that it survives pickling between replicas.
 """
 
+import math
+
+LONGEST_RETRY_AFTER_S = 30
+
 
 class ServiceError(Exception):
     """Base of all errors that the service raises on purpose."""
@@ -27,6 +31,8 @@ class ServiceError(Exception):
     retry_after_s: int | None = None
     code: str | None = None
     """For programs: what they may act on without reading the message."""
+    rejection: str | None = None
+    """What it is counted as among the requests that are refused for no fault of their own (metrics.py)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -55,6 +61,7 @@ class Unauthorized(ServiceError):
     """The bearer token is missing or wrong."""
 
     status = 401
+    rejection = "unauthorized"
 
 
 class ImageNotCached(ServiceError):
@@ -68,12 +75,14 @@ class BodyTimeout(ServiceError):
     """The client took too long to send the request."""
 
     status = 408
+    rejection = "body_timeout"
 
 
 class TooLarge(ServiceError):
     """The request, or the answer that it asks for, exceeds a configured limit."""
 
     status = 413
+    rejection = "too_large"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -87,24 +96,38 @@ class Unavailable(ServiceError):
 
     status = 503
     retry_after_s = 5
+    rejection = "unavailable"
 
 
 class ModelUnavailable(Unavailable):
     """The requested model is asleep, loading, or failed to load; the message says which and why."""
 
     retry_after_s = 10
+    rejection = "model_unavailable"
 
 
 class Overloaded(Unavailable):
-    """Queues are full."""
+    """Queues are full, or so long that the request would not have its turn in time.
+
+    Args:
+        message: says which.
+        wait_s: about how long the queue is.
+    """
 
     retry_after_s = 1
+    rejection = "overloaded"
+
+    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        # Not all at the moment when the queue is empty, and not so late that it has long been.
+        self.retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_AFTER_S)
 
 
 class DeadlineExceeded(Unavailable):
     """The request did not finish within its deadline. It might again not; that is the client's to know."""
 
     code = "deadline_exceeded"
+    rejection = "deadline_exceeded"
 
 
 class ModelLoadError(ServiceError):

@@ -1,8 +1,122 @@
-"""Every metric's name, unit and tags. Serve adds application, deployment and replica."""
+"""Every metric's name, unit and tags. Ray exports them with the prefix `ray_`.
 
-from ray.serve.metrics import Counter, Gauge
+Serve adds the tags application, deployment and replica. Names end with their unit, those of counters with `_total`.
+Tags have few values: configured models, routes as they are registered, formats, statuses.
+"""
 
-MODEL = ("model_id",)
+from collections.abc import Mapping
+from typing import Any
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+# Ray's annotations have tuples of one name only.
+REQUEST: Any = ("route", "model_id", "response_format")
+MODEL: Any = ("model_id",)
+STAGE: Any = ("model_id", "stage")
+
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
+"""Buckets from a remembered image's click to the longest deadline."""
+
+BATCH_SIZES = [size + 0.5 for size in (*range(17), 24, 32, 48, 64, 128, 256)]
+"""Ray sums up a histogram by the middles of its buckets: so that is exact up to 16."""
+
+
+class RequestMetrics:
+    """What becomes of the requests of one RequestParser replica."""
+
+    def __init__(self) -> None:
+        self._requests = Counter("sam2_requests_total", "HTTP requests that ended.", (*REQUEST, "status"))
+        self._seconds = Histogram(
+            "sam2_request_seconds", "From a request's arrival to the last byte of its answer.", SECONDS, REQUEST
+        )
+        self._stages = Histogram(
+            "sam2_stage_seconds",
+            "Where that time went: parse, queue, embed, decode, encode (to the first byte), send.",
+            SECONDS,
+            STAGE,
+        )
+        self._in_progress = Gauge("sam2_requests_in_progress", "HTTP requests under way.")
+        self._answer_bytes = Gauge("sam2_answer_bytes_in_flight", "The share of the answer budget that is taken.")
+        self._rejected = Counter(
+            "sam2_rejected_total", "Requests that were refused for no fault of theirs.", ("reason",)
+        )
+        self._retries = Counter(
+            "sam2_retries_total", "Calls that were sent again since the replica that had them died.", ("callee",)
+        )
+
+    def in_progress(self, count: int) -> None:
+        """So many requests are under way."""
+        self._in_progress.set(count)
+
+    def answer_bytes(self, nbytes: int) -> None:
+        """So many bytes of the answer budget are taken."""
+        self._answer_bytes.set(nbytes)
+
+    def finished(
+        self,
+        route: str,
+        model_id: str,
+        response_format: str,
+        status: int,
+        seconds: float,
+        stages: Mapping[str, float],
+    ) -> None:
+        """A request is over, answered or not.
+
+        Args:
+            route: as it is registered.
+            model_id: a configured model; "" if it never came to one.
+            response_format: of the answer; "" where there is no choice.
+            status: of the answer; 499 if the client went away.
+            seconds: from its arrival.
+            stages: seconds of each stage.
+        """
+        tags = {"route": route, "model_id": model_id, "response_format": response_format}
+        # A copy each: Serve adds to it.
+        self._requests.inc(tags={**tags, "status": str(status)})
+        self._seconds.observe(seconds, tags={**tags})
+        for stage, stage_s in stages.items():
+            self._stages.observe(stage_s, tags={"stage": stage, "model_id": model_id})
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused."""
+        self._rejected.inc(tags={"reason": reason})
+
+    def retried(self, callee: str) -> None:
+        """A call is sent again."""
+        self._retries.inc(tags={"callee": callee})
+
+
+class ModelMetrics:
+    """Batches, queues and loading of one model replica."""
+
+    def __init__(self, model_id: str) -> None:
+        self._batch_size = Histogram(
+            "sam2_batch_size", "Images (embed) or prompts (decode) of one run.", BATCH_SIZES, STAGE
+        )
+        self._queue_length = Gauge(
+            "sam2_queue_length", "Images (embed), prompts (decode), requests (auto) that wait.", STAGE
+        )
+        self._load_seconds = Histogram("sam2_model_load_seconds", "From the start of loading to ready.", SECONDS, MODEL)
+        self._load_failures = Counter("sam2_model_load_failures_total", "Attempts to load that failed.", MODEL)
+        for metric in (self._batch_size, self._queue_length, self._load_seconds, self._load_failures):
+            metric.set_default_tags({"model_id": model_id})
+
+    def batch(self, stage: str, size: int) -> None:
+        """A batch is at work."""
+        self._batch_size.observe(size, tags={"stage": stage})
+
+    def waiting(self, stage: str, count: int) -> None:
+        """So many wait."""
+        self._queue_length.set(count, tags={"stage": stage})
+
+    def loaded(self, seconds: float) -> None:
+        """The model can answer."""
+        self._load_seconds.observe(seconds)
+
+    def load_failed(self) -> None:
+        """An attempt to load it failed."""
+        self._load_failures.inc()
 
 
 class CacheMetrics:
@@ -10,13 +124,13 @@ class CacheMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._hits = Counter(
-            "sam2_embedding_cache_hits", "Requests whose image was remembered or already on its way.", MODEL
+            "sam2_embedding_cache_hits_total", "Requests whose image was remembered or already on its way.", MODEL
         )
-        self._misses = Counter("sam2_embedding_cache_misses", "Images that the encoder had to run for.", MODEL)
+        self._misses = Counter("sam2_embedding_cache_misses_total", "Images that the encoder had to run for.", MODEL)
         self._evictions = Counter(
-            "sam2_embedding_cache_evictions", "Images that made room for others, or whose time was over.", MODEL
+            "sam2_embedding_cache_evictions_total", "Images that made room for others, or whose time was over.", MODEL
         )
-        self._bytes = Gauge("sam2_embedding_cache_bytes", "Memory of the remembered embeddings, in bytes.", MODEL)
+        self._bytes = Gauge("sam2_embedding_cache_bytes", "Memory of the remembered embeddings.", MODEL)
         self._entries = Gauge("sam2_embedding_cache_entries", "Remembered images.", MODEL)
         for metric in (self._hits, self._misses, self._evictions, self._bytes, self._entries):
             # A dict each: Serve adds to it.

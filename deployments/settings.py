@@ -206,7 +206,7 @@ class RequestParserConfig(Settings):
         default=60.0, gt=0, le=3600, description="How long a request waits for a model that is asleep or loading."
     )
     max_retries: int = Field(
-        default=2, ge=0, le=10, description="How often a request is sent again when the replica that had it died."
+        default=4, ge=0, le=10, description="How often a call is sent again when the replica that had it died."
     )
     band_bytes: int = Field(
         default=5_000_000,
@@ -219,6 +219,18 @@ class RequestParserConfig(Settings):
         ge=MEBIBYTE,
         description="Text of answers in each replica that clients have not taken yet; further answers wait, then "
         "get 503.",
+    )
+    pixels_budget_bytes: int = Field(
+        default=1024 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Decoded images in each replica that are on their way to a model; further ones wait.",
+    )
+    max_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long an image or an answer may wait for its share of these bytes. One that would wait longer, "
+        "as things stand, gets 503 at once.",
     )
     answer_stall_timeout_s: float = Field(
         default=60.0,
@@ -246,6 +258,13 @@ class Sam2ModelConfig(Settings):
         le=256,
         description="Prompts of different requests that are decoded together, 32 objects in a run on a GPU, on a CPU 2 "
         "for each thread. Default: 16 on a GPU, on a CPU what one run takes.",
+    )
+    max_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long an image, or a prompt, may wait for its batch. A request that would wait longer, as "
+        "things stand, or past its deadline, gets 503 at once.",
     )
     cache_bytes: int | None = Field(
         default=None,
@@ -319,8 +338,15 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
         # A reload, for a replica that comes or goes, leaves the answers under way this long to end.
         os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
+        # Every request may be sent again: also when its parser died before a word of the answer, not only when it could
+        # not be reached. HAProxy does so with what fits into its buffer of 16 kB.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
         # Ray's half a minute is for proxies on other nodes, which hear of a replica's end later.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
+    # Three failed checks, and Serve's controller starts a dead proxy anew: after some 6 s, not 30.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+    # A machine whose processors are busy with replicas that start needs longer than five seconds for a proxy.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     # A self-hosted service reports to nobody unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -44,6 +44,24 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
     return cuda
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the device's context is broken, which no later call in this process survives.
+
+    An illegal address, a card that fell off the bus, an ECC error: torch has a class for what CUDA reports of itself.
+    That memory is full is not one of them.
+    """
+    return isinstance(error, torch.AcceleratorError)
+
+
+def check_device(device: torch.device) -> None:
+    """Runs something small on the device, and waits for it.
+
+    Raises:
+        torch.AcceleratorError: the device's context is broken.
+    """
+    torch.ones(1, device=device).sum().item()
+
+
 def limit_gpu_memory(device: torch.device, fraction: float, context_reserve_bytes: int) -> None:
     """Caps this process at its share of the GPU; torch raises OutOfMemoryError beyond it.
 

@@ -93,6 +93,11 @@ class EmbeddingCache(Generic[V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def promised(self) -> int:
+        """Images whose elected senders have not sent their pixels yet."""
+        return sum(flight.task is None for flight in self._flights.values())
+
     def configure(self, max_bytes: int, ttl_s: float | None, sender_timeout_s: float) -> None:
         """Takes new limits and applies them at once.
 

@@ -17,7 +17,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
 from deployments.errors import Overloaded
-from deployments.model.devices import objects_at_once, on_stream, own_stream
+from deployments.model.devices import check_device, objects_at_once, on_stream, own_stream
 from deployments.model.halving import all_or_error, run_in_halves
 from deployments.model.prompted_objects import PromptedObject, decodable_together, prompted_objects
 from deployments.schema import FloatArray, Prompt
@@ -93,6 +93,10 @@ class Engine:
         for size in self._batch_sizes or (1,):
             embedding = self.embed([image] * size)[0]
         self.decode([(embedding, Prompt(point_coords=[[32, 32]], point_labels=[1]))])
+
+    def check_device(self) -> None:
+        """Makes sure that the device still works; see `devices.check_device`."""
+        check_device(self.device)
 
     # ---- images
 

@@ -57,6 +57,11 @@ class ModelLoader:
         """Attempts again in a thread, until one succeeds."""
         threading.Thread(target=self._retry, name="model-loader", daemon=True).start()
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._engine is not None
+
     def engine(self) -> "Engine":
         """The engine.
 

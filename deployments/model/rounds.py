@@ -1,7 +1,12 @@
 """Full batches under load: requests enter a `@serve.batch` queue in rounds."""
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
+
+RECENT = 0.3
+"""Weight of the latest round in the average."""
 
 
 class Rounds:
@@ -15,17 +20,34 @@ class Rounds:
 
     Args:
         size: the largest batch; may be changed at any time.
+        on_wait: told how many wait outside, whenever that changes.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_wait: Callable[[int], None] = lambda _: None) -> None:
         self.size = size
+        self._on_wait = on_wait
         self._inside = 0
         self._at_work = False
+        self._began_at = 0.0
+        self._round_s = 0.0
         self._outside: deque[asyncio.Future[None]] = deque()
 
     def begin(self) -> None:
         """A batch is at work: the round is closed until all who are inside have left."""
         self._at_work = True
+        self._began_at = time.monotonic()
+
+    def expected_wait_s(self, announced: int = 0) -> float:
+        """How long one who comes now will wait for a turn, by how long rounds took lately; 0 while none has.
+
+        Args:
+            announced: how many will come before.
+        """
+        ahead = self._inside + self._waiting() + announced
+        return (ahead + self.size - 1) // self.size * self._round_s
+
+    def _waiting(self) -> int:
+        return sum(not turn.done() for turn in self._outside)
 
     async def __aenter__(self) -> None:
         if not self._at_work and not self._outside and self._inside < self.size:
@@ -33,12 +55,14 @@ class Rounds:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._outside.append(turn)
+        self._on_wait(self._waiting())
         try:
             await turn
         except asyncio.CancelledError:
             # Cancelled in the very moment of being admitted.
             if not turn.cancelled():
                 self._leave()
+            self._on_wait(self._waiting())
             raise
 
     async def __aexit__(self, *_: object) -> None:
@@ -47,9 +71,12 @@ class Rounds:
     def _leave(self) -> None:
         self._inside -= 1
         if self._inside == 0:
+            if self._at_work:
+                self._round_s += RECENT * (time.monotonic() - self._began_at - self._round_s)
             self._at_work = False
             while self._outside and self._inside < self.size:
                 turn = self._outside.popleft()
                 if not turn.done():
                     self._inside += 1
                     turn.set_result(None)
+            self._on_wait(self._waiting())

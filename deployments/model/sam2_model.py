@@ -1,10 +1,14 @@
 """Sam2Model, the GPU deployment: one configured model, its remembered embeddings, batched over requests."""
 
 import asyncio
+import logging
+import math
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import ray
@@ -12,7 +16,7 @@ from ray import serve
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
-from deployments.metrics import CacheMetrics
+from deployments.metrics import CacheMetrics, ModelMetrics
 from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
 from deployments.model.rounds import Rounds
@@ -28,11 +32,14 @@ from deployments.schema import (
     sorted_segmentation,
 )
 from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
+from deployments.tracing import span
 
 if TYPE_CHECKING:
     from deployments.model.engine import Decoded, Engine, ImageEmbedding
 
 T = TypeVar("T")
+
+logger = logging.getLogger("ray.serve")
 
 DONE = object()
 
@@ -65,12 +72,14 @@ class Sam2Model:
         self._configuring = threading.Lock()
         self._default_batch_sizes = (1, 1)
         self._default_cache_bytes = 0
-        self._embed_rounds, self._decode_rounds = map(Rounds, self._default_batch_sizes)
+        self._metrics = ModelMetrics(settings.model_id)
+        self._embed_rounds = Rounds(1, partial(self._metrics.waiting, "embed"))
+        self._decode_rounds = Rounds(1, partial(self._metrics.waiting, "decode"))
         # Half of the places are enough for those who wait; the others stay free for those who bring pixels.
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
         )
-        self._loader = ModelLoader(self._load, self._status.failed, self._config.load_retry_s)
+        self._loader = ModelLoader(self._load, self._note_failure, self._config.load_retry_s)
         try:
             self._loader.attempt()
         except ModelLoadError:
@@ -101,6 +110,7 @@ class Sam2Model:
         *,
         has_pixels: bool = True,
         answer_size: AnswerSize | None = None,
+        wait_s: float = math.inf,
     ) -> ModelAnswer[Segmentation] | PixelsWanted:
         """Decodes one prompt on an image: on the remembered embedding, or on that of the pixels.
 
@@ -112,23 +122,27 @@ class Sam2Model:
                 the pixels, or calls `give_up`.
             has_pixels: whether the caller could send them; one that cannot is not elected.
             answer_size: what the answer may hold; only here is the image's size always known.
+            wait_s: how long the caller will wait. Where the queue is longer, it is told so at once.
 
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
-            Overloaded: the image, or the prompt's objects, do not fit into the device's memory.
+            Overloaded: the queue is too long; or the image, or the prompt's objects, do not fit into the device's
+                memory.
             TooLarge: the answer would hold too many numbers.
         """
-        started = time.perf_counter()
+        started, until = time.perf_counter(), time.monotonic() + wait_s
         runs: list[float] = []
-        embedding = await self._embedding(image_id, pixels, has_pixels, runs)
+        embedding = await self._embedding(image_id, pixels, has_pixels, runs, until)
         if embedding is None:
             return PixelsWanted()
         if answer_size is not None:
             answer_size.check(embedding.image_size)
         embed_s = runs[0] if runs else time.perf_counter() - started
-        (low_res_logits, iou_predictions), decode_s = await self._in_round(
-            self._decode_rounds, self._decode, (embedding, prompt)
-        )
+        self._check_queue(self._decode_rounds, until)
+        with span("decode", objects=prompt.num_objects):
+            (low_res_logits, iou_predictions), decode_s = await self._in_round(
+                self._decode_rounds, self._decode, (embedding, prompt)
+            )
         segmentation = sorted_segmentation(
             image_id,
             self._settings.model_id,
@@ -139,9 +153,11 @@ class Sam2Model:
         )
         return ModelAnswer(segmentation, "miss" if runs else "hit", embed_s, decode_s)
 
-    async def embed(self, image_id: str, pixels: RgbArray | None = None) -> EmbeddedImage | PixelsWanted:
+    async def embed(
+        self, image_id: str, pixels: RgbArray | None = None, *, wait_s: float = math.inf
+    ) -> EmbeddedImage | PixelsWanted:
         """Prepares an image for prompts; see `segment` for the arguments and errors."""
-        embedding = await self._embedding(image_id, pixels, True, [])
+        embedding = await self._embedding(image_id, pixels, True, [], time.monotonic() + wait_s)
         if embedding is None:
             return PixelsWanted()
         return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
@@ -154,6 +170,7 @@ class Sam2Model:
         *,
         has_pixels: bool = True,
         max_numbers: int | None = None,
+        wait_s: float = math.inf,
     ) -> ModelAnswer[AutomaticMasks] | PixelsWanted:
         """Segments everything, in small slices between which prompts of other requests are decoded.
 
@@ -165,6 +182,7 @@ class Sam2Model:
             pixels: see `segment`; with crops they are always needed, since only the whole image is remembered.
             has_pixels: see `segment`.
             max_numbers: how many numbers the masks may be, see AnswerSize.
+            wait_s: see `segment`.
 
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
@@ -172,9 +190,9 @@ class Sam2Model:
             InvalidPrompt: the image is too small for so many crops.
             TooLarge: there are too many masks.
         """
-        started = time.perf_counter()
+        started, until = time.perf_counter(), time.monotonic() + wait_s
         runs: list[float] = []
-        embedding = await self._embedding(image_id, pixels, has_pixels, runs)
+        embedding = await self._embedding(image_id, pixels, has_pixels, runs, until)
         if embedding is None:
             return PixelsWanted()
         embed_s = runs[0] if runs else time.perf_counter() - started
@@ -183,15 +201,19 @@ class Sam2Model:
             pixels = None
         if self._waiting_autos >= MAX_WAITING_AUTOS:
             raise Overloaded("overloaded: too many requests for everything wait for their turn")
-        self._waiting_autos += 1
+        self._count_auto(1)
         try:
             await self._auto_turn.acquire()
         finally:
-            self._waiting_autos -= 1
+            self._count_auto(-1)
         try:
             return await self._auto(image_id, prompt, embedding, pixels, runs, embed_s, max_numbers)
         finally:
             self._auto_turn.release()
+
+    def _count_auto(self, change: int) -> None:
+        self._waiting_autos += change
+        self._metrics.waiting("auto", self._waiting_autos)
 
     async def _auto(
         self,
@@ -228,20 +250,45 @@ class Sam2Model:
         """Forgets an image; whether it was remembered, or on its way."""
         return self._cache.forget(image_id)
 
+    async def check_health(self) -> None:
+        """Serve asks from time to time, and replaces a replica whose answer is an error, or takes too long."""
+        if self._loader.is_loaded:
+            await self._on_decode_thread(self._ready_engine().check_device)
+
     # ---- batches
 
     async def _embedding(
-        self, image_id: str, pixels: RgbArray | None, has_pixels: bool, runs: list[float]
+        self, image_id: str, pixels: RgbArray | None, has_pixels: bool, runs: list[float], until: float
     ) -> "ImageEmbedding | None":
         """The image's embedding, remembered or from the pixels; None if there is neither."""
         self._ready_engine()
-        if pixels is None:
-            return await self._cache.get(image_id, elect=has_pixels)
-        return await self._cache.compute(image_id, lambda: self._encode(pixels, runs))
+        if pixels is not None:
+            return await self._cache.compute(image_id, lambda: self._queued(pixels, runs, until))
+        embedding = await self._cache.get(image_id, elect=has_pixels)
+        if embedding is None and has_pixels:
+            try:
+                # Before anybody decodes and sends them.
+                self._check_queue(self._embed_rounds, until, self._cache.promised - 1)
+            except Overloaded:
+                self._cache.give_up(image_id)
+                raise
+        return embedding
+
+    async def _queued(self, pixels: RgbArray, runs: list[float], until: float) -> "ImageEmbedding":
+        self._check_queue(self._embed_rounds, until)
+        return await self._encode(pixels, runs)
+
+    def _check_queue(self, rounds: Rounds, until: float, announced: int = 0) -> None:
+        """Refuses now what would be refused, or given up, after a long wait."""
+        expected_s = rounds.expected_wait_s(announced)
+        if expected_s > min(self._config.max_wait_s, until - time.monotonic()):
+            model_id = self._settings.model_id
+            raise Overloaded(f"overloaded: the queue of {model_id} takes about {expected_s:.1f} s", expected_s)
 
     async def _encode(self, pixels: RgbArray, runs: list[float]) -> "ImageEmbedding":
         """The image's embedding; appends the seconds of the encoder's run."""
-        embedding, seconds = await self._in_round(self._embed_rounds, self._embed, pixels)
+        with span("embed", height=pixels.shape[0], width=pixels.shape[1]):
+            embedding, seconds = await self._in_round(self._embed_rounds, self._embed, pixels)
         runs.append(seconds)
         return embedding
 
@@ -258,12 +305,7 @@ class Sam2Model:
 
     async def _on_decode_thread(self, run: Callable[..., T], *arguments: Any) -> tuple[T, float]:
         """What a function returns, and the seconds that it took. Prompts that came before have their turn first."""
-
-        def timed() -> tuple[T, float]:
-            started = time.perf_counter()
-            return run(*arguments), time.perf_counter() - started
-
-        return await asyncio.get_running_loop().run_in_executor(self._decode_thread, timed)
+        return await asyncio.get_running_loop().run_in_executor(self._decode_thread, _timed, run, *arguments)
 
     @serve.batch
     async def _embed(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
@@ -271,7 +313,8 @@ class Sam2Model:
 
     async def _embed_batch(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
         self._embed_rounds.begin()
-        return await _timed(self._embed_thread, self._ready_engine().embed_each, images)
+        self._metrics.batch("embed", len(images))
+        return await _timed_batch(self._embed_thread, self._ready_engine().embed_each, images)
 
     # No wait: who comes while a batch is at work forms the next one.
     @serve.batch(batch_wait_timeout_s=0)
@@ -282,7 +325,8 @@ class Sam2Model:
         self, items: "list[tuple[ImageEmbedding, Prompt]]"
     ) -> "list[tuple[Decoded | Overloaded, float]]":
         self._decode_rounds.begin()
-        return await _timed(self._decode_thread, self._ready_engine().decode_each, items)
+        self._metrics.batch("decode", len(items))
+        return await _timed_batch(self._decode_thread, self._ready_engine().decode_each, items)
 
     # ---- loading
 
@@ -321,7 +365,7 @@ class Sam2Model:
         )
         from deployments.model.engine import Engine
 
-        settings = self._settings
+        settings, started = self._settings, time.perf_counter()
         model = load_model(settings, self._status.loading)
         self._status.loading("compiling and warming up" if settings.torch_compile else "warming up")
         device = start_device(settings.device, _gpu_fraction(), settings.torch_threads)
@@ -333,22 +377,43 @@ class Sam2Model:
         self._default_cache_bytes = default_cache_bytes(device)
         # Perhaps on the loader's thread, but no request has reached batches or cache yet.
         self._configure()
+        self._metrics.loaded(time.perf_counter() - started)
         self._status.ready()
         return engine
 
+    def _note_failure(self, cause: str) -> None:
+        self._metrics.load_failed()
+        self._status.failed(cause)
 
-async def _timed(
+
+async def _timed_batch(
     thread: ThreadPoolExecutor, run: Callable[[Sequence[Any]], list[T]], items: Any
 ) -> list[tuple[T, float]]:
     """Runs a batch on its thread; each result with the seconds that the run took."""
-
-    def timed() -> tuple[list[T], float]:
-        started = time.perf_counter()
-        results = run(items)
-        return results, time.perf_counter() - started
-
-    results, seconds = await asyncio.get_running_loop().run_in_executor(thread, timed)
+    results, seconds = await asyncio.get_running_loop().run_in_executor(thread, _timed, run, items)
     return [(result, seconds) for result in results]
+
+
+def _timed(run: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """What a function returns, and the seconds that it took. Ends the process if the device is lost."""
+    started = time.perf_counter()
+    try:
+        return run(*arguments), time.perf_counter() - started
+    # Handed on, whatever it is, unless nothing would work here any more.
+    except Exception as error:
+        _end_if_device_is_lost(error)
+        raise
+
+
+def _end_if_device_is_lost(error: Exception) -> None:
+    """Then who waits here is told at once, by the replica's death, and asks another; Serve starts a new one."""
+    # By now torch is there.
+    from deployments.model.devices import is_device_lost
+
+    if is_device_lost(error):
+        logger.critical("this replica ends, since its device is lost: %s", error)
+        logging.shutdown()
+        os._exit(1)
 
 
 def _is_warm() -> bool:

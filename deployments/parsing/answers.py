@@ -1,85 +1,20 @@
-"""Sending an answer while it is being written: bands, the budget for those that nobody reads, the first byte's time."""
+"""Sending an answer while it is being written: bands, those that nobody reads, the first byte's time."""
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.errors import Overloaded
+from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.server_timing import HEADER, ServerTiming
 
 CHUNK_BYTES = 256 * 1024
 """Handed to the server at a time, which keeps all of it until the client has taken it, or is given up."""
-
-
-class AnswerBudget:
-    """How many bytes of answers may be on their way to clients, over all requests of one replica.
-
-    Args:
-        limit: bytes.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    def set_limit(self, limit: int) -> None:
-        """Takes a new limit; who waits may now have a turn."""
-        self._limit = limit
-        self._admit()
-
-    @asynccontextmanager
-    async def share(self, nbytes: int, timeout_s: float) -> AsyncIterator[None]:
-        """Holds so many bytes, at most all there are, while the block runs; first come, first served.
-
-        Raises:
-            Overloaded: the time is over and others still hold them.
-        """
-        nbytes = min(nbytes, self._limit)
-        await self._acquire(nbytes, timeout_s)
-        try:
-            yield
-        finally:
-            self._used -= nbytes
-            self._admit()
-
-    async def _acquire(self, nbytes: int, timeout_s: float) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((nbytes, turn))
-        self._admit()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await turn
-        except TimeoutError as error:
-            self._leave(nbytes, turn)
-            raise Overloaded("overloaded: too many answers are under way to clients that have not read them") from error
-        except asyncio.CancelledError:
-            self._leave(nbytes, turn)
-            raise
-
-    def _leave(self, nbytes: int, turn: "asyncio.Future[None]") -> None:
-        """A request stops waiting, perhaps in the very moment of its turn."""
-        if turn.done() and not turn.cancelled():
-            self._used -= nbytes
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._queue:
-            nbytes, turn = self._queue[0]
-            # Whoever is first goes, even over a limit that was lowered, once nobody else is on the way.
-            if not turn.done():
-                if self._used and self._used + nbytes > self._limit:
-                    return
-                self._used += nbytes
-                turn.set_result(None)
-            self._queue.popleft()
 
 
 @dataclass(frozen=True)
@@ -96,7 +31,7 @@ class Delivery:
             the end of the exchange tells that the client has it.
     """
 
-    budget: AnswerBudget
+    budget: ByteBudget
     share: int
     wait_s: float
     stall_timeout_s: float
@@ -145,11 +80,13 @@ class BandedResponse(StreamingResponse):
             first = await anext(self._bands)
         self.headers[HEADER] = self._timing.header()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._send_body(send, first)
-        async for band in self._bands:
-            await self._send_body(send, band)
-        # It waits too: for the last piece to be taken.
-        await self._send_piece(send, b"", more=False)
+        # Too late for the header, but not for metrics and log.
+        with self._timing.measure("send"):
+            await self._send_body(send, first)
+            async for band in self._bands:
+                await self._send_body(send, band)
+            # It waits too: for the last piece to be taken.
+            await self._send_piece(send, b"", more=False)
 
     async def _send_body(self, send: Send, band: bytes | memoryview) -> None:
         # What something between takes at once may have to be pickled on its way.

@@ -11,11 +11,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ServiceError, Unauthorized
+from deployments.metrics import RequestMetrics
+from deployments.parsing.exchange import ExchangeLog, note_refusal
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
 
@@ -36,9 +38,10 @@ def error_response(
     return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")
 
 
-async def on_service_error(_: Request, error: Exception) -> Response:
+async def on_service_error(request: Request, error: Exception) -> Response:
     """An error that the service raised on purpose."""
     assert isinstance(error, ServiceError)
+    note_refusal(request, error)
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return error_response(error.status, error.message, headers, error.code)
 
@@ -56,16 +59,17 @@ async def on_validation_error(_: Request, error: Exception) -> Response:
     return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")
 
 
-def outer_layers(token: str | None, cors_origins: Sequence[str]) -> list[Middleware]:
+def outer_layers(token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics) -> list[Middleware]:
     """The middleware of the application, the outermost first.
 
     Args:
         token: see `Boundary`.
         cors_origins: whose pages may use the service from a browser; `*` for all.
+        metrics: count what comes.
     """
-    boundary = Middleware(Boundary, token=token)
+    layers = [Middleware(ExchangeLog, metrics=metrics), Middleware(Boundary, token=token)]
     if not cors_origins:
-        return [boundary]
+        return layers
     # Outside of the boundary: a browser asks whether it may before it sends the token, and reads a refusal too.
     cors = Middleware(
         CORSMiddleware,
@@ -74,7 +78,7 @@ def outer_layers(token: str | None, cors_origins: Sequence[str]) -> list[Middlew
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
-    return [cors, boundary]
+    return [cors, *layers]
 
 
 class Boundary:
@@ -126,4 +130,5 @@ class Boundary:
         if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode()):
             return self._app
         refusal = Unauthorized("Authorization: the bearer token is missing or wrong")
+        note_refusal(HTTPConnection(scope), refusal)
         return error_response(refusal.status, refusal.message, {"WWW-Authenticate": "Bearer"})

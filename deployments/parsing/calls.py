@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
+from deployments.metrics import RequestMetrics
 from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
 from deployments.schema import (
     AnswerSize,
@@ -47,11 +48,26 @@ FORGET_TIMEOUT_S = 10.0
 LATE = "the request did not finish within its deadline"
 
 
+ASKED_SHARE = 0.95
+"""Of the time that a client gives a request; what is left is for the answer that says it was too short."""
+
+
 class Deadline:
     """A point in time by which a request must be answered."""
 
     def __init__(self, timeout_s: float) -> None:
         self._at = time.monotonic() + timeout_s
+
+    @classmethod
+    def asked(cls, timeout_s: float, asked_s: float | None, elapsed_s: float) -> "Deadline":
+        """The service's own deadline, or the client's if that is sooner.
+
+        Args:
+            timeout_s: of the service, from now.
+            asked_s: of the client (`x-request-timeout-seconds`), from the request's arrival; None: it gave none.
+            elapsed_s: how long ago it arrived.
+        """
+        return cls(timeout_s if asked_s is None else min(timeout_s, asked_s * ASKED_SHARE - elapsed_s))
 
     def remaining(self) -> float:
         """Seconds left, never negative."""
@@ -65,13 +81,19 @@ class Calls:
         models: a handle for each model id.
         control_plane: what the cluster says of the models.
         config: time-outs and repeats.
+        metrics: count repeats.
     """
 
     def __init__(
-        self, models: dict[str, "DeploymentHandle[Any]"], control_plane: ControlPlane, config: RequestParserConfig
+        self,
+        models: dict[str, "DeploymentHandle[Any]"],
+        control_plane: ControlPlane,
+        config: RequestParserConfig,
+        metrics: RequestMetrics,
     ) -> None:
         self._models = models
         self._control_plane = control_plane
+        self._metrics = metrics
         self.config = config
         self._awake_until: dict[str, float] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -106,7 +128,7 @@ class Calls:
         options = {"has_pixels": pixels is not None, "answer_size": answer_size}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
-            return model.segment.remote(image_id, prompt, image, **options)
+            return model.segment.remote(image_id, prompt, image, wait_s=deadline.remaining(), **options)
 
         answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
         assert isinstance(answer, ModelAnswer)
@@ -114,9 +136,11 @@ class Calls:
 
     async def embed(self, model_id: str, image_id: str, pixels: Pixels, deadline: Deadline) -> EmbeddedImage:
         """Embeds an image ahead of its prompts; see `segment` for the arguments and errors."""
-        answer = await self._in_two_steps(
-            model_id, image_id, lambda model, image: model.embed.remote(image_id, image), pixels, deadline
-        )
+
+        def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
+            return model.embed.remote(image_id, image, wait_s=deadline.remaining())
+
+        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
         assert isinstance(answer, EmbeddedImage)
         return answer
 
@@ -133,13 +157,13 @@ class Calls:
         options = {"has_pixels": pixels is not None, "max_numbers": max_numbers}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
-            return model.auto.remote(image_id, prompt, image, **options)
+            return model.auto.remote(image_id, prompt, image, wait_s=deadline.remaining(), **options)
 
         if pixels is not None and prompt.crop_n_layers:
             # Crops are embedded anew each time, so there is nothing to ask first, and no promise to give up.
             await self._wake(model_id, deadline)
             model, image = self._models[model_id].options(session_id=image_id), await pixels()
-            answer = await self.call(lambda: ask(model, image), deadline)
+            answer = await self.call(lambda: ask(model, image), deadline, model_id)
         else:
             answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
         assert isinstance(answer, ModelAnswer)
@@ -161,10 +185,10 @@ class Calls:
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
         try:
-            answer = await self.call(lambda: ask(model, None), deadline)
+            answer = await self.call(lambda: ask(model, None), deadline, model_id)
             if isinstance(answer, PixelsWanted) and pixels is not None:
                 image = await pixels()
-                answer = await self.call(lambda: ask(model, image), deadline)
+                answer = await self.call(lambda: ask(model, image), deadline, model_id)
         except BaseException:
             # Who has no pixels was not elected to send any: what it would take back is another's promise.
             if pixels is not None:
@@ -222,7 +246,7 @@ class Calls:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         patience = Deadline(min(self.config.model_wait_s, deadline.remaining()))
-        ready = asyncio.create_task(self.call(self._models[model_id].wait_until_ready.remote, patience))
+        ready = asyncio.create_task(self.call(self._models[model_id].wait_until_ready.remote, patience, model_id))
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
                 # A warm model that cannot be loaded has no replica that could say so.
@@ -238,12 +262,13 @@ class Calls:
             ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
 
-    async def call(self, send: Callable[[], Any], deadline: Deadline) -> Any:
+    async def call(self, send: Callable[[], Any], deadline: Deadline, callee: str) -> Any:
         """Sends a request to a deployment; sends it again, a few times, if the replica that had it died.
 
         Args:
             send: a handle's remote call.
             deadline: when there must be an answer.
+            callee: a model id, or the deployment's name; for the metric.
 
         Raises:
             DeadlineExceeded, ModelUnavailable, Overloaded, Unavailable, and what the deployment raised of ServiceError.
@@ -266,7 +291,9 @@ class Calls:
                 response.cancel()
                 raise
             except INFRASTRUCTURE_FAULTS as error:
-                logger.warning("attempt %d of %d: %s", attempt + 1, self.config.max_retries + 1, type(error).__name__)
+                attempts = self.config.max_retries + 1
+                logger.warning("%s, attempt %d of %d: %s", callee, attempt + 1, attempts, type(error).__name__)
+                self._metrics.retried(callee)
                 # It is no longer known which models are awake.
                 self._awake_until.clear()
                 # A moment for the router to learn of the death.

@@ -89,5 +89,5 @@ class Encoders:
             await asyncio.gather(*in_flight, return_exceptions=True)
 
     async def _text(self, piece: Piece, deadline: Deadline) -> memoryview:
-        text: Text = await self._calls.call(piece, deadline)
+        text: Text = await self._calls.call(piece, deadline, "ResponseEncoder")
         return text.data

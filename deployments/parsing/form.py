@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from inspect import Parameter, Signature
@@ -18,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
+from deployments.parsing.exchange import exchange_of
 from deployments.schema import LOW_RES_SIZE, Prompt
 from deployments.settings import Limits
+from deployments.tracing import span
 
 T = TypeVar("T")
 
@@ -136,10 +137,11 @@ def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIR
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
-                form_request.state.arrived_at = time.perf_counter()
+                timing = exchange_of(form_request).timing
                 try:
-                    async with asyncio.timeout(body_timeout_s()):
-                        await form_request.read_form(limits)
+                    with span("parse"), timing.measure("parse"):
+                        async with asyncio.timeout(body_timeout_s()):
+                            await form_request.read_form(limits)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

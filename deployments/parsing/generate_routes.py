@@ -13,16 +13,17 @@ from starlette.responses import Response
 from deployments.automatic import AutomaticPrompt
 from deployments.formats import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
 from deployments.parsing import documents
-from deployments.parsing.answers import AnswerBudget, BandedResponse, Delivery
+from deployments.parsing.answers import BandedResponse, Delivery
+from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.calls import Calls, Deadline
 from deployments.parsing.compression import choose_coding, compressed
 from deployments.parsing.control_plane import is_flow_controlled
 from deployments.parsing.encoders import Encoders
+from deployments.parsing.exchange import Exchange, exchange_of
 from deployments.parsing.form import form_of, form_route, parse_prompt
-from deployments.parsing.images import named
+from deployments.parsing.images import IdentifiedImage, named
 from deployments.parsing.segmenter import Segmenter
-from deployments.parsing.server_timing import ServerTiming
-from deployments.schema import Segmentation
+from deployments.schema import AnswerSize, Segmentation
 from deployments.settings import Limits
 
 # Not "UploadFile | None": /docs would show a field for text, and a text would be two faults, not one.
@@ -52,7 +53,7 @@ class GenerateRoutes:
     """
 
     def __init__(
-        self, limits: Limits, segmenter: Segmenter, calls: Calls, encoders: Encoders, budget: AnswerBudget
+        self, limits: Limits, segmenter: Segmenter, calls: Calls, encoders: Encoders, budget: ByteBudget
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
@@ -162,7 +163,8 @@ class GenerateRoutes:
         ] = None,
     ) -> Response:
         """Answers in the format that is asked for."""
-        deadline = self._segmenter.deadline()
+        exchange, deadline = exchange_of(request), self._deadline(request)
+        exchange.response_format = response_format
         # The contract's default is for its own format; the others return logits only where they are asked for.
         logits = return_logits and (response_format == "json" or bool((await request.form()).get("return_logits")))
         answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
@@ -173,13 +175,14 @@ class GenerateRoutes:
             "mask_input": mask_input,
         }
         _check_given(image, image_id)
-        prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
+        with exchange.timing.measure("parse"):
+            prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
-        model_id, size = self._segmenter.known(model_id), self._segmenter.size(prompt.num_masks, answer_format)
-        identified = await self._segmenter.identified(await _bytes(image), image_id or "", size)
-        timing = _timing(request)
-        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, timing, size)
-        return self._respond(masks, answer_format, deadline, timing, request)
+        exchange.model_id = model_id = self._segmenter.known(model_id)
+        size = self._segmenter.size(prompt.num_masks, answer_format)
+        identified = await self._identified(image, image_id, exchange, size)
+        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, exchange.timing, size)
+        return self._respond(masks, answer_format, deadline, request)
 
     async def post_auto(
         self,
@@ -193,26 +196,27 @@ class GenerateRoutes:
         tolerance: Tolerance = None,
     ) -> Response:
         """Answers in the format that is asked for."""
-        deadline = self._segmenter.deadline()
+        exchange, deadline = exchange_of(request), self._deadline(request)
+        exchange.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
         _check_given(image, image_id)
-        model_id = self._segmenter.known(model_id)
-        identified = await self._segmenter.identified(await _bytes(image), image_id or "")
+        exchange.model_id = model_id = self._segmenter.known(model_id)
+        identified = await self._identified(image, image_id, exchange)
         self._segmenter.check_grid(prompt, identified)
-        timing = _timing(request)
-        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, timing)
-        return self._respond(masks, answer_format, deadline, timing, request)
+        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, exchange.timing)
+        return self._respond(masks, answer_format, deadline, request)
 
     async def post_embed(
         self,
+        request: Request,
         response: Response,
         image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
         model_id: ModelId = "",
     ) -> documents.EmbeddedImage:
         """Answers once the image is embedded."""
-        deadline = self._segmenter.deadline()
-        model_id = self._segmenter.known(model_id)
-        identified = await self._segmenter.identified(await image.read())
+        exchange, deadline = exchange_of(request), self._deadline(request)
+        exchange.model_id = model_id = self._segmenter.known(model_id)
+        identified = await self._identified(image, None, exchange)
         embedded = await self._segmenter.embed(identified, model_id, deadline)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
@@ -222,11 +226,24 @@ class GenerateRoutes:
         """Forgets an image: drops what every replica of every model has computed from it."""
         return documents.Forgotten(image_id=image_id, forgotten=await self._calls.forget(named(image_id).image_id))
 
+    # ---- the request
+
+    def _deadline(self, request: Request) -> Deadline:
+        elapsed_s = time.perf_counter() - exchange_of(request).arrived_at
+        return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s)
+
+    async def _identified(
+        self, image: UploadFile | None, image_id: str | None, exchange: Exchange, size: AnswerSize | None = None
+    ) -> IdentifiedImage:
+        with exchange.timing.measure("parse"):
+            data = None if image is None else await image.read()
+            identified = await self._segmenter.identified(data, image_id or "", size)
+        exchange.image_id = identified.image_id
+        return identified
+
     # ---- the answer
 
-    def _respond(
-        self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline, timing: ServerTiming, request: Request
-    ) -> Response:
+    def _respond(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
         """The answer, compressed where that pays."""
         pieces: AsyncGenerator[bytes | memoryview, None] = self._encoders.pull(masks, answer_format, deadline)
         headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
@@ -238,6 +255,7 @@ class GenerateRoutes:
             headers["Content-Encoding"] = coding
             pieces = compressed(pieces, coding)
         delivery = self._delivery(masks, answer_format, deadline)
+        timing = exchange_of(request).timing
         return BandedResponse(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
     def _delivery(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
@@ -247,7 +265,7 @@ class GenerateRoutes:
         return Delivery(
             budget=self._budget,
             share=at_a_time(masks, answer_format) + masks.low_res_logits.nbytes,
-            wait_s=deadline.remaining(),
+            wait_s=min(deadline.remaining(), config.max_wait_s),
             stall_timeout_s=config.answer_stall_timeout_s,
             read_timeout_s=config.request_timeout_s,
             flow_controlled=flow_controlled,
@@ -258,13 +276,3 @@ def _check_given(image: UploadFile | None, image_id: str | None) -> None:
     if image is None and not image_id:
         # As FastAPI says it of a field that is always required.
         raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])
-
-
-async def _bytes(image: UploadFile | None) -> bytes | None:
-    return None if image is None else await image.read()
-
-
-def _timing(request: Request) -> ServerTiming:
-    timing = ServerTiming()
-    timing.add("parse", time.perf_counter() - request.state.arrived_at)
-    return timing

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import struct
 import zlib
@@ -55,10 +56,12 @@ class IdentifiedImage:
         image_id: SHA-256, as hex, of the uploaded bytes; of an array or PIL image, of its upright RGB pixels and shape.
         source: the bytes of the file, or the `H×W×3` uint8 pixels where they were at hand; None if only the name was
             given.
+        decoded_bytes: memory that `decode` will take; 0 where the pixels are at hand.
     """
 
     image_id: str
     source: bytes | RgbArray | None
+    decoded_bytes: int = 0
 
     def decode(self, limits: Limits) -> RgbArray:
         """The upright image, `H×W×3` uint8 RGB.
@@ -132,7 +135,8 @@ def _from_file(data: bytes, limits: Limits, answer: AnswerSize | None) -> Identi
         raise TooLarge(f"image: has {len(data)} bytes, more than the {limits.max_image_bytes} that are accepted")
     with _opened(data, limits.max_pixels) as image:
         _check_size(image.size, limits, answer)
-    return IdentifiedImage(hashlib.sha256(data).hexdigest(), data)
+        decoded_bytes = 3 * math.prod(image.size)
+    return IdentifiedImage(hashlib.sha256(data).hexdigest(), data, decoded_bytes)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidRequest, ServiceError
 from deployments.formats import AnswerFormat
-from deployments.parsing.answers import AnswerBudget
+from deployments.metrics import RequestMetrics
 from deployments.parsing.boundary import on_http_exception, on_service_error, on_validation_error, outer_layers
+from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.calls import Calls
 from deployments.parsing.control_plane import ControlPlane, is_flow_controlled
 from deployments.parsing.encoders import Encoders
@@ -50,12 +51,18 @@ class RequestParser:
     ) -> None:
         self._settings = settings
         control_plane = ControlPlane(list(models))
-        self._calls = Calls(models, control_plane, RequestParserConfig())
+        self._metrics, config = RequestMetrics(), RequestParserConfig()
+        self._calls = Calls(models, control_plane, config, self._metrics)
         self._encoders = Encoders(encoder, self._calls)
-        self._segmenter = Segmenter(settings, self._calls)
-        self._budget = AnswerBudget(self._calls.config.answer_budget_bytes)
+        self._pixels_budget = ByteBudget(config.pixels_budget_bytes, "too many images are on their way to models")
+        self._segmenter = Segmenter(settings, self._calls, self._pixels_budget)
+        self._answer_budget = ByteBudget(
+            config.answer_budget_bytes,
+            "too many answers are under way to clients that have not read them",
+            self._metrics.answer_bytes,
+        )
         self._routes = (
-            GenerateRoutes(settings.limits, self._segmenter, self._calls, self._encoders, self._budget),
+            GenerateRoutes(settings.limits, self._segmenter, self._calls, self._encoders, self._answer_budget),
             SideRoutes(settings.default_model_id, control_plane),
         )
         if not is_flow_controlled():
@@ -65,7 +72,8 @@ class RequestParser:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         self._calls.config = RequestParserConfig.model_validate(user_config)
-        self._budget.set_limit(self._calls.config.answer_budget_bytes)
+        self._answer_budget.set_limit(self._calls.config.answer_budget_bytes)
+        self._pixels_budget.set_limit(self._calls.config.pixels_budget_bytes)
 
     # ---- handle calls
 
@@ -173,7 +181,7 @@ class RequestParser:
             title="Segment Anything 2",
             description=DESCRIPTION,
             version=version("segment-anything-2-serve"),
-            middleware=outer_layers(auth_token(self._settings), self._settings.cors_origins),
+            middleware=outer_layers(auth_token(self._settings), self._settings.cors_origins, self._metrics),
             dependencies=[Security(HTTPBearer(auto_error=False, description="AUTH_TOKEN, if the operator set one"))],
             exception_handlers={
                 ServiceError: on_service_error,

@@ -1,20 +1,24 @@
 """From an image and a prompt to masks: what HTTP requests and handle calls have in common."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeVar
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
 from deployments.formats import AnswerFormat
+from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.calls import Calls, Deadline, Pixels
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
 from deployments.parsing.server_timing import ServerTiming
 from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
 from deployments.settings import ServiceSettings
+from deployments.tracing import span
 
 T = TypeVar("T")
 
@@ -27,17 +31,24 @@ class Segmenter:
     Args:
         settings: the application's settings.
         calls: reaches the models.
+        pixels_budget: for decoded images.
     """
 
-    def __init__(self, settings: ServiceSettings, calls: Calls) -> None:
+    def __init__(self, settings: ServiceSettings, calls: Calls, pixels_budget: ByteBudget) -> None:
         self._settings = settings
         self._calls = calls
+        self._pixels_budget = pixels_budget
         # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
 
-    def deadline(self) -> Deadline:
-        """The deadline of a request that arrives now."""
-        return Deadline(self._calls.config.request_timeout_s)
+    def deadline(self, asked: str = "", elapsed_s: float = 0.0) -> Deadline:
+        """The deadline of a request that has been read now.
+
+        Args:
+            asked: the client's `x-request-timeout-seconds`; what is no positive number counts as none, as for Serve.
+            elapsed_s: how long ago it arrived.
+        """
+        return Deadline.asked(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)
 
     # ---- checks
 
@@ -124,8 +135,16 @@ class Segmenter:
 
     async def embed(self, image: IdentifiedImage, model_id: str, deadline: Deadline) -> EmbeddedImage:
         """Embeds an image; see `Calls.segment` for the errors."""
-        pixels = partial(self._off_loop, image.decode, self._settings.limits)
-        return await self._calls.embed(model_id, image.image_id, pixels, deadline)
+        async with AsyncExitStack() as held:
+            pixels = partial(self._decoded, image, deadline, held)
+            return await self._calls.embed(model_id, image.image_id, pixels, deadline)
+
+    async def _decoded(self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack) -> RgbArray:
+        """The image's pixels, which have their share of the budget while `held` is open."""
+        wait_s = min(deadline.remaining(), self._calls.config.max_wait_s)
+        await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
+        with span("decode image"):
+            return await self._off_loop(image.decode, self._settings.limits)
 
     async def segment(
         self,
@@ -141,7 +160,7 @@ class Segmenter:
         def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[Segmentation]]:
             return self._calls.segment(model_id, image.image_id, prompt, pixels, deadline, size)
 
-        return await self._timed(ask, image, timing)
+        return await self._timed(ask, image, deadline, timing)
 
     async def auto(
         self, model_id: str, image: IdentifiedImage, prompt: AutomaticPrompt, deadline: Deadline, timing: ServerTiming
@@ -152,10 +171,14 @@ class Segmenter:
             most = self._settings.limits.max_compact_numbers
             return self._calls.auto(model_id, image.image_id, prompt, pixels, deadline, most)
 
-        return await self._timed(ask, image, timing)
+        return await self._timed(ask, image, deadline, timing)
 
     async def _timed(
-        self, ask: Callable[[Pixels | None], Awaitable[ModelAnswer[T]]], image: IdentifiedImage, timing: ServerTiming
+        self,
+        ask: Callable[[Pixels | None], Awaitable[ModelAnswer[T]]],
+        image: IdentifiedImage,
+        deadline: Deadline,
+        timing: ServerTiming,
     ) -> T:
         """Asks the model, with the pixels only if it wants them; notes where the time went."""
         decoding_s = 0.0
@@ -164,12 +187,13 @@ class Segmenter:
             nonlocal decoding_s
             started = time.perf_counter()
             try:
-                return await self._off_loop(image.decode, self._settings.limits)
+                return await self._decoded(image, deadline, held)
             finally:
                 decoding_s = time.perf_counter() - started
 
         started = time.perf_counter()
-        answer = await ask(None if image.source is None else pixels)
+        async with AsyncExitStack() as held:
+            answer = await ask(None if image.source is None else pixels)
         timing.add("parse", decoding_s)
         timing.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer.masks
@@ -177,6 +201,14 @@ class Segmenter:
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs what would hold up other requests in one of the decoding threads."""
         return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
+
+
+def _positive(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def _check_type(prompt: object, wanted: type) -> None:

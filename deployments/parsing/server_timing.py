@@ -15,7 +15,7 @@ class ServerTiming:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._cache = ""
+        self.cache = ""
 
     def add(self, name: str, seconds: float) -> None:
         """Adds to one of the durations."""
@@ -35,9 +35,13 @@ class ServerTiming:
         self.add("queue", seconds - answer.embed_s - answer.decode_s)
         self.add("embed", answer.embed_s)
         self.add("decode", answer.decode_s)
-        self._cache = answer.cache
+        self.cache = answer.cache
+
+    def seconds(self) -> dict[str, float]:
+        """The durations by now."""
+        return dict(self._seconds)
 
     def header(self) -> str:
         """The header's value, such as `parse;dur=3.1, queue;dur=2.0, …, cache;desc="hit"`."""
         durations = [f"{name};dur={seconds * 1000:.1f}" for name, seconds in self._seconds.items()]
-        return ", ".join([*durations, *([f'cache;desc="{self._cache}"'] if self._cache else [])])
+        return ", ".join([*durations, *([f'cache;desc="{self.cache}"'] if self.cache else [])])

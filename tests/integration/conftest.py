@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from deployments.settings import prepare_environment
+from tests.collector import Collector, collector
 from tests.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 
 DEMO = "sam2-demo"
@@ -31,6 +32,9 @@ class Service:
     tiny_checkpoint: Path
     own_checkpoint: Path
     own_config: Path
+    metrics_url: str
+    logs: Path
+    collector: Collector
 
     def client(self, **options: Any) -> httpx.Client:
         """An HTTP client of the service."""
@@ -66,6 +70,13 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
+        "logging_config": {"encoding": "JSON", "enable_access_log": False},
+        # Only what a client asks to be traced: tests look at few requests.
+        "tracing_config": {
+            "enabled": True,
+            "exporter_import_path": "deployments.tracing:otlp",
+            "sampling_ratio": 0.0,
+        },
         "applications": [
             {
                 "name": "segment-anything-2",
@@ -159,11 +170,23 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     import ray
     from ray import serve
 
-    port = free_port()
-    ray.init(address="local", namespace="serve", include_dashboard=False, log_to_driver=False, configure_logging=False)
-    deploy(config_document(port, folder, own_config))
-    url = f"http://127.0.0.1:{port}"
-    wait_for_http(url)
-    yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config)
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+    port, metrics_port = free_port(), free_port()
+    with collector() as spans:
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = spans.endpoint
+        context: Any = ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _metrics_export_port=metrics_port,
+            _system_config={"metrics_report_interval_ms": 1000},
+        )
+        deploy(config_document(port, folder, own_config))
+        url = f"http://127.0.0.1:{port}"
+        wait_for_http(url)
+        metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        logs = Path(context.address_info["session_dir"]) / "logs"
+        yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config, metrics_url, logs, spans)
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()

@@ -8,7 +8,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import Overloaded, Unavailable
-from deployments.parsing.answers import CHUNK_BYTES, AnswerBudget, BandedResponse, Delivery
+from deployments.parsing.answers import CHUNK_BYTES, BandedResponse, Delivery
+from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.server_timing import ServerTiming
 from tests.loops import run, settled
 
@@ -60,7 +61,7 @@ class Bands:
             self.closed = True
 
 
-def delivery(budget: AnswerBudget, share: int = MB, **changes: Any) -> Delivery:
+def delivery(budget: ByteBudget, share: int = MB, **changes: Any) -> Delivery:
     settings = {"wait_s": 5.0, "stall_timeout_s": 5.0, "read_timeout_s": 5.0, "flow_controlled": True, **changes}
     return Delivery(budget=budget, share=share, **settings)
 
@@ -78,7 +79,7 @@ async def answer(bands: Bands, client: Client, how: Delivery) -> None:
 def test_the_client_gets_headers_and_every_band() -> None:
     async def test() -> None:
         client, bands = Client(), Bands(3)
-        await answer(bands, client, delivery(AnswerBudget(10 * MB)))
+        await answer(bands, client, delivery(ByteBudget(10 * MB, "too many answers")))
         assert client.messages[0]["status"] == 200
         headers = dict(client.messages[0]["headers"])
         assert headers[b"x-image-id"] == b"abc"
@@ -99,7 +100,7 @@ def test_what_fails_before_the_first_byte_is_raised_before_the_status_is_sent() 
     async def test() -> None:
         client = Client()
         with pytest.raises(Unavailable):
-            await answer(Bands(3, fails_at=0), client, delivery(AnswerBudget(MB)))
+            await answer(Bands(3, fails_at=0), client, delivery(ByteBudget(MB, "too many answers")))
         assert client.messages == []
 
     run(test)
@@ -109,7 +110,7 @@ def test_what_fails_later_leaves_the_body_visibly_incomplete() -> None:
     async def test() -> None:
         client = Client()
         with pytest.raises(Unavailable):
-            await answer(Bands(3, fails_at=1), client, delivery(AnswerBudget(MB)))
+            await answer(Bands(3, fails_at=1), client, delivery(ByteBudget(MB, "too many answers")))
         assert client.body
         assert not client.complete
 
@@ -118,7 +119,7 @@ def test_what_fails_later_leaves_the_body_visibly_incomplete() -> None:
 
 def test_a_client_that_does_not_read_holds_up_the_pulling_and_is_dropped_in_the_end() -> None:
     async def test() -> None:
-        budget, bands = AnswerBudget(10 * MB), Bands(50)
+        budget, bands = ByteBudget(10 * MB, "too many answers"), Bands(50)
         with pytest.raises(ClientDisconnect):
             await answer(bands, Client(stops_after=MB), delivery(budget, stall_timeout_s=0.05))
         assert bands.pulled <= 2
@@ -131,11 +132,11 @@ def test_a_client_that_does_not_read_holds_up_the_pulling_and_is_dropped_in_the_
 
 def test_clients_that_do_not_read_cannot_take_more_than_the_budget() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10 * MB)
+        budget = ByteBudget(10 * MB, "too many answers")
         held = [asyncio.create_task(answer(Bands(9), Client(stops_after=MB), delivery(budget, 5 * MB))) for _ in "ab"]
         await settled()
         bands, client = Bands(1), Client()
-        with pytest.raises(Overloaded, match="not read them"):
+        with pytest.raises(Overloaded, match="too many answers"):
             await answer(bands, client, delivery(budget, 5 * MB, wait_s=0.05))
         assert (bands.pulled, client.messages) == (0, [])
         late = Client()
@@ -152,7 +153,7 @@ def test_clients_that_do_not_read_cannot_take_more_than_the_budget() -> None:
 
 def test_without_flow_control_the_share_is_held_until_the_client_has_the_answer() -> None:
     async def test() -> None:
-        budget, client = AnswerBudget(MB), Client()
+        budget, client = ByteBudget(MB, "too many answers"), Client()
         first = asyncio.create_task(answer(Bands(1), client, delivery(budget, flow_controlled=False)))
         await settled()
         # Sent, but that only means that something between has taken it.
@@ -169,7 +170,7 @@ def test_without_flow_control_the_share_is_held_until_the_client_has_the_answer(
 
 def test_an_answer_larger_than_the_budget_goes_alone() -> None:
     async def test() -> None:
-        budget = AnswerBudget(MB)
+        budget = ByteBudget(MB, "too many answers")
         order: list[str] = []
 
         async def hold(name: str, nbytes: int, seconds: float) -> None:
@@ -187,7 +188,7 @@ def test_an_answer_larger_than_the_budget_goes_alone() -> None:
 
 def test_a_large_answer_is_not_overtaken_for_ever() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10)
+        budget = ByteBudget(10, "too many answers")
         order: list[str] = []
 
         async def hold(name: str, nbytes: int) -> None:
@@ -203,7 +204,7 @@ def test_a_large_answer_is_not_overtaken_for_ever() -> None:
 
 def test_who_leaves_the_queue_gives_its_turn_away() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10)
+        budget = ByteBudget(10, "too many answers")
         async with budget.share(10, 5):
             leaving = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
             staying = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
@@ -216,7 +217,7 @@ def test_who_leaves_the_queue_gives_its_turn_away() -> None:
 
 def test_a_lower_limit_counts_for_those_who_come_after_it() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10)
+        budget = ByteBudget(10, "too many answers")
         async with budget.share(8, 5):
             budget.set_limit(4)
             with pytest.raises(Overloaded):
@@ -230,7 +231,7 @@ def test_a_lower_limit_counts_for_those_who_come_after_it() -> None:
 
 def test_a_client_that_stops_before_the_very_end_is_dropped_too() -> None:
     async def test() -> None:
-        budget = AnswerBudget(MB)
+        budget = ByteBudget(MB, "too many answers")
         # All but the empty message that ends the answer, for which the server waits until the rest is taken.
         with pytest.raises(ClientDisconnect):
             await answer(Bands(2), Client(stops_after=2 * MB), delivery(budget, stall_timeout_s=0.05))
@@ -241,7 +242,7 @@ def test_a_client_that_stops_before_the_very_end_is_dropped_too() -> None:
 
 def test_without_flow_control_a_share_is_not_held_for_ever() -> None:
     async def test() -> None:
-        budget = AnswerBudget(MB)
+        budget = ByteBudget(MB, "too many answers")
         with pytest.raises(ClientDisconnect):
             await answer(Bands(1), Client(), delivery(budget, flow_controlled=False, read_timeout_s=0.05))
         await answer(Bands(1), Client(), delivery(budget))
@@ -251,7 +252,7 @@ def test_without_flow_control_a_share_is_not_held_for_ever() -> None:
 
 def test_who_leaves_in_the_moment_of_its_turn_gives_its_share_back() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10)
+        budget = ByteBudget(10, "too many answers")
         first = budget.share(10, 5)
         await first.__aenter__()
         leaving = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
@@ -268,7 +269,7 @@ def test_who_leaves_in_the_moment_of_its_turn_gives_its_share_back() -> None:
 
 def test_a_higher_limit_lets_those_in_who_wait() -> None:
     async def test() -> None:
-        budget = AnswerBudget(10)
+        budget = ByteBudget(10, "too many answers")
         async with budget.share(10, 5):
             waiting = asyncio.create_task(answer(Bands(1), Client(), delivery(budget, 10)))
             await settled()

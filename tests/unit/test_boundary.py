@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
+from deployments.metrics import RequestMetrics
 from deployments.parsing import boundary
 from deployments.parsing.boundary import (
     PUBLIC_PATHS,
@@ -30,7 +31,7 @@ def application(
 ) -> FastAPI:
     """Every path says OK, or fails with `error`."""
     app = FastAPI(
-        middleware=outer_layers(token, cors_origins),
+        middleware=outer_layers(token, cors_origins, RequestMetrics()),
         exception_handlers={
             ServiceError: on_service_error,
             HTTPException: on_http_exception,

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.automatic import AutomaticPrompt
 from deployments.errors import ImageNotCached, InvalidImage, Overloaded
+from deployments.metrics import RequestMetrics
 from deployments.parsing.calls import Calls, Deadline, Pixels
 from deployments.parsing.control_plane import ControlPlane
 from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
@@ -57,7 +58,7 @@ def ask(
 
     async def asked() -> ModelAnswer[Any]:
         control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
-        calls = Calls({"m": cast(Any, handle)}, control_plane, RequestParserConfig())
+        calls = Calls({"m": cast(Any, handle)}, control_plane, RequestParserConfig(), RequestMetrics())
         try:
             if auto is not None:
                 return await calls.auto("m", "a" * 64, auto, pixels, Deadline(10), 1000)

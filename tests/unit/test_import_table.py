@@ -16,13 +16,25 @@ FILES = {
     for path in sorted((ROOT / "deployments").rglob("*.py"))
 }
 
-SHARED = {"schema", "automatic", "formats", "bands", "errors", "settings", "metrics", "model_status", "upsampling"}
+SHARED = {
+    "schema",
+    "automatic",
+    "formats",
+    "bands",
+    "errors",
+    "settings",
+    "metrics",
+    "model_status",
+    "tracing",
+    "upsampling",
+}
 ROOMS = {"parsing", "model", "encoding"}
 
 # What each module at the top may import of ours; a room may import itself and SHARED.
 OWN_IMPORTS = {
     "errors": set[str](),
     "metrics": set[str](),
+    "tracing": set[str](),
     "client": set[str](),
     "upsampling": set[str](),
     "model_status": set[str](),
@@ -56,6 +68,7 @@ HTTP_FILES = {
     "parsing.form",
     "parsing.boundary",
     "parsing.answers",
+    "parsing.exchange",
 }
 ONLY_IN = {
     "ray": RAY_FILES | DEPLOYMENT_FILES,

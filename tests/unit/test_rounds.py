@@ -110,3 +110,28 @@ def test_a_new_size_counts_for_the_next_round() -> None:
         await asyncio.gather(*requests)
 
     run(test)
+
+
+def test_who_comes_now_is_told_how_long_the_queue_is() -> None:
+    async def test() -> None:
+        waiting: list[int] = []
+        rounds = Rounds(2, waiting.append)
+        assert rounds.expected_wait_s() == 0
+
+        async def request(seconds: float) -> None:
+            async with rounds:
+                rounds.begin()
+                await asyncio.sleep(seconds)
+
+        for _ in range(12):
+            await request(0.1)
+        # One is at work; two rounds are full, and a third is begun.
+        requests = [asyncio.create_task(request(0.1)) for _ in range(6)]
+        await settled()
+        assert waiting[-1] == 5
+        assert 0.15 < rounds.expected_wait_s() < 0.6
+        await asyncio.gather(*requests)
+        assert waiting[-1] == 0
+        assert rounds.expected_wait_s() == 0
+
+    run(test)

@@ -4,6 +4,8 @@ The batch queue is Serve's own; only the replica around it is made up.
 """
 
 import asyncio
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray import serve
 
 from deployments.automatic import AutomaticPrompt
-from deployments.errors import Overloaded, TooLarge
+from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded, TooLarge
 from deployments.model import automatic_masks, checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
@@ -434,5 +437,103 @@ def test_only_so_many_wait_for_their_turn(
         tasks = [asyncio.create_task(auto(replica, value)) for value in range(5)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(result, Overloaded) for result in results) == 2
+
+    run(test)
+
+
+def test_who_would_wait_too_long_is_told_so_before_it_sends_pixels(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=1, batch_wait_timeout_s=0.001, max_wait_s=60)
+        engine.go.set()
+        # A run takes some 0.1 s of ten that are to come.
+        replica._embed_rounds._round_s = 0.1
+        engine.go.clear()
+        requests = [asyncio.create_task(ask(replica, value)) for value in range(10)]
+        await until(lambda: bool(engine.images))
+        with pytest.raises(Overloaded, match="the queue of sam2-demo takes about") as refused:
+            await replica.segment("10", PROMPT, wait_s=0.3)
+        assert refused.value.retry_after_s == 1
+        # It is promised to nobody: who has more time is asked for the pixels.
+        assert isinstance(await replica.segment("10", PROMPT, wait_s=30), PixelsWanted)
+        await replica.give_up("10")
+        # Also who has them, and came too late with them.
+        with pytest.raises(Overloaded):
+            await replica.segment("11", PROMPT, image(11), wait_s=0.3)
+        await replica.reconfigure(Sam2ModelConfig(cache_bytes=1000, max_wait_s=0.3).model_dump())
+        with pytest.raises(Overloaded):
+            await replica.embed("12")
+        engine.go.set()
+        assert await asyncio.gather(*requests) == list(range(10))
+
+    run(test)
+
+
+def test_a_remembered_image_needs_no_turn_of_the_encoder(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model(max_batch_size=1, batch_wait_timeout_s=0.001)
+        engine.go.set()
+        await ask(replica, 1)
+        engine.go.clear()
+        replica._embed_rounds._round_s = 100.0
+        busy = asyncio.create_task(ask(replica, 2))
+        await until(lambda: len(engine.images) == 2)
+        answer = await replica.segment("1", PROMPT, wait_s=5)
+        assert isinstance(answer, ModelAnswer)
+        engine.go.set()
+        await busy
+
+    run(test)
+
+
+@pytest.mark.parametrize("stage", ["embed_each", "decode_each"])
+def test_a_replica_whose_device_is_lost_ends(
+    model: Callable[..., Any], engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine, stage, fail)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+
+    async def test() -> None:
+        replica = await model()
+        engine.go.set()
+        with pytest.raises(torch.AcceleratorError):
+            await ask(replica, 1)
+        assert codes == [1]
+
+    run(test)
+
+
+def test_a_replica_is_healthy_if_its_device_works(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        checked: list[bool] = []
+        engine.check_device = lambda: checked.append(True)  # type: ignore[attr-defined]
+        await replica.check_health()
+        assert checked == [True]
+
+    run(test)
+
+
+def test_a_replica_whose_model_is_not_loaded_is_healthy(
+    model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what is the matter, and tries again."""
+
+    def fail(_: Any) -> Any:
+        raise ModelLoadError("no network")
+
+    async def test() -> None:
+        monkeypatch.setattr(Sam2Model, "_load", fail)
+        monkeypatch.setattr(sam2_model, "_is_warm", lambda: False)
+        replica = await model()
+        await replica.check_health()
+        with pytest.raises(ModelUnavailable, match="no network"):
+            await replica.segment("1", PROMPT)
 
     run(test)

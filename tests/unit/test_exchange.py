@@ -1,0 +1,119 @@
+"""What is counted of a request, and what the log says of it, around an application that a test makes up."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from deployments.errors import Overloaded, ServiceError
+from deployments.parsing.boundary import Boundary, on_service_error
+from deployments.parsing.exchange import ExchangeLog, exchange_of
+
+
+class Counted:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.reasons: list[str] = []
+        self.under_way: list[int] = []
+
+    def finished(
+        self, route: str, model_id: str, response_format: str, status: int, seconds: float, stages: Any
+    ) -> None:
+        self.requests.append({"route": route, "model_id": model_id, "status": status, "stages": dict(stages)})
+
+    def rejected(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def in_progress(self, count: int) -> None:
+        self.under_way.append(count)
+
+
+class Broken(Response):
+    """An answer whose client goes away in the middle."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise ClientDisconnect
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def client(counted: Counted) -> TestClient:
+    app = FastAPI(exception_handlers={ServiceError: on_service_error})
+    answers: dict[str, Callable[[], Response]] = {"fine": lambda: JSONResponse({}), "broken": Broken}
+
+    @app.get("/images/{image_id}")
+    async def _(image_id: str, request: Request) -> Response:
+        exchange = exchange_of(request)
+        exchange.model_id, exchange.image_id = "m", image_id
+        exchange.timing.add("decode", 0.25)
+        if image_id == "refused":
+            raise Overloaded("full")
+        if image_id == "bug":
+            raise ZeroDivisionError
+        return answers[image_id]()
+
+    layers = ExchangeLog(Boundary(app, "s3cret"), counted)  # type: ignore[arg-type]
+    return TestClient(layers, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
+
+
+def test_a_request_is_counted_by_its_route_and_not_by_what_stands_in_it(client: TestClient, counted: Counted) -> None:
+    client.get("/images/fine")
+    assert counted.requests == [
+        {"route": "/images/{image_id}", "model_id": "m", "status": 200, "stages": {"decode": 0.25}}
+    ]
+    assert counted.under_way == [1, 0]
+    assert counted.reasons == []
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/images"])
+def test_what_has_no_route_is_one_route(client: TestClient, counted: Counted, path: str) -> None:
+    client.get(path)
+    assert [(one["route"], one["status"]) for one in counted.requests] == [("other", 404)]
+
+
+def test_a_refusal_is_counted_with_its_reason(client: TestClient, counted: Counted) -> None:
+    client.get("/images/refused")
+    client.get("/images/fine", headers={"Authorization": "Bearer wrong"})
+    assert counted.reasons == ["overloaded", "unauthorized"]
+    assert [one["status"] for one in counted.requests] == [503, 401]
+
+
+def test_a_bug_is_counted_as_what_it_was_answered_with(client: TestClient, counted: Counted) -> None:
+    client.get("/images/bug")
+    assert [one["status"] for one in counted.requests] == [500]
+
+
+def test_a_client_that_goes_away_in_the_middle_is_none_that_was_served(client: TestClient, counted: Counted) -> None:
+    client.get("/images/broken")
+    assert [one["status"] for one in counted.requests] == [499]
+    assert counted.under_way[-1] == 0
+
+
+def test_the_log_has_names_and_numbers_and_no_token(
+    client: TestClient, counted: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="ray.serve"):
+        client.get("/images/fine?text=private")
+    [record] = [record for record in caplog.records if record.name == "ray.serve"]
+    assert record.getMessage().startswith("GET /images/{image_id} 200 in ")
+    assert {name: vars(record)[name] for name in ("model_id", "image_id", "status", "decode_ms")} == {
+        "model_id": "m",
+        "image_id": "fine",
+        "status": 200,
+        "decode_ms": 250.0,
+    }
+    assert not {"private", "s3cret"} & set(str(vars(record)).replace("=", " ").replace("'", " ").split())
