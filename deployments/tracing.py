@@ -25,7 +25,7 @@ def span(name: str, **attributes: str | int | float) -> Iterator[None]:
         yield
 
 
-def otlp(_file_name: str) -> list[Any]:
+def otlp() -> list[Any]:
     """Span processors that send spans to an OpenTelemetry collector, over HTTP: for `exporter_import_path`.
 
     The standard variables say where, such as OTEL_EXPORTER_OTLP_ENDPOINT (by default http://localhost:4318), and set

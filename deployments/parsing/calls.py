@@ -185,7 +185,12 @@ class Calls:
         # The same image, the same replica: affinity_router.py.
         model = self._models[model_id].options(session_id=image_id)
         try:
-            answer = await self.call(lambda: ask(model, None), deadline, model_id)
+            try:
+                answer = await self.call(lambda: ask(model, None), deadline, model_id)
+            except Overloaded:
+                # Who is refused was promised nothing; under an overload these are most calls.
+                pixels = None
+                raise
             if isinstance(answer, PixelsWanted) and pixels is not None:
                 image = await pixels()
                 answer = await self.call(lambda: ask(model, image), deadline, model_id)

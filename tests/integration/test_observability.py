@@ -30,7 +30,8 @@ def asked(service: Service) -> dict[str, Any]:
         by_id = client.post(ROUTE, files={name: (None, text) for name, text in {**POINT, "image_id": image_id}.items()})
         assert by_id.status_code == 200
         points = json.dumps([[1, 1]] * 2000)
-        refused = client.post(ROUTE, data={"point_coords": points}, files={"image": image})
+        labels = json.dumps([1] * 2000)
+        refused = client.post(ROUTE, data={"point_coords": points, "point_labels": labels}, files={"image": image})
         assert refused.status_code == 413
     return {"image_id": image_id, "timing": upload.headers["Server-Timing"]}
 

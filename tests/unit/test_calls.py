@@ -93,7 +93,7 @@ def test_pixels_go_only_to_a_model_that_wants_them() -> None:
 
 @pytest.mark.parametrize(
     ("outcomes", "pixels", "error"),
-    [([PixelsWanted()], damaged, InvalidImage), ([Overloaded("full")], decoded, Overloaded)],
+    [([PixelsWanted()], damaged, InvalidImage), ([PixelsWanted(), Overloaded("full")], decoded, Overloaded)],
 )
 def test_a_request_that_fails_gives_up_its_promise_of_pixels(
     outcomes: list[Any], pixels: Pixels, error: type[Exception]
@@ -113,6 +113,16 @@ def test_a_request_by_id_takes_back_nobodys_promise(outcome: Any, error: type[Ex
         handle = Handle([outcome])
         with pytest.raises(error):
             await ask(handle, None)()
+        assert handle.asked == ["wait_until_ready", "segment"]
+
+    run(test)
+
+
+def test_who_is_refused_was_promised_nothing() -> None:
+    async def test() -> None:
+        handle = Handle([Overloaded("full")])
+        with pytest.raises(Overloaded):
+            await ask(handle, decoded)()
         assert handle.asked == ["wait_until_ready", "segment"]
 
     run(test)
@@ -142,8 +152,11 @@ def test_everything_is_asked_for_in_two_steps_and_with_crops_in_one() -> None:
 
 def test_a_request_for_everything_that_fails_gives_up_only_what_it_promised() -> None:
     async def test() -> None:
-        for crops, asked in ((0, ["auto", "give_up"]), (1, ["auto with pixels"])):
-            handle = Handle([Overloaded("full")])
+        for crops, outcomes, asked in (
+            (0, [PixelsWanted(), Overloaded("full")], ["auto", "auto with pixels", "give_up"]),
+            (1, [Overloaded("full")], ["auto with pixels"]),
+        ):
+            handle = Handle(outcomes)
             with pytest.raises(Overloaded):
                 await ask(handle, decoded, auto=AutomaticPrompt(crop_n_layers=crops))()
             assert handle.asked == ["wait_until_ready", *asked]
