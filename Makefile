@@ -1,4 +1,4 @@
-# make serve | test | check | fix | bench | clean. Needs Python 3.11+ and git; everything else is installed into .venv.
+# make serve | test | test-cluster | soak | check | audit | fix | bench | clean. Needs Python 3.11+ and git; everything else is installed into .venv.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 # A bare `uv run` would make Ray copy the project into an environment of its own for each worker.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: serve test check fix bench clean
+.PHONY: serve test test-cluster soak check audit fix bench clean
 
 serve: .venv/ready
 	@exec $(BIN)/python -m deployments $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
@@ -17,10 +17,23 @@ serve: .venv/ready
 test: .venv/ready-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Ten minutes of load with a fault every 20 seconds.
+soak: .venv/ready-test
+	$(BIN)/python -m tests.cluster.soak
+
+# Clusters of several nodes on this machine: faults, overload, autoscaling. Apart, since each takes minutes.
+test-cluster: .venv/ready-test
+	$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
+
 check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
+
+# Known vulnerabilities of pinned versions; only a warning where nobody can be asked.
+audit: .venv/ready-dev
+	$(BIN)/python .ci/audit.py
 
 fix: .venv/ready-dev
 	$(BIN)/ruff check --fix .

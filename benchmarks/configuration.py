@@ -66,16 +66,16 @@ class Configuration:
 
 def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
-    entries = _local_deployments()
+    entries = local_deployments()
     return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
 
 
 def model_options() -> dict[str, Any]:
     """`ray_actor_options` of a model in cluster/local.yaml."""
-    return dict(_local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"])
+    return dict(local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"])
 
 
-def _local_deployments() -> dict[str, dict[str, Any]]:
+def local_deployments() -> dict[str, dict[str, Any]]:
     """The `deployments` of cluster/local.yaml by their names."""
     document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
     [application] = document["applications"]

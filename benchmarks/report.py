@@ -70,13 +70,13 @@ class Report:
     def _lines(self) -> Iterator[str]:
         yield f"# Benchmark, {self.hardware['date']}{', --quick: figures of little worth' if self.quick else ''}"
         yield f"\n{summary(self.hardware)}; service {self.precision}, naive server float32"
-        yield from _table(Table("Budgets", COLUMNS, list(map(_cells, self.budget_rows()))))
+        yield from table_lines(Table("Budgets", COLUMNS, list(map(_cells, self.budget_rows()))))
         others = [row for row in self.rows if not row.budget]
         if others:
-            yield from _table(Table("Other figures", COLUMNS, list(map(_cells, others))))
+            yield from table_lines(Table("Other figures", COLUMNS, list(map(_cells, others))))
         for findings in self.findings.values():
             for table in findings.tables:
-                yield from _table(table)
+                yield from table_lines(table)
         for part, cause in self.failures.items():
             yield f"\nThe part {part} failed: {cause}"
 
@@ -87,7 +87,8 @@ def _cells(row: Row) -> list[str]:
     return [name, limit, row.figure, row.verdict, row.precision, row.note]
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_lines(table: Table) -> Iterator[str]:
+    """A table as Markdown."""
     yield f"\n## {table.title}\n"
     yield _line(table.columns)
     yield "|---" * len(table.columns) + "|"

@@ -9,6 +9,12 @@ import pytest
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Writes a line to the terminal at once, also where pytest captures what tests print."""
     terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
     assert terminal is not None
-    write_line: Callable[[str], None] = terminal.write_line
-    return write_line
+    assert capture is not None
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(line)
+
+    return write

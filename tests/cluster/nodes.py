@@ -32,6 +32,8 @@ from tests.integration.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 
+HEAD_ATTEMPTS = 3
+
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 HEAD_NODE_ID = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
@@ -47,13 +49,13 @@ AUTOSCALER_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Replica:
-    """One replica, as Serve's controller knows it."""
+    """One replica, as Serve's controller knows it; one that waits for a node has neither node nor process."""
 
     deployment: str
     replica_id: str
     state: str
-    node_id: str
-    pid: int
+    node_id: str | None
+    pid: int | None
 
 
 @contextmanager
@@ -65,15 +67,11 @@ def several_nodes(node_resources: Sequence[Mapping[str, Any]]) -> Iterator[Clust
             is the head, where Serve's controller and HAProxy run; with `num_cpus: 0` no replica that needs a CPU does.
     """
     head, *workers = node_resources
-    with _own_environment(), _ended_afterwards():
-        cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
-        try:
-            for resources in workers:
-                cluster.add_node(**resources)
-            with _driver(cluster.address):
-                yield cluster
-        finally:
-            cluster.shutdown()  # type: ignore[no-untyped-call]
+    with _own_environment(), _cluster(lambda: {**head, "include_dashboard": False}) as cluster:
+        for resources in workers:
+            cluster.add_node(**resources)
+        with _driver(cluster.address):
+            yield cluster
 
 
 @contextmanager
@@ -90,19 +88,17 @@ def autoscaling_nodes(
         max_workers: worker nodes at most; at first there is none.
         idle_timeout_s: a worker node that nothing uses for so long is ended.
     """
-    with _own_environment() as folder, _ended_afterwards() as note_processes:
-        config = folder / "autoscaling.json"
-        port = free_port()
-        config.write_text(json.dumps(_autoscaling_config(worker, max_workers, idle_timeout_s, port)))
-        options = {**head, "gcs_server_port": port, "include_dashboard": False, "autoscaling_config": str(config)}
-        with patch.dict(os.environ, AUTOSCALER_ENVIRONMENT):
-            cluster = Cluster(initialize_head=True, head_node_args={**options, "env_vars": HEAD_NODE_ID})
-        try:
-            with _driver(cluster.address):
-                yield cluster
-        finally:
-            note_processes()
-            cluster.shutdown()  # type: ignore[no-untyped-call]
+    with _own_environment() as folder:
+
+        def with_autoscaler() -> dict[str, Any]:
+            port, config = free_port(), folder / "autoscaling.json"
+            config.write_text(json.dumps(_autoscaling_config(worker, max_workers, idle_timeout_s, port)))
+            more = {"gcs_server_port": port, "autoscaling_config": str(config), "env_vars": HEAD_NODE_ID}
+            return {**head, **more, "include_dashboard": False}
+
+        environment = patch.dict(os.environ, AUTOSCALER_ENVIRONMENT)
+        with environment, _cluster(with_autoscaler) as cluster, _driver(cluster.address):
+            yield cluster
 
 
 def _autoscaling_config(
@@ -182,7 +178,7 @@ def replicas(deployment: str, state: str = "RUNNING") -> list[Replica]:
     application = client.get_serve_details()["applications"].get(APP_NAME)
     entry = application["deployments"].get(deployment) if application else None
     return [
-        Replica(deployment, one["replica_id"], str(one["state"].value), one["node_id"], one["pid"])
+        Replica(deployment, one["replica_id"], str(one["state"].value), one.get("node_id"), one.get("pid"))
         for one in (entry["replicas"] if entry else [])
         if one["state"] == state
     ]
@@ -219,23 +215,21 @@ def _own_environment() -> Iterator[Path]:
             yield Path(folder)
 
 
-@contextmanager
-def _ended_afterwards() -> Iterator[Callable[[], None]]:
-    """Ends the processes below this one that were started meanwhile and are still there, as after a failed start.
+class _Processes:
+    """The processes below this one that are started from now on."""
 
-    Worker nodes are children of the autoscaler, and at its end become nobody's: what is yielded notes them before.
-    """
-    before = set(_processes())
-    started: set[psutil.Process] = set()
+    def __init__(self) -> None:
+        self._before = set(self._all())
+        self._noted: set[psutil.Process] = set()
 
-    def note() -> None:
-        started.update(set(_processes()) - before)
+    def note(self) -> None:
+        """Remembers those that are there: whose parent ends before them is not found any more."""
+        self._noted.update(set(self._all()) - self._before)
 
-    try:
-        yield note
-    finally:
-        note()
-        left = list(started)
+    def end(self) -> None:
+        """Ends those that are still there."""
+        self.note()
+        left = list(self._noted)
         for act in (psutil.Process.terminate, psutil.Process.kill):
             for process in left:
                 # psutil compares the start time too, so this is the process that was started here.
@@ -243,9 +237,41 @@ def _ended_afterwards() -> Iterator[Callable[[], None]]:
                     act(process)
             _, left = psutil.wait_procs(left, timeout=10)
 
+    @staticmethod
+    def _all() -> list[psutil.Process]:
+        return psutil.Process().children(recursive=True)
 
-def _processes() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+
+@contextmanager
+def _cluster(head: Callable[[], dict[str, Any]]) -> Iterator[Cluster]:
+    """A cluster with its head, and the driver once the caller connects it; nothing of it is left afterwards.
+
+    Args:
+        head: makes what `Cluster.add_node` takes for the head, anew for each attempt to start it.
+    """
+    processes = _Processes()
+    try:
+        cluster = _start(head, processes)
+        try:
+            yield cluster
+        finally:
+            # Worker nodes that the autoscaler started are its children, and outlive it.
+            processes.note()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
+    finally:
+        processes.end()
+
+
+def _start(head: Callable[[], dict[str, Any]], processes: _Processes) -> Cluster:
+    for _ in range(HEAD_ATTEMPTS - 1):
+        try:
+            return Cluster(initialize_head=True, head_node_args=head())
+        except Exception as error:
+            # Ray waits half a minute for the first answer of a new head, which on a busy machine sometimes never comes.
+            if "timed out during startup" not in str(error):
+                raise
+            processes.end()
+    return Cluster(initialize_head=True, head_node_args=head())
 
 
 @contextmanager

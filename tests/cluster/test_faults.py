@@ -103,6 +103,7 @@ def whole(service: Running, timeout_s: float = 90) -> None:
 def kill(deployment: str, count: int = 1) -> None:
     """Kills replicas of a deployment."""
     for replica in nodes.replicas(deployment)[:count]:
+        assert replica.pid is not None
         os.kill(replica.pid, signal.SIGKILL)
 
 
