@@ -103,7 +103,7 @@ def test_nothing_of_the_image_and_no_token_is_logged(service: Service, asked: di
         assert b"t0p-secret" not in text, file
 
 
-def above(spans: dict[int, Span], inner: Span) -> list[str]:
+def above(spans: dict[str, Span], inner: Span) -> list[str]:
     """The names of the spans around one, from the inside to the outside."""
     names = []
     while inner.parent_id in spans:
