@@ -17,7 +17,7 @@ from deployments.parsing.answers import BandedResponse, Delivery
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.calls import Calls, Deadline
 from deployments.parsing.compression import choose_coding, compressed
-from deployments.parsing.control_plane import is_flow_controlled
+from deployments.parsing.control_plane import is_request_flow_controlled
 from deployments.parsing.encoders import Encoders
 from deployments.parsing.exchange import Exchange, exchange_of
 from deployments.parsing.form import form_of, form_route, parse_prompt
@@ -260,7 +260,7 @@ class GenerateRoutes:
 
     def _delivery(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
         config = self._calls.config
-        flow_controlled = is_flow_controlled()
+        flow_controlled = is_request_flow_controlled()
         at_a_time = self._encoders.window_bytes if flow_controlled else self._encoders.answer_bytes
         return Delivery(
             budget=self._budget,

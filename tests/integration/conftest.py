@@ -35,6 +35,8 @@ class Service:
     metrics_url: str
     logs: Path
     collector: Collector
+    fallback_url: str
+    """Serve's own proxy, which HAProxy falls back to."""
 
     def client(self, **options: Any) -> httpx.Client:
         """An HTTP client of the service."""
@@ -170,7 +172,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     import ray
     from ray import serve
 
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, fallback_port = free_port(), free_port(), free_port()
+    os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(fallback_port)
     with collector() as spans:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = spans.endpoint
         context: Any = ray.init(
@@ -187,6 +190,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         wait_for_http(url)
         metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
         logs = Path(context.address_info["session_dir"]) / "logs"
-        yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config, metrics_url, logs, spans)
+        fallback = f"http://127.0.0.1:{fallback_port}"
+        yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config, metrics_url, logs, spans, fallback)
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()

@@ -102,6 +102,19 @@ def test_logits_come_only_where_they_are_asked_for(client: httpx.Client) -> None
     assert refined.status_code == 200, refined.text[:300]
 
 
+@pytest.mark.parametrize("response_format", ["json", "rle"])
+def test_the_proxy_that_haproxy_falls_back_to_gives_the_same_answer(
+    response_format: str, service: Service, client: httpx.Client
+) -> None:
+    # So it does while a changed application is being built. That proxy is another process: what is sent is pickled.
+    fields = {"point_coords": "[[80, 60]]", "point_labels": "[1]", "response_format": response_format}
+    image = encoded(picture(160, 120, seed=5))
+    with httpx.Client(base_url=service.fallback_url, timeout=120) as fallback:
+        answers = [one.post("/segment-anything-2", data=fields, files={"image": image}) for one in (client, fallback)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
+
+
 def test_a_format_by_image_id_and_in_every_spelling_of_the_route(client: httpx.Client) -> None:
     uploaded = post(client, **POINT, response_format="rle")
     by_id = post(client, f"{ROUTE}/", None, **POINT, response_format="rle", image_id=uploaded.headers["x-image-id"])
