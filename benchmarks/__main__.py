@@ -39,6 +39,7 @@ PARTS = (
     "scaling",
     "memory",
     "ingress",
+    "ongoing",
 )
 
 BUSY = 0.5

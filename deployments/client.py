@@ -268,7 +268,9 @@ def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float
     backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
     if isinstance(answer, httpx.RequestError):
         return backoff if isinstance(answer, httpx.TransportError) else None
-    if answer.status_code not in (429, 500, 502, 503, 504):
+    # A proxy that has just started knows no route yet, and says so; the service's own 404 is JSON.
+    unrouted = answer.status_code == 404 and "/-/routes" in answer.text
+    if answer.status_code not in (429, 500, 502, 503, 504) and not unrouted:
         return None
     # A bug in the service answers JSON and would be met again; without it, what spoke was a proxy. What took longer
     # than the service allows would do so again.
@@ -326,7 +328,8 @@ class Client:
         token: the bearer token, if it wants one.
         model_id: the model to use where a call names none; "" is the service's default.
         timeout_s: how long the network may be silent in a call, and how long it is repeated; connecting gets 10 s.
-        max_retries: how often a request is repeated when the service is busy or unreachable.
+        max_retries: how often a request is repeated when the service is busy or unreachable, after 0.5, 1, 2, … 30 s:
+            by default for a minute, of which a proxy needs a quarter to come back.
         http: more options of `httpx.Client`.
 
     All methods raise ServiceError if the service refuses a request, or stays busy or unreachable.
@@ -338,7 +341,7 @@ class Client:
         token: str | None = None,
         model_id: str = "",
         timeout_s: float = 300.0,
-        max_retries: int = 5,
+        max_retries: int = 7,
         **http: Any,
     ) -> None:
         self._conversation = _Conversation(model_id, timeout_s, max_retries)
@@ -447,7 +450,7 @@ class AsyncClient:
         token: str | None = None,
         model_id: str = "",
         timeout_s: float = 300.0,
-        max_retries: int = 5,
+        max_retries: int = 7,
         **http: Any,
     ) -> None:
         self._conversation = _Conversation(model_id, timeout_s, max_retries)

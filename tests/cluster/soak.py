@@ -22,7 +22,7 @@ from benchmarks.process_tree import ProcessTree
 from deployments.client import Client
 from tests.cluster import nodes
 from tests.cluster.load import Mask, Question, Report, answered, by_client, load, questions
-from tests.cluster.test_faults import BACK, FRONT, MODEL, document, kill, kill_controller
+from tests.cluster.test_faults import BACK, FRONT, MODEL, document, kill, kill_controller, kill_proxy
 from tests.integration.conftest import free_port
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -33,6 +33,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "a parser": lambda: kill("RequestParser"),
     "both model replicas": lambda: kill(MODEL, 2),
     "the controller": kill_controller,
+    "HAProxy": kill_proxy,
 }
 
 

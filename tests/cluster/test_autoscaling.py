@@ -5,10 +5,13 @@ soon replicas come and go is set far shorter here than serve_config.yaml has it.
 """
 
 import itertools
+import os
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +19,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import ray
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from deployments.settings import BUNDLED_MODEL_ID, model_deployment_name
 from tests.cluster.nodes import ROOT, autoscaling_nodes, deploy, living_nodes, replicas, service_document
+from tests.exported import Exported, scrape
 from tests.images import encoded, iou, picture
+from tests.promql import alert_expressions, all_uses, dashboard_expressions
 
-WARM, ON_DEMAND = BUNDLED_MODEL_ID, "tests/on-demand"
+WARM, ON_DEMAND, BROKEN = BUNDLED_MODEL_ID, "tests/on-demand", "tests/broken"
 MIN_REPLICAS, MAX_REPLICAS = 1, 4
 MIN_NODES, MAX_NODES = 1, 2
 CLIENTS = (2, 4, 8, 12)
@@ -36,6 +42,9 @@ ON_CPU = {"precision": "float32", "device": "cpu", "torch_threads": 1}
 SOON = {"look_back_period_s": 3, "metrics_interval_s": 1, "upscale_delay_s": 2, "downscale_delay_s": 4}
 # Only the head has it: on a GPU's node, parser or encoder would keep that node from ending.
 ON_HEAD = {"num_cpus": 0, "resources": {"head": 1}}
+
+IMAGE = {"image": encoded(picture(*IMAGE_SIZE, 0))}
+HAPROXY_METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
 
 Masks = NDArray[np.uint8]
 
@@ -76,8 +85,9 @@ def document() -> dict[str, Any]:
         "config": str(MODEL_FOLDER / "sam2_demo.yaml"),
         **ON_CPU,
     }
+    broken = {**on_demand, "model_id": BROKEN, "checkpoint": "/nowhere/at-all.pt"}
     return service_document(
-        models=[{"model_id": WARM, **ON_CPU}, on_demand],
+        models=[{"model_id": WARM, **ON_CPU}, on_demand, broken],
         deployments=[
             {"name": "RequestParser", "ray_actor_options": ON_HEAD, "user_config": {"model_wait_s": PATIENCE_S}},
             {"name": "ResponseEncoder", "ray_actor_options": ON_HEAD},
@@ -97,6 +107,13 @@ def document() -> dict[str, Any]:
             {
                 "name": model_deployment_name(ON_DEMAND),
                 "ray_actor_options": {"num_cpus": 1, "num_gpus": 0.75},
+                "autoscaling_config": {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 5, **SOON},
+                # Room for one image: the next one takes it.
+                "user_config": {"cache_bytes": 20_000_000},
+            },
+            {
+                "name": model_deployment_name(BROKEN),
+                "ray_actor_options": {"num_cpus": 0},
                 "autoscaling_config": {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 5, **SOON},
             },
         ],
@@ -304,3 +321,47 @@ def test_replicas_and_nodes_follow_the_load_and_no_request_is_lost(
         f"{len(clients.seconds)} of {len(clients.seconds) + len(clients.faults)} requests answered, "
         f"the slowest in {max(clients.seconds):.1f} s"
     )
+
+
+def exported() -> Exported:
+    """What all nodes and HAProxy export together."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    ports = [node["MetricsExportPort"] for node in nodes if node["Alive"]]
+    found = [scrape(f"http://127.0.0.1:{port}/metrics") for port in (*ports, os.environ[HAPROXY_METRICS_PORT])]
+    names = {name for one in found for name in one.samples}
+    return Exported({name: [sample for one in found for sample in one.samples.get(name, [])] for name in names})
+
+
+def missing(wanted: Mapping[str, set[str]]) -> list[str]:
+    """Of the metrics and labels that are asked for, those that nothing exports now."""
+    now = exported()
+    return [
+        f"{metric}: {sorted(labels - now.labels(metric)) if metric in now.samples else 'not there'}"
+        for metric, labels in wanted.items()
+        if metric not in now.samples or not labels <= now.labels(metric)
+    ]
+
+
+def test_what_dashboard_and_alerts_ask_for_is_exported(url: str, expected: list[tuple[Question, Masks]]) -> None:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        # What happens rarely is counted from the first time on.
+        broken = client.post("/segment-anything-2", data={**expected[0][0].fields, "model_id": BROKEN}, files=IMAGE)
+        assert broken.status_code == 503
+        for question, wanted in expected[:3]:
+            assert_same(ask(client, question, ON_DEMAND), wanted)
+        with ThreadPoolExecutor(1) as pool:
+            [replica] = replicas(model_deployment_name(WARM))
+            asked = [pool.submit(ask, client, question) for question, _ in expected[:3]]
+            assert replica.pid is not None
+            os.kill(replica.pid, signal.SIGKILL)
+            for answer, (_, wanted) in zip(asked, expected, strict=False):
+                assert_same(answer.result(), wanted)
+    wanted_metrics = all_uses([*alert_expressions(), *dashboard_expressions()])
+    # A series of Prometheus' own, and what only a node with an NVIDIA GPU exports.
+    for metric in ("up", "ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"):
+        wanted_metrics.pop(metric, None)
+    assert len(wanted_metrics) > 30
+    deadline = time.monotonic() + 60
+    while (left := missing(wanted_metrics)) and time.monotonic() < deadline:
+        time.sleep(2)
+    assert left == []

@@ -172,10 +172,19 @@ def test_crops_need_the_image(connect: Connect) -> None:
         (httpx.Response(429, headers={"Retry-After": "3600"}), 30),
         (httpx.Response(502), 0.5),
         (httpx.Response(500, text="no replica"), 0.5),
+        (httpx.Response(404, text="Path '/' not found. Ping http://.../-/routes for available routes."), 0.5),
         (httpx.ConnectError("refused"), 0.5),
         (httpx.RemoteProtocolError("closed in the middle"), 0.5),
     ],
-    ids=["busy", "a long pause", "a proxy", "a proxy without replicas", "nobody there", "died"],
+    ids=[
+        "busy",
+        "a long pause",
+        "a proxy",
+        "a proxy without replicas",
+        "a proxy without routes",
+        "nobody there",
+        "died",
+    ],
 )
 def test_a_service_that_is_busy_or_gone_is_asked_again(
     outcome: httpx.Response | Exception, pause: float, connect: Connect, pauses: list[float]
