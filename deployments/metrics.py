@@ -4,8 +4,11 @@ Serve adds the tags application, deployment and replica. Names end with their un
 Tags have few values: configured models, routes as they are registered, formats, statuses.
 """
 
+import threading
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -19,6 +22,52 @@ SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 BATCH_SIZES = [size + 0.5 for size in (*range(17), 24, 32, 48, 64, 128, 256)]
 """Ray sums up a histogram by the middles of its buckets: so that is exact up to 16."""
+
+
+KEEP_S = 4.0
+"""Ray drops a gauge that was not set for two of its report intervals: for 20 s, by default."""
+
+
+class KeptGauge:
+    """A gauge whose last value is exported until the process ends, however long ago it was set."""
+
+    _all: ClassVar[WeakSet["KeptGauge"]] = WeakSet()
+    _keeper: ClassVar[threading.Thread | None] = None
+    _starting: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, name: str, description: str, tag_keys: Any = (), **default_tags: str) -> None:
+        self._gauge = Gauge(name, description, tag_keys)
+        if default_tags:
+            self._gauge.set_default_tags(default_tags)
+        self._last: dict[tuple[tuple[str, str], ...], float] = {}
+        self._lock = threading.Lock()
+        with self._starting:
+            self._all.add(self)
+            if KeptGauge._keeper is None:
+                KeptGauge._keeper = threading.Thread(target=self._keep, name="gauges", daemon=True)
+                KeptGauge._keeper.start()
+
+    def set(self, value: float, **tags: str) -> None:
+        """It is so much from now on, for these tags."""
+        with self._lock:
+            self._last[tuple(tags.items())] = value
+            # A dict of its own: Serve adds to it.
+            self._gauge.set(value, tags=tags)
+
+    def repeat(self) -> None:
+        """Sets again what was set last."""
+        with self._lock:
+            for tags, value in self._last.items():
+                self._gauge.set(value, tags=dict(tags))
+
+    @classmethod
+    def _keep(cls) -> None:
+        while True:
+            time.sleep(KEEP_S)
+            with cls._starting:
+                gauges = list(cls._all)
+            for gauge in gauges:
+                gauge.repeat()
 
 
 class RequestMetrics:
@@ -35,8 +84,8 @@ class RequestMetrics:
             SECONDS,
             STAGE,
         )
-        self._in_progress = Gauge("sam2_requests_in_progress", "HTTP requests under way.")
-        self._answer_bytes = Gauge("sam2_answer_bytes_in_flight", "The share of the answer budget that is taken.")
+        self._in_progress = KeptGauge("sam2_requests_in_progress", "HTTP requests under way.")
+        self._answer_bytes = KeptGauge("sam2_answer_bytes_in_flight", "The share of the answer budget that is taken.")
         self._rejected = Counter(
             "sam2_rejected_total", "Requests that were refused for no fault of theirs.", ("reason",)
         )
@@ -94,12 +143,15 @@ class ModelMetrics:
         self._batch_size = Histogram(
             "sam2_batch_size", "Images (embed) or prompts (decode) of one run.", BATCH_SIZES, STAGE
         )
-        self._queue_length = Gauge(
-            "sam2_queue_length", "Images (embed), prompts (decode), requests (auto) that wait.", STAGE
+        self._queue_length = KeptGauge(
+            "sam2_queue_length",
+            "Images (embed), prompts (decode), requests (auto) that wait.",
+            STAGE,
+            model_id=model_id,
         )
         self._load_seconds = Histogram("sam2_model_load_seconds", "From the start of loading to ready.", SECONDS, MODEL)
         self._load_failures = Counter("sam2_model_load_failures_total", "Attempts to load that failed.", MODEL)
-        for metric in (self._batch_size, self._queue_length, self._load_seconds, self._load_failures):
+        for metric in (self._batch_size, self._load_seconds, self._load_failures):
             metric.set_default_tags({"model_id": model_id})
 
     def batch(self, stage: str, size: int) -> None:
@@ -108,7 +160,7 @@ class ModelMetrics:
 
     def waiting(self, stage: str, count: int) -> None:
         """So many wait."""
-        self._queue_length.set(count, tags={"stage": stage})
+        self._queue_length.set(count, stage=stage)
 
     def loaded(self, seconds: float) -> None:
         """The model can answer."""
@@ -130,9 +182,11 @@ class CacheMetrics:
         self._evictions = Counter(
             "sam2_embedding_cache_evictions_total", "Images that made room for others, or whose time was over.", MODEL
         )
-        self._bytes = Gauge("sam2_embedding_cache_bytes", "Memory of the remembered embeddings.", MODEL)
-        self._entries = Gauge("sam2_embedding_cache_entries", "Remembered images.", MODEL)
-        for metric in (self._hits, self._misses, self._evictions, self._bytes, self._entries):
+        self._bytes = KeptGauge(
+            "sam2_embedding_cache_bytes", "Memory of the remembered embeddings.", MODEL, model_id=model_id
+        )
+        self._entries = KeptGauge("sam2_embedding_cache_entries", "Remembered images.", MODEL, model_id=model_id)
+        for metric in (self._hits, self._misses, self._evictions):
             # A dict each: Serve adds to it.
             metric.set_default_tags({"model_id": model_id})
 
