@@ -114,8 +114,8 @@ def document() -> dict[str, Any]:
                 "name": model_deployment_name(ON_DEMAND),
                 "ray_actor_options": {"num_cpus": 1, "num_gpus": 0.75},
                 "autoscaling_config": {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 5, **SOON},
-                # Room for one image: the next one takes it.
-                "user_config": {"cache_bytes": 20_000_000},
+                # Room for one image (8.4 MB): the next one takes it.
+                "user_config": {"cache_bytes": 12_000_000},
             },
             {
                 "name": model_deployment_name(BROKEN),

@@ -77,7 +77,7 @@ def service() -> Iterator[Running]:
 
 
 def under_load(
-    service: Running, fault: str, act: Callable[[], object], after_s: float = 15, asked_by: str = "post"
+    service: Running, fault: str, act: Callable[[], object], after_s: float = 10, asked_by: str = "post"
 ) -> Report:
     """Does something in the middle of a load."""
     whole(service)
@@ -142,12 +142,12 @@ def kill_proxy() -> None:
 @pytest.mark.parametrize(
     ("fault", "act", "after_s"),
     [
-        ("one of two model replicas killed", lambda: kill(MODEL), 15),
+        ("one of two model replicas killed", lambda: kill(MODEL), 10),
         ("both model replicas killed", lambda: kill(MODEL, 2), 25),
-        ("one of two encoder replicas killed", lambda: kill("ResponseEncoder"), 10),
-        ("both encoder replicas killed", lambda: kill("ResponseEncoder", 2), 15),
-        ("Serve's controller killed", kill_controller, 15),
-        ("controller and a model replica killed", kill_controller_and_model, 25),
+        ("one of two encoder replicas killed", lambda: kill("ResponseEncoder"), 8),
+        ("both encoder replicas killed", lambda: kill("ResponseEncoder", 2), 12),
+        ("Serve's controller killed", kill_controller, 10),
+        ("controller and a model replica killed", kill_controller_and_model, 18),
     ],
 )
 def test_no_request_is_lost_where(service: Running, fault: str, act: Callable[[], object], after_s: float) -> None:
@@ -160,7 +160,7 @@ def test_no_request_is_lost_where_a_whole_node_dies(service: Running) -> None:
         service.cluster.remove_node(victim, allow_graceful=False)
         service.cluster.add_node(**BACK)
 
-    assert under_load(service, "a worker node killed", kill_node, 30).lost == []
+    assert under_load(service, "a worker node killed", kill_node, 25).lost == []
 
 
 def test_no_request_is_lost_while_the_service_is_updated(service: Running) -> None:
