@@ -43,14 +43,12 @@ def _model_entry(
     entry = copy.deepcopy(entries.get(name, {"name": name}))
     # It would contradict autoscaling.
     entry.pop("num_replicas", None)
-    entry["autoscaling_config"] = {
-        "min_replicas": 1,
-        **entry.get("autoscaling_config", {}),
-        "max_replicas": planned.replicas if planned else proposal.replicas_a_device,
-        "target_ongoing_requests": proposal.target_ongoing_requests,
-    }
+    scaling = {"min_replicas": 1, "max_replicas": proposal.replicas_a_device, **entry.get("autoscaling_config", {})}
+    if planned:
+        scaling["max_replicas"] = planned.replicas
+    entry["autoscaling_config"] = {**scaling, "target_ongoing_requests": proposal.target_ongoing_requests}
     entry["max_ongoing_requests"] = proposal.max_ongoing_requests
-    entry["ray_actor_options"] = {**entry.get("ray_actor_options", {}), "num_cpus": 1, "num_gpus": proposal.num_gpus}
+    entry["ray_actor_options"] = {**entry.get("ray_actor_options", {}), "num_cpus": 0, "num_gpus": proposal.num_gpus}
     if not measured.on_gpu:
         # All cores, so that each machine gets one: that is how many threads torch starts.
         entry["ray_actor_options"] = {**model_options(), "num_cpus": 0 if one_machine else measured.cores}

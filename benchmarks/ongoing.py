@@ -37,6 +37,7 @@ def run(workplace: Workplace) -> Findings:
     data, lines = {}, []
     with local_service(CONFIGURATION) as server:
         _times(server.url, 2, 3.0)
+        time.sleep(EXPORT_S)
         for clients in CLIENTS[:3] if workplace.quick else CLIENTS:
             runs, images = _embedded()
             seconds = sorted(_times(server.url, clients, 5.0 if workplace.quick else 15.0))

@@ -1,9 +1,11 @@
 """What a worker pod does before it ends: asks Ray to move its replicas elsewhere, and waits until they are gone.
 
-Kubernetes ends a pod by killing Ray, and with it the answers that its replicas are sending. Told
-beforehand, Serve starts other replicas first, sends no more requests here, and lets those under way finish.
+Kubernetes ends a pod by killing Ray, and with it the answers that its replicas are sending, and those that HAProxy here
+passes on from replicas elsewhere. Told beforehand, Serve starts other replicas first, sends no more requests here, lets
+those under way finish, and ends HAProxy last.
 """
 
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,10 @@ DEADLINE_S = 600
 """Time for a GPU node to come and load a model, and for answers to finish; the pod's grace period is longer."""
 
 
+HEAD_GONE_S = 120
+"""A head that restarts is back by then. If it is not, the cluster is being deleted, and nobody ends the replicas."""
+
+
 def arguments_of_raylet() -> dict[str, str]:
     """The arguments of this pod's raylet; empty if it does not run."""
     for process in psutil.process_iter(["name", "cmdline"]):
@@ -24,16 +30,30 @@ def arguments_of_raylet() -> dict[str, str]:
     return {}
 
 
-def replicas() -> int:
-    """How many replicas run in this pod."""
-    lines = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
-    return sum(1 for line in lines if line and line[0].startswith("ray::ServeReplica"))
+def at_work() -> int:
+    """How many processes of this pod may have a request: replicas, and HAProxy."""
+    processes = (process.info for process in psutil.process_iter(["name", "cmdline"]))
+    return sum(
+        1
+        for info in processes
+        if (info["cmdline"] or [""])[0].startswith("ray::ServeReplica") or "haproxy" in (info["name"] or "")
+    )
 
 
-def drain(deadline_s: float = DEADLINE_S, poll_s: float = 1.0) -> int:
-    """Empties this node; the exit code is 1 if Ray refuses, or if replicas are left at the deadline."""
+def head_answers(address: str) -> bool:
+    """Whether somebody listens at the head's `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def drain(deadline_s: float = DEADLINE_S, poll_s: float = 1.0, head_gone_s: float = HEAD_GONE_S) -> int:
+    """Empties this node; the exit code is 1 if Ray refuses, or if something is at work at the end."""
     raylet = arguments_of_raylet()
-    if not raylet or not replicas():
+    if not raylet or not at_work():
         return 0
     command = [
         *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", raylet["--gcs-address"]),
@@ -47,9 +67,14 @@ def drain(deadline_s: float = DEADLINE_S, poll_s: float = 1.0) -> int:
         # Such as while the whole cluster is being deleted, its head first.
         sys.stderr.write(f"cannot drain: {error}\n")
         return 1
-    while replicas() and time.monotonic() < end:
+    seen = time.monotonic()
+    while at_work() and time.monotonic() < end:
+        if head_answers(raylet["--gcs-address"]):
+            seen = time.monotonic()
+        elif time.monotonic() - seen >= head_gone_s:
+            break
         time.sleep(poll_s)
-    return int(replicas() > 0)
+    return int(at_work() > 0)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def _start_ray() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise LaunchError(f"Ray did not start: {error}") from error
 
 

@@ -41,8 +41,8 @@ MODEL_FOLDER = ROOT / "deployments" / "model" / "demo"
 PATIENCE_S = 150.0
 ON_CPU = {"precision": "float32", "device": "cpu", "torch_threads": 1}
 SOON = {"look_back_period_s": 3, "metrics_interval_s": 1, "upscale_delay_s": 2, "downscale_delay_s": 4}
-# Only the head has it: on a GPU's node, parser or encoder would keep that node from ending.
-ON_HEAD = {"num_cpus": 0, "resources": {"head": 1}}
+# As in serve_config.yaml: nodes with a GPU offer no processors, so parser and encoder keep none of them from ending.
+ON_A_PROCESSOR = {"num_cpus": 1}
 
 IMAGE = {"image": encoded(picture(*IMAGE_SIZE, 0))}
 HAPROXY_METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
@@ -95,11 +95,11 @@ def document() -> dict[str, Any]:
     return service_document(
         models=[{"model_id": WARM, **ON_CPU}, on_demand, broken],
         deployments=[
-            {"name": "RequestParser", "ray_actor_options": ON_HEAD, "user_config": {"model_wait_s": PATIENCE_S}},
-            {"name": "ResponseEncoder", "ray_actor_options": ON_HEAD},
+            {"name": "RequestParser", "ray_actor_options": ON_A_PROCESSOR, "user_config": {"model_wait_s": PATIENCE_S}},
+            {"name": "ResponseEncoder", "ray_actor_options": ON_A_PROCESSOR},
             {
                 "name": model_deployment_name(WARM),
-                "ray_actor_options": {"num_cpus": 1, "num_gpus": 0.5},
+                "ray_actor_options": {"num_cpus": 0, "num_gpus": 0.5},
                 "autoscaling_config": {
                     "min_replicas": MIN_REPLICAS,
                     "max_replicas": MAX_REPLICAS,
@@ -112,7 +112,7 @@ def document() -> dict[str, Any]:
             },
             {
                 "name": model_deployment_name(ON_DEMAND),
-                "ray_actor_options": {"num_cpus": 1, "num_gpus": 0.75},
+                "ray_actor_options": {"num_cpus": 0, "num_gpus": 0.75},
                 "autoscaling_config": {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 5, **SOON},
                 # Room for one image (8.4 MB): the next one takes it.
                 "user_config": {"cache_bytes": 12_000_000},
@@ -129,7 +129,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The service, on a cluster that has only its head at first."""
-    with autoscaling_nodes({"num_cpus": 0, "resources": {"head": 2}}, {"CPU": 2, "GPU": 1}, MAX_NODES):
+    with autoscaling_nodes({"num_cpus": 2}, {"CPU": 0, "GPU": 1}, MAX_NODES):
         assert len(living_nodes()) == 1
         yield deploy(document())
 

@@ -1,6 +1,7 @@
 """The operator's files in cluster/: valid by the schemas of those who read them, and in step with the code."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from ray.autoscaler._private.util import fillout_defaults, merge_setup_commands
 
 from deployments import settings
 
@@ -117,7 +119,7 @@ def test_there_is_one_version_of_ray() -> None:
     [pinned] = [one.split("==")[1] for one in PYPROJECT["project"]["dependencies"] if one.startswith("ray[")]
     assert f"\nray=={pinned}\n" in (ROOT / "constraints.txt").read_text()
     assert ray_cluster()["rayVersion"] == pinned
-    assert f'"ray[default]=={pinned}"' in (CLUSTER / "aws.yaml").read_text()
+    assert f'"ray[default,serve]=={pinned}"' in (CLUSTER / "aws.yaml").read_text()
     # The image has it from constraints.txt, and from nowhere else.
     installs = [text for text in texts("RUN") if "uv pip install" in text]
     assert all("--constraint constraints.txt" in text for text in installs)
@@ -267,17 +269,20 @@ def test_the_health_check_fails_where_nothing_listens() -> None:
 
 
 class Pod:
-    """Processes of a made-up pod, whose replicas end one by one."""
+    """Processes of a made-up pod, whose replicas end one by one, and HAProxy after them."""
 
-    def __init__(self, replicas: int, accepts: bool = True) -> None:
+    def __init__(self, replicas: int, accepts: bool = True, has_head: bool = True) -> None:
         self.left = replicas
         self.accepts = accepts
+        self.has_head = has_head
+        self.seconds = 0.0
         self.commands: list[list[str]] = []
 
     def processes(self, _: list[str]) -> list[Any]:
-        lines = [["ray::ServeReplica:segment-anything-2:RequestParser"]] * self.left
+        lines = [["ray::ServeReplica:segment-anything-2:RequestParser"]] * (self.left - 1)
+        lines += [["/x/haproxy", "-f", "file"]] * (self.left > 0)
         lines += [["/x/raylet", "--node_id=ab12", "--gcs-address=10.0.0.1:6379", "--other"], ["ray::IDLE"], []]
-        names = ["raylet" if line[:1] == ["/x/raylet"] else "other" for line in lines]
+        names = [line[0].removeprefix("/x/") if line and line[0].startswith("/x/") else "other" for line in lines]
         infos = zip(names, lines, strict=True)
         return [type("Process", (), {"info": {"name": name, "cmdline": line}}) for name, line in infos]
 
@@ -286,8 +291,16 @@ class Pod:
         if not self.accepts:
             raise subprocess.CalledProcessError(1, command)
 
-    def sleep(self, _: float) -> None:
-        self.left -= 1
+    def sleep(self, seconds: float) -> None:
+        # Without a head nobody ends them.
+        self.left -= self.has_head
+        self.seconds += seconds
+
+    def connect(self, address: tuple[str, int], timeout: float) -> Any:
+        assert (address, timeout) == (("10.0.0.1", 6379), 2)
+        if not self.has_head:
+            raise ConnectionRefusedError
+        return io.BytesIO()
 
 
 def drained(pod: Pod, monkeypatch: pytest.MonkeyPatch, deadline_s: float = 600) -> int:
@@ -295,6 +308,8 @@ def drained(pod: Pod, monkeypatch: pytest.MonkeyPatch, deadline_s: float = 600) 
     monkeypatch.setattr(program.psutil, "process_iter", pod.processes)
     monkeypatch.setattr(program.subprocess, "run", pod.run)
     monkeypatch.setattr(program.time, "sleep", pod.sleep)
+    monkeypatch.setattr(program.time, "monotonic", lambda: pod.seconds)
+    monkeypatch.setattr(program.socket, "create_connection", pod.connect)
     return int(program.drain(deadline_s))
 
 
@@ -333,6 +348,12 @@ def test_a_pod_waits_no_longer_where_ray_refuses_or_time_is_over(monkeypatch: py
     late = Pod(replicas=5)
     assert drained(late, monkeypatch, deadline_s=0) == 1
     assert late.left == 5
+
+
+def test_a_pod_does_not_wait_for_a_head_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = Pod(replicas=5, has_head=False)
+    assert drained(pod, monkeypatch) == 1
+    assert pod.seconds == script("drain.py").HEAD_GONE_S
 
 
 def test_pods_have_the_time_to_end() -> None:
@@ -432,10 +453,33 @@ def test_the_workers_have_processors_for_all_replicas() -> None:
     wanted = sum(one["autoscaling_config"]["max_replicas"] * one["ray_actor_options"]["num_cpus"] for one in entries)
     groups = worker_groups().values()
     sizes = [
-        group["maxReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+        group["maxReplicas"]
+        * int(
+            group["rayStartParams"].get(
+                "num-cpus", group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+            )
+        )
         for group in groups
     ]
     assert sum(sizes) >= wanted
+
+
+def test_what_needs_no_gpu_keeps_no_gpu_node_from_ending() -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    for entry in config["applications"][0]["deployments"]:
+        options = entry["ray_actor_options"]
+        # Ray places by what is asked for: one of both each.
+        assert (options["num_cpus"] == 0) == (options.get("num_gpus", 0) > 0) == entry["name"].startswith("Sam2Model:")
+    assert worker_groups()["gpu"]["rayStartParams"]["num-cpus"] == "0"
+    assert aws()["available_node_types"]["gpu"]["resources"] == {"CPU": 0, "GPU": 1}
+
+
+def test_rays_processes_ask_each_other_for_a_token() -> None:
+    assert ray_cluster()["authOptions"] == {"mode": "token"}
+    from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
+
+    # Of the probes, Ray asks for none.
+    assert {"/api/healthz", "/api/local_raylet_healthz"} <= set(PUBLIC_EXACT_PATHS)
 
 
 def test_the_head_survives_its_restart() -> None:
@@ -612,10 +656,25 @@ def test_a_mistake_in_the_cluster_would_be_noticed(path: str, value: Any) -> Non
         validate_aws(config)
 
 
+def test_on_ec2_ray_adds_no_commands_of_its_own() -> None:
+    merged = merge_setup_commands(fillout_defaults(aws()))
+    commands = [one for key in ("setup", "head_setup", "worker_setup") for one in merged[f"{key}_commands"]]
+    # Its defaults call pip, which the image does not have.
+    assert commands == []
+    assert merged["head_start_ray_commands"] == aws()["head_start_ray_commands"]
+
+
+def test_on_ec2_prometheus_on_the_head_reads_rays_list_of_nodes() -> None:
+    jobs = yaml.safe_load((CLUSTER / "monitoring/prometheus.yaml").read_text())["scrape_configs"]
+    assert {Path(job["file_sd_configs"][0]["files"][0]).parent for job in jobs} == {Path("/tmp/ray")}
+    assert "--volume /tmp/ray:/tmp/ray" in aws()["docker"]["run_options"]
+    assert any("mkdir -p" in one and " /tmp/ray " in one for one in aws()["initialization_commands"])
+
+
 def test_on_ec2_only_the_service_is_open_and_only_to_private_networks() -> None:
     [rule] = aws()["provider"]["security_group"]["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"], rule["IpProtocol"]) == (8000, 8000, "tcp")
-    assert [one["CidrIp"] for one in rule["IpRanges"]] == ["10.0.0.0/8"]
+    assert [one["CidrIp"] for one in rule["IpRanges"]] == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
     [start] = [one for one in aws()["head_start_ray_commands"] if "ray start" in one]
     assert "--dashboard-host=127.0.0.1" in start
     assert "--num-cpus=0" in start
@@ -640,9 +699,12 @@ def test_on_ec2_a_node_without_the_token_does_not_start(tmp_path: Path) -> None:
         file.unlink(missing_ok=True)
         return code, text
 
-    assert run("*/AUTH_TOKEN*) echo secret;;") == (0, "AUTH_TOKEN=secret\n")
-    assert run("*/AUTH_TOKEN*) echo secret;; */HF_TOKEN*) echo hf;;") == (0, "AUTH_TOKEN=secret\nHF_TOKEN=hf\n")
-    code, text = run("")
-    assert code != 0
-    assert "AUTH_TOKEN" not in text
+    both = "*/RAY_AUTH_TOKEN*) echo ours;; */AUTH_TOKEN*) echo secret;;"
+    written = "AUTH_TOKEN=secret\nRAY_AUTH_MODE=token\nRAY_AUTH_TOKEN=ours\n"
+    assert run(both) == (0, written)
+    assert run(both + " */HF_TOKEN*) echo hf;;") == (0, written + "HF_TOKEN=hf\n")
+    for one in ("", "*/RAY_AUTH_TOKEN*) echo ours;;", "*/RAY_AUTH_TOKEN*) exit 1;; */AUTH_TOKEN*) echo secret;;"):
+        code, text = run(one)
+        assert code != 0
+        assert "AUTH_TOKEN" not in text
     assert "--env-file $HOME/service.env" in aws()["docker"]["run_options"]

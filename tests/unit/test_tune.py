@@ -239,10 +239,12 @@ def test_a_fragment_keeps_what_the_config_file_says_besides() -> None:
     document = fragment(measured, propose(measured), None, entries)
     assert "Checked" in check(document)
     entry = entries_of(document)[f"Sam2Model:{LARGE}"]
-    assert entry["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0.5}
-    assert entry["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 8}
+    assert entry["ray_actor_options"] == {"num_cpus": 0, "num_gpus": 0.5}
+    assert entry["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8}
     assert entry["user_config"]["batch_wait_timeout_s"] == 0.01
     assert entry["user_config"]["max_batch_size"] == 8
+    planned = fragment(measured, propose(measured), plan(measured, propose(measured), Load(1000)), entries)
+    assert entries_of(planned)[f"Sam2Model:{LARGE}"]["autoscaling_config"]["max_replicas"] > 4
     # The file's own were not touched.
     assert entries[f"Sam2Model:{LARGE}"]["autoscaling_config"]["max_replicas"] == 4
 
