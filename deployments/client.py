@@ -12,6 +12,7 @@ methods; those that ask the service are to be awaited. Both may be shared, by th
 import hashlib
 import io
 import json
+import random
 import time
 import zipfile
 from asyncio import sleep
@@ -38,6 +39,7 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 CONNECT_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+JITTER = 0.25
 
 T = TypeVar("T")
 
@@ -265,7 +267,8 @@ class _Conversation:
 
 def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
     """How long to wait before a request is repeated; None if that is of no use."""
-    backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
+    # Not all who were refused at the same moment come back at the same moment.
+    backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(1, 1 + JITTER)
     if isinstance(answer, httpx.RequestError):
         return backoff if isinstance(answer, httpx.TransportError) else None
     # A proxy that has just started knows no route yet, and says so; the service's own 404 is JSON.
@@ -276,8 +279,9 @@ def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float
     # than the service allows would do so again.
     if (answer.status_code == 500 and _detail(answer)) or _detail(answer).get("code") == "deadline_exceeded":
         return None
+    # The service says how long its queue is now. Who comes back to a longer one has to be more patient.
     after = answer.headers.get("retry-after", "")
-    return min(float(after), LONGEST_PAUSE_S) if after.isdecimal() else backoff
+    return max(min(float(after), LONGEST_PAUSE_S), backoff) if after.isdecimal() else backoff
 
 
 def _detail(answer: httpx.Response) -> dict[str, Any]:
@@ -328,8 +332,9 @@ class Client:
         token: the bearer token, if it wants one.
         model_id: the model to use where a call names none; "" is the service's default.
         timeout_s: how long the network may be silent in a call, and how long it is repeated; connecting gets 10 s.
-        max_retries: how often a request is repeated when the service is busy or unreachable, after 0.5, 1, 2, … 30 s:
-            by default for a minute, of which a proxy needs a quarter to come back.
+        max_retries: how often a request is repeated when the service is busy or unreachable, after 0.5, 1, 2, … 30 s
+            and up to a quarter more, or what the service asks for: by default for a minute, of which a proxy needs a
+            quarter to come back.
         http: more options of `httpx.Client`.
 
     All methods raise ServiceError if the service refuses a request, or stays busy or unreachable.

@@ -21,6 +21,10 @@ def span(name: str, **attributes: str | int | float) -> Iterator[None]:
         name: of the stage.
         attributes: of the span; never anything of the image itself.
     """
+    # Outside of a hop that is sampled, Serve leaves no span current. One without a parent would be a trace of its own.
+    if not trace.get_current_span().get_span_context().is_valid:
+        yield
+        return
     with trace.get_tracer(TRACER).start_as_current_span(name, attributes=attributes):
         yield
 

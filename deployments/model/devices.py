@@ -16,6 +16,9 @@ CPU_CACHE_LIMIT_BYTES = 2 * 2**30
 # Larger runs are no faster on two cores (benchmarks/batches.py); they only take memory, and make the first one wait.
 OBJECTS_PER_THREAD, MOST_OBJECTS = 2, 32
 
+CUDA_MEMORY_ERRORS = (2, 701)
+"""cudaErrorMemoryAllocation and cudaErrorLaunchOutOfResources, which leave the context as it was."""
+
 # What a CPU must have to multiply bfloat16 faster than float32, as torch names it; elsewhere it is emulated.
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16")
 
@@ -48,9 +51,19 @@ def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the device's context is broken, which no later call in this process survives.
 
     An illegal address, a card that fell off the bus, an ECC error: torch has a class for what CUDA reports of itself.
-    That memory is full is not one of them.
+    That memory is full is not one of them, though CUDA may be the one to say so, outside of torch's allocator.
     """
-    return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, torch.AcceleratorError) and not is_memory_full(error)
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether an error says that a smaller run might fit into the device's memory."""
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) in CUDA_MEMORY_ERRORS
+    # TorchScript, which SAM 2's transforms are compiled by, raises torch's own error anew without its type.
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "CUDA out of memory" in str(error)
+    )
 
 
 def check_device(device: torch.device) -> None:

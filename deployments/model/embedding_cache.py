@@ -56,6 +56,7 @@ class _Flight(Generic[V]):
     """One image on its way into the cache.
 
     Attributes:
+        sender: who was elected to send the pixels.
         started: True once the encoder's run is scheduled, False if the sender gave up.
         result: what all who wait get.
         task: the encoder's run; None while the pixels are on their way.
@@ -63,6 +64,7 @@ class _Flight(Generic[V]):
         forgotten: the image is not to be remembered when it is done.
     """
 
+    sender: str
     started: "asyncio.Future[bool]" = field(default_factory=_future)
     result: "asyncio.Future[V]" = field(default_factory=_future)
     task: "asyncio.Task[None] | None" = None
@@ -112,17 +114,18 @@ class EmbeddingCache(Generic[V]):
         if self._entries:
             self._expire_in_time()
 
-    async def get(self, image_id: str, elect: bool = True) -> V | None:
+    async def get(self, image_id: str, sender: str | None = "", admit: Callable[[], None] = lambda: None) -> V | None:
         """What is remembered of an image, waiting for it if it is on its way.
 
         Args:
             image_id: the image.
-            elect: whether the caller has pixels to send. None then elects it: it is to `compute` the image, or to
-                `give_up`. Otherwise None means no more than that the image is not there.
+            sender: the caller, if it has pixels to send. None then elects it: it is to `compute` the image, or to
+                `give_up`. Without a sender, None means no more than that the image is not there.
+            admit: called before the caller is elected; what it raises leaves the image to others.
 
         Raises:
             Overloaded: the image is on its way, and no more callers may wait for it.
-            Exception: what the encoder's run raised that the caller waited for.
+            Exception: what the encoder's run raised that the caller waited for, or `admit`.
         """
         while True:
             value = self._lookup(image_id)
@@ -131,11 +134,13 @@ class EmbeddingCache(Generic[V]):
                 return value
             flight = self._flights.get(image_id)
             if flight is None:
-                if elect:
-                    self._new_flight(image_id)
+                if sender is not None:
+                    admit()
+                    self._new_flight(image_id, sender)
                 return None
             if flight.task is None and self._waiting_for_pixels >= self._max_waiting:
-                if elect:
+                if sender is not None:
+                    admit()
                     return None
                 raise Overloaded("overloaded: too many requests wait for pixels that others send")
             # Where the sender is gone: look again, and be elected or wait for who is.
@@ -144,20 +149,38 @@ class EmbeddingCache(Generic[V]):
                 self._observer.hit()
                 return value
 
-    async def compute(self, image_id: str, run: Callable[[], Awaitable[V]]) -> V:
+    async def compute(
+        self,
+        image_id: str,
+        run: Callable[[], Awaitable[V]],
+        sender: str = "",
+        admit: Callable[[], None] = lambda: None,
+    ) -> V:
         """The image's embedding, from `run` unless it is remembered or another's run for it is under way.
 
         The run is a task of its own: it goes on if this caller is cancelled, for as long as anybody waits for it.
 
+        Args:
+            image_id: the image.
+            run: computes it.
+            sender: the caller.
+            admit: called before the run; what it raises is for this caller alone, and another is elected in its place.
+
         Raises:
-            Exception: what the run raised. All who wait get it, and nothing is remembered.
+            Exception: what the run raised. All who wait get it, and nothing is remembered. Or what `admit` did.
         """
         value = self._lookup(image_id)
         if value is not None:
             self._observer.hit()
             return value
-        flight = self._flights.get(image_id) or self._new_flight(image_id)
-        if flight.task is None:
+        flight = self._flights.get(image_id)
+        if flight is None or flight.task is None:
+            try:
+                admit()
+            except BaseException:
+                self.give_up(image_id, sender)
+                raise
+            flight = flight or self._new_flight(image_id, sender)
             self._observer.miss()
             flight.task = asyncio.create_task(self._fly(image_id, flight, run))
             flight.started.set_result(True)
@@ -165,10 +188,10 @@ class EmbeddingCache(Generic[V]):
             self._observer.hit()
         return await self._wait(image_id, flight)
 
-    def give_up(self, image_id: str) -> None:
-        """The elected sender has no pixels to send: one of those who wait is elected next."""
+    def give_up(self, image_id: str, sender: str = "") -> None:
+        """A sender has no pixels to send: if it was elected, one of those who wait is next."""
         flight = self._flights.get(image_id)
-        if flight is not None:
+        if flight is not None and flight.sender == sender:
             self._give_up_sender(image_id, flight)
 
     def forget(self, image_id: str) -> bool:
@@ -180,8 +203,8 @@ class EmbeddingCache(Generic[V]):
 
     # ---- flights
 
-    def _new_flight(self, image_id: str) -> _Flight[V]:
-        flight: _Flight[V] = _Flight()
+    def _new_flight(self, image_id: str, sender: str) -> _Flight[V]:
+        flight: _Flight[V] = _Flight(sender)
         self._flights[image_id] = flight
         asyncio.get_running_loop().call_later(self._sender_timeout_s, self._give_up_sender, image_id, flight)
         return flight

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from deployments.errors import Overloaded
+from deployments.model.devices import is_memory_full
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,10 +64,7 @@ def _unless_out_of_memory(
 ) -> Sequence[Result] | None:
     try:
         return run(items)
-    except torch.OutOfMemoryError:
-        return None
     except RuntimeError as error:
-        # TorchScript, which SAM 2's transforms are compiled by, raises it anew without its type.
-        if "CUDA out of memory" not in str(error):
+        if not is_memory_full(error):
             raise
         return None

@@ -6,8 +6,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -66,8 +67,6 @@ class Sam2Model:
         # wait for a batch of new ones.
         self._embed_thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._decode_thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._auto_turn = asyncio.Semaphore(1)
-        self._waiting_autos = 0
         # What suits the device, where the configuration does not say, is known once the model is loaded.
         self._configuring = threading.Lock()
         self._default_batch_sizes = (1, 1)
@@ -75,6 +74,7 @@ class Sam2Model:
         self._metrics = ModelMetrics(settings.model_id)
         self._embed_rounds = Rounds(1, partial(self._metrics.waiting, "embed"))
         self._decode_rounds = Rounds(1, partial(self._metrics.waiting, "decode"))
+        self._auto_rounds = Rounds(1, partial(self._metrics.waiting, "auto"))
         # Half of the places are enough for those who wait; the others stay free for those who bring pixels.
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
@@ -109,6 +109,7 @@ class Sam2Model:
         pixels: RgbArray | None = None,
         *,
         has_pixels: bool = True,
+        sender: str = "",
         answer_size: AnswerSize | None = None,
         wait_s: float = math.inf,
     ) -> ModelAnswer[Segmentation] | PixelsWanted:
@@ -121,6 +122,7 @@ class Sam2Model:
                 PixelsWanted, to one of all who ask at the same time; the others wait for it. Who is so elected sends
                 the pixels, or calls `give_up`.
             has_pixels: whether the caller could send them; one that cannot is not elected.
+            sender: a name of the caller that no other has, the same with the pixels as without, and for `give_up`.
             answer_size: what the answer may hold; only here is the image's size always known.
             wait_s: how long the caller will wait. Where the queue is longer, it is told so at once.
 
@@ -132,7 +134,7 @@ class Sam2Model:
         """
         started, until = time.perf_counter(), time.monotonic() + wait_s
         runs: list[float] = []
-        embedding = await self._embedding(image_id, pixels, has_pixels, runs, until)
+        embedding = await self._embedding(image_id, pixels, sender if has_pixels else None, runs, until)
         if embedding is None:
             return PixelsWanted()
         if answer_size is not None:
@@ -154,10 +156,10 @@ class Sam2Model:
         return ModelAnswer(segmentation, "miss" if runs else "hit", embed_s, decode_s)
 
     async def embed(
-        self, image_id: str, pixels: RgbArray | None = None, *, wait_s: float = math.inf
+        self, image_id: str, pixels: RgbArray | None = None, *, sender: str = "", wait_s: float = math.inf
     ) -> EmbeddedImage | PixelsWanted:
         """Prepares an image for prompts; see `segment` for the arguments and errors."""
-        embedding = await self._embedding(image_id, pixels, True, [], time.monotonic() + wait_s)
+        embedding = await self._embedding(image_id, pixels, sender, [], time.monotonic() + wait_s)
         if embedding is None:
             return PixelsWanted()
         return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
@@ -169,6 +171,7 @@ class Sam2Model:
         pixels: RgbArray | None = None,
         *,
         has_pixels: bool = True,
+        sender: str = "",
         max_numbers: int | None = None,
         wait_s: float = math.inf,
     ) -> ModelAnswer[AutomaticMasks] | PixelsWanted:
@@ -181,6 +184,7 @@ class Sam2Model:
             prompt: the grid of points, and which masks to keep.
             pixels: see `segment`; with crops they are always needed, since only the whole image is remembered.
             has_pixels: see `segment`.
+            sender: see `segment`.
             max_numbers: how many numbers the masks may be, see AnswerSize.
             wait_s: see `segment`.
 
@@ -192,28 +196,31 @@ class Sam2Model:
         """
         started, until = time.perf_counter(), time.monotonic() + wait_s
         runs: list[float] = []
-        embedding = await self._embedding(image_id, pixels, has_pixels, runs, until)
+        embedding = await self._embedding(image_id, pixels, sender if has_pixels else None, runs, until)
         if embedding is None:
             return PixelsWanted()
         embed_s = runs[0] if runs else time.perf_counter() - started
         if not prompt.crop_n_layers:
             # Whoever waits for a turn need not hold them.
             pixels = None
-        if self._waiting_autos >= MAX_WAITING_AUTOS:
-            raise Overloaded("overloaded: too many requests for everything wait for their turn")
-        self._count_auto(1)
-        try:
-            await self._auto_turn.acquire()
-        finally:
-            self._count_auto(-1)
-        try:
+        async with self._turn_for_everything(until):
             return await self._auto(image_id, prompt, embedding, pixels, runs, embed_s, max_numbers)
-        finally:
-            self._auto_turn.release()
 
-    def _count_auto(self, change: int) -> None:
-        self._waiting_autos += change
-        self._metrics.waiting("auto", self._waiting_autos)
+    @asynccontextmanager
+    async def _turn_for_everything(self, until: float) -> AsyncIterator[None]:
+        """One request for everything at a time; Overloaded if it will not be, or was not, its turn in time."""
+        rounds = self._auto_rounds
+        if rounds.waiting >= MAX_WAITING_AUTOS:
+            raise Overloaded("overloaded: too many requests for everything wait for their turn")
+        self._check_queue(rounds, until)
+        async with AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(min(self._config.max_wait_s, until - time.monotonic())):
+                    await turn.enter_async_context(rounds)
+            except TimeoutError as error:
+                raise Overloaded("overloaded: other requests for everything take too long") from error
+            with rounds.run():
+                yield
 
     async def _auto(
         self,
@@ -242,9 +249,9 @@ class Sam2Model:
         masks, seconds = await self._on_decode_thread(generator.finish, image_id, self._settings.model_id, max_numbers)
         return ModelAnswer(masks, cache, embed_s, decode_s + seconds)
 
-    async def give_up(self, image_id: str) -> None:
-        """Says that who was elected to send an image's pixels will not."""
-        self._cache.give_up(image_id)
+    async def give_up(self, image_id: str, sender: str = "") -> None:
+        """Says that a sender, if it was elected to send an image's pixels, will not."""
+        self._cache.give_up(image_id, sender)
 
     async def forget(self, image_id: str) -> bool:
         """Forgets an image; whether it was remembered, or on its way."""
@@ -258,25 +265,22 @@ class Sam2Model:
     # ---- batches
 
     async def _embedding(
-        self, image_id: str, pixels: RgbArray | None, has_pixels: bool, runs: list[float], until: float
+        self, image_id: str, pixels: RgbArray | None, sender: str | None, runs: list[float], until: float
     ) -> "ImageEmbedding | None":
         """The image's embedding, remembered or from the pixels; None if there is neither."""
         self._ready_engine()
-        if pixels is not None:
-            return await self._cache.compute(image_id, lambda: self._queued(pixels, runs, until))
-        embedding = await self._cache.get(image_id, elect=has_pixels)
-        if embedding is None and has_pixels:
-            try:
-                # Before anybody decodes and sends them.
-                self._check_queue(self._embed_rounds, until, self._cache.promised - 1)
-            except Overloaded:
-                self._cache.give_up(image_id)
-                raise
-        return embedding
-
-    async def _queued(self, pixels: RgbArray, runs: list[float], until: float) -> "ImageEmbedding":
-        self._check_queue(self._embed_rounds, until)
-        return await self._encode(pixels, runs)
+        if pixels is None:
+            # The queue is looked at before anybody decodes and sends them.
+            return await self._cache.get(
+                image_id, sender, lambda: self._check_queue(self._embed_rounds, until, self._cache.promised)
+            )
+        return await self._cache.compute(
+            image_id,
+            lambda: self._encode(pixels, runs),
+            sender or "",
+            # By this caller's own patience; who waits for the same image may have more.
+            lambda: self._check_queue(self._embed_rounds, until),
+        )
 
     def _check_queue(self, rounds: Rounds, until: float, announced: int = 0) -> None:
         """Refuses now what would be refused, or given up, after a long wait."""
@@ -312,9 +316,9 @@ class Sam2Model:
         return await self._embed_batch(images)
 
     async def _embed_batch(self, images: list[RgbArray]) -> "list[tuple[ImageEmbedding | Overloaded, float]]":
-        self._embed_rounds.begin()
         self._metrics.batch("embed", len(images))
-        return await _timed_batch(self._embed_thread, self._ready_engine().embed_each, images)
+        with self._embed_rounds.run():
+            return await _timed_batch(self._embed_thread, self._ready_engine().embed_each, images)
 
     # No wait: who comes while a batch is at work forms the next one.
     @serve.batch(batch_wait_timeout_s=0)
@@ -324,9 +328,9 @@ class Sam2Model:
     async def _decode_batch(
         self, items: "list[tuple[ImageEmbedding, Prompt]]"
     ) -> "list[tuple[Decoded | Overloaded, float]]":
-        self._decode_rounds.begin()
         self._metrics.batch("decode", len(items))
-        return await _timed_batch(self._decode_thread, self._ready_engine().decode_each, items)
+        with self._decode_rounds.run():
+            return await _timed_batch(self._decode_thread, self._ready_engine().decode_each, items)
 
     # ---- loading
 

@@ -28,7 +28,7 @@ class ByteBudget:
         self._on_change = on_change
         self._used = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._hold_s = 0.0
+        self._hold_s: float | None = None
 
     def set_limit(self, limit: int) -> None:
         """Takes a new limit; who waits may now have a turn."""
@@ -42,7 +42,7 @@ class ByteBudget:
         """
         ahead = sum(share for share, turn in self._queue if not turn.done())
         short = self._used + ahead + nbytes - self._limit
-        return max(0, short) / self._limit * self._hold_s
+        return max(0, short) / self._limit * (self._hold_s or 0.0)
 
     @asynccontextmanager
     async def share(self, nbytes: int, timeout_s: float) -> AsyncIterator[None]:
@@ -59,7 +59,8 @@ class ByteBudget:
         try:
             yield
         finally:
-            self._hold_s += RECENT * (time.monotonic() - held_since - self._hold_s)
+            held_s = time.monotonic() - held_since
+            self._hold_s = held_s if self._hold_s is None else self._hold_s + RECENT * (held_s - self._hold_s)
             self._used -= nbytes
             self._admit()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
 from deployments.metrics import RequestMetrics
+from deployments.model_status import ModelStatus
 from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
 from deployments.schema import (
     AnswerSize,
@@ -125,22 +127,24 @@ class Calls:
             DeadlineExceeded: there was no answer in time.
             ServiceError: what `pixels` raised.
         """
-        options = {"has_pixels": pixels is not None, "answer_size": answer_size}
+        sender = _new_name()
+        options = {"has_pixels": pixels is not None, "sender": sender, "answer_size": answer_size}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
             return model.segment.remote(image_id, prompt, image, wait_s=deadline.remaining(), **options)
 
-        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
+        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline, sender)
         assert isinstance(answer, ModelAnswer)
         return answer
 
     async def embed(self, model_id: str, image_id: str, pixels: Pixels, deadline: Deadline) -> EmbeddedImage:
         """Embeds an image ahead of its prompts; see `segment` for the arguments and errors."""
+        sender = _new_name()
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
-            return model.embed.remote(image_id, image, wait_s=deadline.remaining())
+            return model.embed.remote(image_id, image, sender=sender, wait_s=deadline.remaining())
 
-        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
+        answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline, sender)
         assert isinstance(answer, EmbeddedImage)
         return answer
 
@@ -154,7 +158,8 @@ class Calls:
         max_numbers: int,
     ) -> ModelAnswer[AutomaticMasks]:
         """Segments everything in an image, into masks of up to `max_numbers`; see `segment` for the rest."""
-        options = {"has_pixels": pixels is not None, "max_numbers": max_numbers}
+        sender = _new_name()
+        options = {"has_pixels": pixels is not None, "sender": sender, "max_numbers": max_numbers}
 
         def ask(model: "DeploymentHandle[Any]", image: RgbArray | None) -> Any:
             return model.auto.remote(image_id, prompt, image, wait_s=deadline.remaining(), **options)
@@ -165,7 +170,7 @@ class Calls:
             model, image = self._models[model_id].options(session_id=image_id), await pixels()
             answer = await self.call(lambda: ask(model, image), deadline, model_id)
         else:
-            answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline)
+            answer = await self._in_two_steps(model_id, image_id, ask, pixels, deadline, sender)
         assert isinstance(answer, ModelAnswer)
         return answer
 
@@ -176,6 +181,7 @@ class Calls:
         ask: "Callable[[DeploymentHandle[Any], RgbArray | None], Any]",
         pixels: Pixels | None,
         deadline: Deadline,
+        sender: str,
     ) -> Any:
         """Asks by the image's id alone, and again with its pixels if the model wants them."""
         if pixels is None and await self._is_asleep(model_id):
@@ -195,18 +201,18 @@ class Calls:
                 image = await pixels()
                 answer = await self.call(lambda: ask(model, image), deadline, model_id)
         except BaseException:
-            # Who has no pixels was not elected to send any: what it would take back is another's promise.
+            # Who has no pixels was not elected to send any.
             if pixels is not None:
-                self._give_up_in_background(model, image_id)
+                self._give_up_in_background(model, image_id, sender)
             raise
         if isinstance(answer, PixelsWanted):
             raise _not_cached(model_id)
         return answer
 
-    def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str) -> None:
+    def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str, sender: str) -> None:
         """Others may wait for the pixels of a request that fails; it may have been elected without knowing it yet."""
         # In a context of its own, since the request's calls may be cancelled.
-        task = asyncio.get_running_loop().create_task(_give_up(model, image_id), context=Context())
+        task = asyncio.get_running_loop().create_task(_give_up(model, image_id, sender), context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -251,6 +257,7 @@ class Calls:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         patience = Deadline(min(self.config.model_wait_s, deadline.remaining()))
+        status: ModelStatus | None = None
         ready = asyncio.create_task(self.call(self._models[model_id].wait_until_ready.remote, patience, model_id))
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
@@ -260,9 +267,12 @@ class Calls:
                     raise ModelUnavailable(f"model {model_id} failed to load: {status.detail}")
             await ready
         except DeadlineExceeded as error:
-            raise ModelUnavailable(
-                f"model {await self._control_plane.model_status(model_id)}; try again later"
-            ) from error
+            if deadline.remaining():
+                status = await self._control_plane.model_status(model_id)
+            elif status is None or status.state == "ready":
+                # No time is left to look.
+                raise
+            raise ModelUnavailable(f"model {status}; try again later") from error
         finally:
             ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
@@ -298,9 +308,11 @@ class Calls:
             except INFRASTRUCTURE_FAULTS as error:
                 attempts = self.config.max_retries + 1
                 logger.warning("%s, attempt %d of %d: %s", callee, attempt + 1, attempts, type(error).__name__)
-                self._metrics.retried(callee)
                 # It is no longer known which models are awake.
                 self._awake_until.clear()
+                if attempt + 1 == attempts:
+                    break
+                self._metrics.retried(callee)
                 # A moment for the router to learn of the death.
                 await asyncio.sleep(min(0.2 * 2**attempt, deadline.remaining()))
         raise Unavailable("the replicas that had this request died; it is safe to send it again")
@@ -310,9 +322,14 @@ def _not_cached(model_id: str) -> ImageNotCached:
     return ImageNotCached(f"image_id: {model_id} does not remember this image; upload it (again)")
 
 
-async def _give_up(model: "DeploymentHandle[Any]", image_id: str) -> None:
+def _new_name() -> str:
+    """Tells the sender of an image from all others."""
+    return uuid.uuid4().hex
+
+
+async def _give_up(model: "DeploymentHandle[Any]", image_id: str, sender: str) -> None:
     try:
-        await model.give_up.remote(image_id)
+        await model.give_up.remote(image_id, sender)
     except (RayError, BackPressureError, DeploymentUnavailableError) as error:
         # Those who wait elect another sender by themselves, a little later.
         logger.info("no replica took back the promise of image %s: %s", image_id, type(error).__name__)

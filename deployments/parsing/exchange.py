@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from deployments.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499
-"""Not sent, since nobody is there to read it: the client went away, or took nothing of its answer for too long."""
+"""Not sent, since nobody is there to read it: the client went away, took nothing of its answer for too long, or had no
+more of the time that it gave."""
 
 UNROUTED = "other"
 
@@ -77,7 +78,7 @@ class ExchangeLog:
             await self._app(scope, receive, send)
             return
         exchange = exchange_of(HTTPConnection(scope))
-        status, complete = CLIENT_CLOSED_REQUEST, False
+        status, complete, broken = CLIENT_CLOSED_REQUEST, False, 0
 
         async def note(message: Message) -> None:
             nonlocal status, complete
@@ -92,9 +93,13 @@ class ExchangeLog:
         except asyncio.CancelledError:
             complete = False
             raise
+        except Exception as error:
+            # It had begun; otherwise its status would have said so, and nothing would come to here.
+            broken = _note_break(exchange, error)
+            raise
         finally:
             self._count(-1)
-            self._finish(scope, exchange, status if complete else CLIENT_CLOSED_REQUEST)
+            self._finish(scope, exchange, broken or (status if complete else CLIENT_CLOSED_REQUEST))
 
     def _count(self, change: int) -> None:
         self._under_way += change
@@ -116,6 +121,16 @@ class ExchangeLog:
             seconds,
             extra=_fields(exchange, status, seconds, stages),
         )
+
+
+def _note_break(exchange: Exchange, error: Exception) -> int:
+    """The status that an answer would have had if it had not begun before what broke it off."""
+    # Starlette raises an error of its own for what it cannot answer any more.
+    cause = error.__cause__ or error
+    if not isinstance(cause, ServiceError):
+        return 500
+    exchange.reason = cause.rejection or ""
+    return cause.status
 
 
 def _route(scope: Scope) -> str:

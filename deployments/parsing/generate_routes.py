@@ -217,7 +217,7 @@ class GenerateRoutes:
         exchange, deadline = exchange_of(request), self._deadline(request)
         exchange.model_id = model_id = self._segmenter.known(model_id)
         identified = await self._identified(image, None, exchange)
-        embedded = await self._segmenter.embed(identified, model_id, deadline)
+        embedded = await self._segmenter.embed(identified, model_id, deadline, exchange.timing)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
         return documents.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
@@ -236,8 +236,9 @@ class GenerateRoutes:
         self, image: UploadFile | None, image_id: str | None, exchange: Exchange, size: AnswerSize | None = None
     ) -> IdentifiedImage:
         with exchange.timing.measure("parse"):
-            data = None if image is None else await image.read()
-            identified = await self._segmenter.identified(data, image_id or "", size)
+            # Not read yet: while it waits for the model, a large file stays on the disk that Starlette put it on.
+            file = None if image is None else image.file
+            identified = await self._segmenter.identified(file, image_id or "", size)
         exchange.image_id = identified.image_id
         return identified
 

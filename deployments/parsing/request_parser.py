@@ -159,7 +159,8 @@ class RequestParser:
             InvalidRequest, TooLarge, Unavailable: as `segment`.
         """
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
-        return await self._segmenter.embed(await self._segmenter.identified(image), model_id, deadline)
+        identified = await self._segmenter.identified(image)
+        return await self._segmenter.embed(identified, model_id, deadline, ServerTiming())
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it.

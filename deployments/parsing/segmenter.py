@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
@@ -117,7 +117,7 @@ class Segmenter:
     # ---- steps
 
     async def identified(
-        self, image: ImageInput | None, image_id: str = "", size: AnswerSize | None = None
+        self, image: ImageInput | BinaryIO | None, image_id: str = "", size: AnswerSize | None = None
     ) -> IdentifiedImage:
         """The image that a request brings, or names.
 
@@ -133,17 +133,22 @@ class Segmenter:
             return named(image_id)
         return await self._off_loop(identify, image, self._settings.limits, size)
 
-    async def embed(self, image: IdentifiedImage, model_id: str, deadline: Deadline) -> EmbeddedImage:
+    async def embed(
+        self, image: IdentifiedImage, model_id: str, deadline: Deadline, timing: ServerTiming
+    ) -> EmbeddedImage:
         """Embeds an image; see `Calls.segment` for the errors."""
         async with AsyncExitStack() as held:
-            pixels = partial(self._decoded, image, deadline, held)
+            pixels = partial(self._decoded, image, deadline, held, timing)
             return await self._calls.embed(model_id, image.image_id, pixels, deadline)
 
-    async def _decoded(self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack) -> RgbArray:
+    async def _decoded(
+        self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, timing: ServerTiming
+    ) -> RgbArray:
         """The image's pixels, which have their share of the budget while `held` is open."""
         wait_s = min(deadline.remaining(), self._calls.config.max_wait_s)
-        await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
-        with span("decode image"):
+        with timing.measure("queue"):
+            await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
+        with timing.measure("parse"), span("decode image"):
             return await self._off_loop(image.decode, self._settings.limits)
 
     async def segment(
@@ -187,14 +192,13 @@ class Segmenter:
             nonlocal decoding_s
             started = time.perf_counter()
             try:
-                return await self._decoded(image, deadline, held)
+                return await self._decoded(image, deadline, held, timing)
             finally:
                 decoding_s = time.perf_counter() - started
 
         started = time.perf_counter()
         async with AsyncExitStack() as held:
             answer = await ask(None if image.source is None else pixels)
-        timing.add("parse", decoding_s)
         timing.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer.masks
 

@@ -31,8 +31,7 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back()
     async def test() -> None:
         budget = ByteBudget(10, "full")
         # Shares are held for some 0.2 s: ten of them in the queue take some two.
-        for _ in range(12):
-            await hold(budget, 10, 0.2)
+        await hold(budget, 10, 0.2)
         holders = [asyncio.create_task(hold(budget, 10, 0.2)) for _ in range(10)]
         await settled()
         assert budget.expected_wait_s(10) == pytest.approx(2, rel=0.5)

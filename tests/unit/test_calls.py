@@ -1,17 +1,28 @@
 """Calls to a model in two steps, around a handle that only notes what it is asked: who wants pixels, who gives up."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 
 from deployments.automatic import AutomaticPrompt
-from deployments.errors import ImageNotCached, InvalidImage, Overloaded
+from deployments.errors import (
+    DeadlineExceeded,
+    ImageNotCached,
+    InvalidImage,
+    ModelUnavailable,
+    Overloaded,
+    Unavailable,
+)
 from deployments.metrics import RequestMetrics
+from deployments.model_status import ModelStatus
 from deployments.parsing.calls import Calls, Deadline, Pixels
 from deployments.parsing.control_plane import ControlPlane
 from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
@@ -23,23 +34,36 @@ ASKING = ("segment", "auto")
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
+class Response(asyncio.Future[Any]):
+    """What a handle's call returns, as far as it matters here."""
+
+
 @dataclass
 class Handle:
     """A model's handle: `segment` gives the outcomes one after the other."""
 
     outcomes: list[Any]
+    wakes: bool = True
     asked: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def options(self, session_id: str) -> "Handle":
         return self
 
     def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments, **_: self._answer(method, *arguments))
+        def remote(*arguments: Any, **options: Any) -> Awaitable[Any]:
+            if method in (*ASKING, "give_up"):
+                self.names.append(arguments[1] if method == "give_up" else options["sender"])
+            return self._answer(method, *arguments)
+
+        return SimpleNamespace(remote=remote)
 
     def _answer(self, method: str, *arguments: Any) -> Awaitable[Any]:
         with_pixels = method in ASKING and arguments[2] is not None
         self.asked.append(f"{method} with pixels" if with_pixels else method)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer = Response(loop=asyncio.get_running_loop())
+        if method == "wait_until_ready" and not self.wakes:
+            return answer
         outcome = self.outcomes.pop(0) if method in ASKING else None
         if isinstance(outcome, Exception):
             answer.set_exception(outcome)
@@ -49,20 +73,28 @@ class Handle:
 
 
 def ask(
-    handle: Handle, pixels: Pixels | None, state: str = "ready", auto: AutomaticPrompt | None = None
+    handle: Handle,
+    pixels: Pixels | None,
+    state: str = "ready",
+    auto: AutomaticPrompt | None = None,
+    timeout_s: float = 10,
+    metrics: Any = None,
+    **config: Any,
 ) -> Callable[[], Any]:
     """A request for one image of a model in that state."""
 
     async def model_status(_: str) -> Any:
-        return SimpleNamespace(state=state)
+        return ModelStatus("m", cast(Any, state))
 
     async def asked() -> ModelAnswer[Any]:
         control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
-        calls = Calls({"m": cast(Any, handle)}, control_plane, RequestParserConfig(), RequestMetrics())
+        calls = Calls(
+            {"m": cast(Any, handle)}, control_plane, RequestParserConfig(**config), metrics or RequestMetrics()
+        )
         try:
             if auto is not None:
-                return await calls.auto("m", "a" * 64, auto, pixels, Deadline(10), 1000)
-            return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(10))
+                return await calls.auto("m", "a" * 64, auto, pixels, Deadline(timeout_s), 1000)
+            return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(timeout_s))
         finally:
             # What goes on in the background.
             await settled()
@@ -164,5 +196,47 @@ def test_a_request_for_everything_that_fails_gives_up_only_what_it_promised() ->
         with pytest.raises(ImageNotCached):
             await ask(handle, None, auto=AutomaticPrompt())()
         assert handle.asked == ["wait_until_ready", "auto"]
+
+    run(test)
+
+
+def test_all_steps_of_a_request_go_by_one_name() -> None:
+    async def test() -> None:
+        names = []
+        for _ in range(2):
+            handle = Handle([PixelsWanted(), Overloaded("full")])
+            with pytest.raises(Overloaded):
+                await ask(handle, decoded)()
+            assert len(handle.names) == 3
+            assert len(set(handle.names)) == 1
+            names.append(handle.names[0])
+        assert names[0] != names[1]
+
+    run(test)
+
+
+def test_a_deadline_that_is_over_is_no_model_that_is_not_ready() -> None:
+    async def test() -> None:
+        # It was read so slowly that no time is left.
+        with pytest.raises(DeadlineExceeded):
+            await ask(Handle([]), decoded, timeout_s=0)()
+        # There is time, but the model did not wake up while it was to be waited for.
+        with pytest.raises(ModelUnavailable, match="asleep; try again later"):
+            await ask(Handle([], wakes=False), decoded, "asleep", model_wait_s=0.1)()
+
+    run(test)
+
+
+def test_only_what_is_sent_again_counts_as_such() -> None:
+    async def test() -> None:
+        handle, metrics = Handle([]), Mock()
+        handle.outcomes = [RayActorError()] * 3
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="safe to send it again"):
+            await ask(handle, decoded, metrics=metrics, max_retries=2)()
+        assert handle.asked.count("segment") == 3
+        assert metrics.retried.call_count == 2
+        # 0.2 s and 0.4 s, and nothing after the last one.
+        assert time.monotonic() - started < 1.2
 
     run(test)

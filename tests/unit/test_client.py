@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import random
 import subprocess
 import sys
 import time
@@ -62,6 +63,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(time, "sleep", seconds.append)
     monkeypatch.setattr(module, "sleep", note)
+    # No jitter.
+    monkeypatch.setattr(random, "uniform", lambda low, _: low)
     return seconds
 
 
@@ -212,6 +215,14 @@ def test_patience_has_an_end(connect: Connect, pauses: list[float]) -> None:
 
     asyncio.run(test())
     assert pauses == [0.5, 1, 2]
+
+
+def test_a_queue_that_stays_long_is_asked_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    waits = [module._pause_s(httpx.Response(503, headers={"Retry-After": "1"}), attempt) for attempt in range(4)]
+    assert waits == [1, 1.25, 2.5, 5]
 
 
 @either

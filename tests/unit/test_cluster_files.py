@@ -657,7 +657,7 @@ def test_a_mistake_in_the_cluster_would_be_noticed(path: str, value: Any) -> Non
 
 
 def test_on_ec2_ray_adds_no_commands_of_its_own() -> None:
-    merged = merge_setup_commands(fillout_defaults(aws()))
+    merged = merge_setup_commands(fillout_defaults(aws()))  # type: ignore[no-untyped-call]
     commands = [one for key in ("setup", "head_setup", "worker_setup") for one in merged[f"{key}_commands"]]
     # Its defaults call pip, which the image does not have.
     assert commands == []

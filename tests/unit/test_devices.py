@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deployments.errors import ModelLoadError
+from deployments.model import devices
 from deployments.model.devices import (
     choose_precision,
     default_batch_sizes,
@@ -157,6 +158,27 @@ def test_a_cache_takes_half_of_what_is_free_of_the_gpus_share(
 
 
 # ---- streams
+
+
+@pytest.mark.parametrize(
+    ("code", "full"),
+    # Illegal address, uncorrectable ECC error, no memory, no resources to launch a kernel.
+    [(700, False), (214, False), (2, True), (701, True), (None, False)],
+)
+def test_a_device_that_only_lacks_memory_is_not_lost(code: int | None, full: bool) -> None:
+    error = torch.AcceleratorError("CUDA error")
+    if code is not None:
+        error.error_code = code  # type: ignore[attr-defined]
+    assert devices.is_memory_full(error) == full
+    assert devices.is_device_lost(error) != full
+
+
+def test_errors_of_the_input_say_nothing_of_the_device() -> None:
+    for error in (ValueError("CUDA out of memory"), RuntimeError("shape")):
+        assert not devices.is_memory_full(error)
+        assert not devices.is_device_lost(error)
+    assert devices.is_memory_full(torch.OutOfMemoryError("full"))
+    assert not devices.is_device_lost(torch.OutOfMemoryError("full"))
 
 
 def test_the_cpu_has_no_streams() -> None:

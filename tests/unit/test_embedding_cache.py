@@ -98,10 +98,10 @@ async def request(cache: Cache, image_id: str, encoder: Encoder) -> Embedding:
 def test_who_has_no_pixels_is_not_elected() -> None:
     async def test() -> None:
         cache, counts = new_cache()
-        assert [await cache.get("a", elect=False) for _ in range(2)] == [None, None]
+        assert [await cache.get("a", sender=None) for _ in range(2)] == [None, None]
         # Nobody is taken to be sending, so the next one who could is asked at once.
         value = await request(cache, "a", encoder := ready_encoder())
-        assert await cache.get("a", elect=False) is value
+        assert await cache.get("a", sender=None) is value
         assert (encoder.runs, counts.hits, counts.misses) == (1, 1, 1)
 
     run(test)
@@ -111,7 +111,7 @@ def test_who_has_no_pixels_waits_for_an_image_on_its_way() -> None:
     async def test() -> None:
         cache, _ = new_cache()
         assert await cache.get("a") is None
-        waiting = asyncio.create_task(cache.get("a", elect=False))
+        waiting = asyncio.create_task(cache.get("a", sender=None))
         await settled()
         value = await cache.compute("a", ready_encoder().run)
         assert await waiting is value
@@ -123,7 +123,7 @@ def test_who_has_no_pixels_is_not_elected_when_the_sender_gives_up() -> None:
     async def test() -> None:
         cache, _ = new_cache()
         assert await cache.get("a") is None
-        without, other = (asyncio.create_task(cache.get("a", elect=elect)) for elect in (False, True))
+        without, other = (asyncio.create_task(cache.get("a", sender)) for sender in (None, ""))
         await settled()
         cache.give_up("a")
         assert await without is None
@@ -142,13 +142,59 @@ def test_who_has_no_pixels_is_told_where_too_many_wait() -> None:
     async def test() -> None:
         cache, _ = new_cache(max_waiting=1)
         assert await cache.get("a") is None
-        waiting = asyncio.create_task(cache.get("a", elect=False))
+        waiting = asyncio.create_task(cache.get("a", sender=None))
         await settled()
         # Not that it is not there: it soon will be.
         with pytest.raises(Overloaded):
-            await cache.get("a", elect=False)
+            await cache.get("a", sender=None)
         await cache.compute("a", ready_encoder().run)
         assert await waiting is not None
+
+    run(test)
+
+
+def test_only_who_was_elected_can_give_up() -> None:
+    async def test() -> None:
+        cache, _ = new_cache(max_waiting=1)
+        assert await cache.get("a", "first") is None
+        waiting = asyncio.create_task(cache.get("a", "second"))
+        await settled()
+        # Too many wait, so it may send its pixels too; but the first one's are still on their way.
+        assert await cache.get("a", "third") is None
+        cache.give_up("a", "third")
+        await settled()
+        assert not waiting.done()
+        cache.give_up("a", "first")
+        assert await waiting is None
+        cache.give_up("a", "second")
+        assert cache.promised == 0
+
+    run(test)
+
+
+def test_who_is_refused_leaves_the_image_to_others() -> None:
+    def refuse() -> None:
+        raise Overloaded("full")
+
+    async def test() -> None:
+        cache, counts = new_cache()
+        with pytest.raises(Overloaded):
+            await cache.get("a", "hasty", refuse)
+        assert cache.promised == 0
+        # Elected, and then too late for its own deadline, which is not that of who waits for the image.
+        assert await cache.get("a", "slow") is None
+        waiting = asyncio.create_task(cache.get("a", "patient"))
+        await settled()
+        with pytest.raises(Overloaded):
+            await cache.compute("a", (encoder := ready_encoder()).run, "slow", refuse)
+        assert await waiting is None
+        assert (encoder.runs, counts.misses) == (0, 0)
+        # One who was not elected takes nothing back.
+        with pytest.raises(Overloaded):
+            await cache.compute("a", encoder.run, "slow", refuse)
+        assert cache.promised == 1
+        assert await cache.compute("a", encoder.run, "patient") is not None
+        assert (encoder.runs, counts.misses) == (1, 1)
 
     run(test)
 

@@ -45,6 +45,24 @@ class Broken(Response):
         raise ClientDisconnect
 
 
+class Overwhelmed(Broken):
+    """An answer whose next piece cannot be had."""
+
+    error: type[Exception] = Overloaded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            raise self.error("full") from None
+
+
+class Faulty(Overwhelmed):
+    """An answer in whose middle there is a bug."""
+
+    error = ZeroDivisionError
+
+
 @pytest.fixture
 def counted() -> Counted:
     return Counted()
@@ -53,7 +71,12 @@ def counted() -> Counted:
 @pytest.fixture
 def client(counted: Counted) -> TestClient:
     app = FastAPI(exception_handlers={ServiceError: on_service_error})
-    answers: dict[str, Callable[[], Response]] = {"fine": lambda: JSONResponse({}), "broken": Broken}
+    answers: dict[str, Callable[[], Response]] = {
+        "fine": lambda: JSONResponse({}),
+        "broken": Broken,
+        "overwhelmed": Overwhelmed,
+        "faulty": Faulty,
+    }
 
     @app.get("/images/{image_id}")
     async def _(image_id: str, request: Request) -> Response:
@@ -100,6 +123,17 @@ def test_a_bug_is_counted_as_what_it_was_answered_with(client: TestClient, count
 def test_a_client_that_goes_away_in_the_middle_is_none_that_was_served(client: TestClient, counted: Counted) -> None:
     client.get("/images/broken")
     assert [one["status"] for one in counted.requests] == [499]
+    assert counted.under_way[-1] == 0
+
+
+@pytest.mark.parametrize(("image_id", "status", "reasons"), [("overwhelmed", 503, ["overloaded"]), ("faulty", 500, [])])
+def test_an_answer_that_the_service_breaks_off_is_no_client_that_went_away(
+    client: TestClient, counted: Counted, image_id: str, status: int, reasons: list[str]
+) -> None:
+    # The status line had been sent; the connection is closed, and the client knows that there is more.
+    client.get(f"/images/{image_id}")
+    assert [one["status"] for one in counted.requests] == [status]
+    assert counted.reasons == reasons
     assert counted.under_way[-1] == 0
 
 

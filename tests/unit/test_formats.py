@@ -75,7 +75,11 @@ def test_exact_polygons_are_valid_geojson_of_the_masks_area(mask: Mask) -> None:
 def test_simplified_polygons_lose_no_more_than_they_may(mask: Mask, tolerance: float) -> None:
     written = polygons.segmentation(mask, tolerance)
     if mask.any():
-        assert iou(drawn(written, mask.shape), mask) >= 1 - 0.01 * tolerance
+        y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
+        geometry = shapely.geometry.shape(written)
+        # A slanting edge may go through the very centre of a pixel, which libraries then draw or leave out.
+        either_way = shapely.intersects_xy(geometry, x, y) & ~shapely.contains_xy(geometry, x, y)
+        assert iou(np.where(either_way, mask, drawn(written, mask.shape)), mask) >= 1 - 0.01 * tolerance
     assert bool(written["coordinates"]) == mask.any()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import tempfile
 import tracemalloc
 import zipfile
 import zlib
@@ -37,8 +38,24 @@ class Decoded(NamedTuple):
 
 
 def decode(image: Any, limits: Limits) -> Decoded:
-    identified = identify(image, limits)
-    return Decoded(identified.image_id, identified.decode(limits))
+    """What becomes of an image; the same if its bytes come as a file, as uploads do."""
+    outcomes = [outcome(image, limits)]
+    if isinstance(image, bytes):
+        with tempfile.SpooledTemporaryFile(max_size=1000) as file:
+            file.write(image)
+            outcomes.append(outcome(file, limits))
+        assert len({str(one) if isinstance(one, Exception) else one.image_id for one in outcomes}) == 1
+    if isinstance(outcomes[-1], Exception):
+        raise outcomes[-1]
+    return outcomes[-1]
+
+
+def outcome(image: Any, limits: Limits) -> Decoded | InvalidImage | TooLarge:
+    try:
+        identified = identify(image, limits)
+        return Decoded(identified.image_id, identified.decode(limits))
+    except (InvalidImage, TooLarge) as error:
+        return error
 
 
 def rgb(image: Image.Image) -> Any:

@@ -14,6 +14,7 @@ class Queue:
         self.batches: list[list[int]] = []
         self.done = asyncio.Event()
         self._inside: list[int] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def request(self, number: int) -> int:
         async with self.rounds:
@@ -22,11 +23,15 @@ class Queue:
             for _ in range(5):
                 await asyncio.sleep(0)
             if self._inside:
-                self.rounds.begin()
                 self.batches.append(self._inside)
                 self._inside = []
+                self._tasks.append(asyncio.create_task(self._run()))
             await self.done.wait()
             return number
+
+    async def _run(self) -> None:
+        with self.rounds.run():
+            await self.done.wait()
 
 
 async def finish(queue: Queue) -> None:
@@ -85,9 +90,9 @@ def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_leaves_the_round_
     async def test() -> None:
         rounds = Rounds(1)
         await rounds.__aenter__()
-        rounds.begin()
-        entered = [asyncio.create_task(rounds.__aenter__()) for _ in range(2)]
-        await settled()
+        with rounds.run():
+            entered = [asyncio.create_task(rounds.__aenter__()) for _ in range(2)]
+            await settled()
         await rounds.__aexit__()
         # Admitted, but it does not know yet.
         entered[0].cancel()
@@ -120,11 +125,12 @@ def test_who_comes_now_is_told_how_long_the_queue_is() -> None:
 
         async def request(seconds: float) -> None:
             async with rounds:
-                rounds.begin()
-                await asyncio.sleep(seconds)
+                with rounds.run():
+                    await asyncio.sleep(seconds)
 
-        for _ in range(12):
-            await request(0.1)
+        # The first run tells.
+        await request(0.1)
+        assert rounds.expected_wait_s() == 0
         # One is at work; two rounds are full, and a third is begun.
         requests = [asyncio.create_task(request(0.1)) for _ in range(6)]
         await settled()
@@ -133,5 +139,40 @@ def test_who_comes_now_is_told_how_long_the_queue_is() -> None:
         await asyncio.gather(*requests)
         assert waiting[-1] == 0
         assert rounds.expected_wait_s() == 0
+
+    run(test)
+
+
+def test_a_batch_that_nobody_waits_for_any_more_is_still_at_work() -> None:
+    async def test() -> None:
+        rounds, done = Rounds(1), asyncio.Event()
+
+        async def batch() -> None:
+            with rounds.run():
+                await done.wait()
+
+        async def request() -> None:
+            async with rounds:
+                await asyncio.create_task(batch())
+
+        await rounds.__aenter__()
+        at_work = asyncio.create_task(batch())
+        await settled()
+        await asyncio.sleep(0.1)
+        # Its only caller goes away.
+        await rounds.__aexit__()
+        next_one = asyncio.create_task(request())
+        await settled()
+        assert rounds.waiting == 1
+        done.set()
+        await at_work
+        await next_one
+        # What it took is not what its caller waited for.
+        done.clear()
+        busy = asyncio.create_task(request())
+        await settled()
+        assert rounds.expected_wait_s() > 0.05
+        done.set()
+        await busy
 
     run(test)

@@ -421,7 +421,7 @@ def test_whoever_is_gone_or_failed_makes_room_for_the_next(model: Callable[..., 
         engine.prompts.clear()
         await auto(replica, 3)
         assert engine.prompts == [[1003]] * 3
-        assert replica._waiting_autos == 0
+        assert replica._auto_rounds.waiting == 0
 
     run(test)
 
@@ -437,6 +437,48 @@ def test_only_so_many_wait_for_their_turn(
         tasks = [asyncio.create_task(auto(replica, value)) for value in range(5)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(result, Overloaded) for result in results) == 2
+
+    run(test)
+
+
+@pytest.mark.usefixtures("steps")
+def test_who_wants_everything_waits_no_longer_than_it_may(model: Callable[..., Any], engine: RecordingEngine) -> None:
+    async def test() -> None:
+        replica = await model()
+        # Three slices of 0.05 s each.
+        await auto(replica, 1)
+        tasks = [asyncio.create_task(auto(replica, 1)) for _ in range(3)]
+        await settled()
+        with pytest.raises(Overloaded, match="takes about"):
+            await replica.auto("1", AutomaticPrompt(), wait_s=0.2)
+        # It takes longer than was to be expected.
+        replica._auto_rounds._round_s = 0.001
+        with pytest.raises(Overloaded, match="take too long"):
+            await replica.auto("1", AutomaticPrompt(), wait_s=0.2)
+        await asyncio.gather(*tasks)
+        assert isinstance(await replica.auto("1", AutomaticPrompt(), wait_s=5), ModelAnswer)
+
+    run(test)
+
+
+def test_one_callers_deadline_is_not_that_of_others_who_wait_for_the_image(
+    model: Callable[..., Any], engine: RecordingEngine
+) -> None:
+    async def test() -> None:
+        replica = await model()
+        assert await replica.segment("1", PROMPT, sender="hasty", wait_s=0.3) == PixelsWanted()
+        others = [asyncio.create_task(ask(replica, 1)) for _ in range(3)]
+        await settled()
+        # Since then, many have come.
+        engine.go.clear()
+        busy = asyncio.create_task(ask(replica, 2))
+        await until(lambda: engine.images == [[2]])
+        replica._embed_rounds._round_s = 1.0
+        with pytest.raises(Overloaded):
+            await replica.segment("1", PROMPT, image(1), sender="hasty", wait_s=0.2)
+        engine.go.set()
+        assert await asyncio.gather(*others) == [1, 1, 1]
+        assert await busy == 2
 
     run(test)
 
