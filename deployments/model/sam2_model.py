@@ -208,14 +208,17 @@ class Sam2Model:
 
     @asynccontextmanager
     async def _turn_for_everything(self, until: float) -> AsyncIterator[None]:
-        """One request for everything at a time; Overloaded if it will not be, or was not, its turn in time."""
+        """One request for everything at a time; Overloaded if it will not be, or was not, its turn in time.
+
+        Those who wait here are few, and long jobs: `max_wait_s` is not for them.
+        """
         rounds = self._auto_rounds
         if rounds.waiting >= MAX_WAITING_AUTOS:
             raise Overloaded("overloaded: too many requests for everything wait for their turn")
-        self._check_queue(rounds, until)
+        self._check_queue(rounds, until, max_wait_s=math.inf)
         async with AsyncExitStack() as turn:
             try:
-                async with asyncio.timeout(min(self._config.max_wait_s, until - time.monotonic())):
+                async with asyncio.timeout(until - time.monotonic()):
                     await turn.enter_async_context(rounds)
             except TimeoutError as error:
                 raise Overloaded("overloaded: other requests for everything take too long") from error
@@ -282,10 +285,11 @@ class Sam2Model:
             lambda: self._check_queue(self._embed_rounds, until),
         )
 
-    def _check_queue(self, rounds: Rounds, until: float, announced: int = 0) -> None:
+    def _check_queue(self, rounds: Rounds, until: float, announced: int = 0, max_wait_s: float | None = None) -> None:
         """Refuses now what would be refused, or given up, after a long wait."""
         expected_s = rounds.expected_wait_s(announced)
-        if expected_s > min(self._config.max_wait_s, until - time.monotonic()):
+        most_s = self._config.max_wait_s if max_wait_s is None else max_wait_s
+        if expected_s > min(most_s, until - time.monotonic()):
             model_id = self._settings.model_id
             raise Overloaded(f"overloaded: the queue of {model_id} takes about {expected_s:.1f} s", expected_s)
 
