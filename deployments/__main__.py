@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from deployments.errors import ModelLoadError
@@ -41,6 +42,10 @@ from deployments.settings import (
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.5
 HTTP_WAIT_S = 20.0
+DRAIN_S = 60.0
+"""Requests under way have so long to be answered when the service is stopped; a second signal ends it at once."""
+
+HANDLE_TRIES = 4
 
 
 class LaunchError(Exception):
@@ -124,10 +129,13 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
     address = (config.http_options.host, config.http_options.port)
     prepare_environment()
     joins = ray_address() is not None
-    with contextlib.suppress(Stopped), _stop_signals():
+    with contextlib.suppress(Stopped):
+        _catch_stop_signals()
         if not joins:
             _check_port(*address)
         _start_ray()
+        # Ray's core has put a handler of its own before ours, which aborts the process three seconds after a SIGTERM.
+        _catch_stop_signals()
         try:
             try:
                 _deploy(config)
@@ -191,9 +199,8 @@ def _check_port(host: str, port: int) -> None:
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}; choose another PORT") from error
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Any:
-    """SIGINT and SIGTERM raise Stopped, once."""
+def _catch_stop_signals() -> None:
+    """From now on SIGINT and SIGTERM raise Stopped, once."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -202,7 +209,6 @@ def _stop_signals() -> Any:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    yield
 
 
 def _start_ray() -> None:
@@ -311,6 +317,7 @@ def _stop(joined: bool) -> None:
     # A second signal ends the launcher even if the cluster does not answer.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    _drain()
     if joined:
         serve.delete(APP_NAME)
         return
@@ -318,6 +325,22 @@ def _stop(joined: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _drain() -> None:
+    """Lets the requests under way be answered, and no more come in; where there is no application it does nothing."""
+    with contextlib.suppress(RayError, RayServeException, TimeoutError):
+        parsers = serve.get_app_handle(APP_NAME)
+        for _ in range(HANDLE_TRIES):
+            try:
+                results = parsers.broadcast("drain", DRAIN_S).results(timeout_s=DRAIN_S + 5, return_exceptions=True)
+            except DeploymentUnavailableError:
+                # A handle learns of its replicas a moment after it was made.
+                time.sleep(POLL_S)
+                continue
+            if left := sum(result for result in results if isinstance(result, int)):
+                _say(f"{left} requests are broken off")
+            return
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ ServiceError 500
 ├── Unavailable 503             try again later; the answer carries Retry-After
 │   ├── ModelUnavailable        the model is asleep, loading, or failed to load
 │   ├── Overloaded              queues are full
+│   ├── ShuttingDown            the service is about to end
 │   └── DeadlineExceeded        the request took longer than its deadline
 └── ModelLoadError 500          a checkpoint could not be loaded; replicas turn it into ModelUnavailable
 
@@ -121,6 +122,12 @@ class Overloaded(Unavailable):
         super().__init__(message)
         # Not all at the moment when the queue is empty, and not so late that it has long been.
         self.retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_AFTER_S)
+
+
+class ShuttingDown(Unavailable):
+    """The service finishes what it has, and takes nothing new."""
+
+    rejection = "shutting_down"
 
 
 class DeadlineExceeded(Unavailable):

@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import ServiceError, Unauthorized
+from deployments.errors import ServiceError, ShuttingDown, Unauthorized
 from deployments.metrics import RequestMetrics
-from deployments.parsing.exchange import ExchangeLog, note_refusal
+from deployments.parsing.exchange import ExchangeLog, Intake, note_refusal
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
 
@@ -59,15 +59,19 @@ async def on_validation_error(_: Request, error: Exception) -> Response:
     return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")
 
 
-def outer_layers(token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics) -> list[Middleware]:
+def outer_layers(
+    token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics, intake: Intake
+) -> list[Middleware]:
     """The middleware of the application, the outermost first.
 
     Args:
         token: see `Boundary`.
         cors_origins: whose pages may use the service from a browser; `*` for all.
         metrics: count what comes.
+        intake: says whether anything may come.
     """
-    layers = [Middleware(ExchangeLog, metrics=metrics), Middleware(Boundary, token=token)]
+    log = Middleware(ExchangeLog, metrics=metrics, intake=intake)
+    layers = [log, Middleware(Boundary, token=token, intake=intake)]
     if not cors_origins:
         return layers
     # Outside of the boundary: a browser asks whether it may before it sends the token, and reads a refusal too.
@@ -82,18 +86,20 @@ def outer_layers(token: str | None, cors_origins: Sequence[str], metrics: Reques
 
 
 class Boundary:
-    """ASGI middleware: checks the bearer token and turns a bug into a 500.
+    """ASGI middleware: checks the bearer token, turns away who comes too late, and turns a bug into a 500.
 
     Serve's own middleware gives every request its id and every answer its `X-Request-Id`.
 
     Args:
         app: the application inside.
         token: what `Authorization: Bearer` must carry on all but PUBLIC_PATHS; None accepts everyone.
+        intake: says whether the service takes anything new.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, intake: Intake) -> None:
         self._app = app
         self._token = token
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -122,6 +128,11 @@ class Boundary:
 
     def _authorized(self, scope: Scope) -> ASGIApp:
         """The application, or the refusal."""
+        if self._intake.is_closed:
+            late = ShuttingDown("the service is shutting down; send the request again")
+            note_refusal(HTTPConnection(scope), late)
+            headers = {"Retry-After": str(late.retry_after_s), "Connection": "close"}
+            return error_response(late.status, late.message, headers)
         if self._token is None or get_route_path(scope) in PUBLIC_PATHS:
             return self._app
         # As bytes: a header is not text until somebody decides on its encoding.

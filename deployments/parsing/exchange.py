@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,32 @@ def note_refusal(connection: HTTPConnection, error: ServiceError) -> None:
     exchange_of(connection).reason = error.rejection or ""
 
 
+class Intake:
+    """How many HTTP requests are under way, and whether more are let in.
+
+    Args:
+        on_change: told how many there are.
+    """
+
+    def __init__(self, on_change: Callable[[int], None] = lambda _: None) -> None:
+        self.is_closed = False
+        self._on_change = on_change
+        self._under_way = 0
+
+    def count(self, change: int) -> None:
+        """One came (1), or is over (-1)."""
+        self._under_way += change
+        self._on_change(self._under_way)
+
+    async def close(self, patience_s: float) -> int:
+        """Lets nobody in any more, and waits for those who are inside; how many are left at the end."""
+        self.is_closed = True
+        until = time.monotonic() + patience_s
+        while self._under_way and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return self._under_way
+
+
 class ExchangeLog:
     """ASGI middleware: counts every HTTP request, and logs those that segment, fail or are refused.
 
@@ -65,12 +92,13 @@ class ExchangeLog:
     Args:
         app: the application inside.
         metrics: counts.
+        intake: is told who comes and goes.
     """
 
-    def __init__(self, app: ASGIApp, metrics: "RequestMetrics") -> None:
+    def __init__(self, app: ASGIApp, metrics: "RequestMetrics", intake: Intake) -> None:
         self._app = app
         self._metrics = metrics
-        self._under_way = 0
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -87,7 +115,7 @@ class ExchangeLog:
                 status = message["status"]
             complete = complete or (message["type"] == "http.response.body" and not message.get("more_body", False))
 
-        self._count(1)
+        self._intake.count(1)
         try:
             await self._app(scope, receive, note)
         except asyncio.CancelledError:
@@ -98,12 +126,8 @@ class ExchangeLog:
             broken = _note_break(exchange, error)
             raise
         finally:
-            self._count(-1)
+            self._intake.count(-1)
             self._finish(scope, exchange, broken or (status if complete else CLIENT_CLOSED_REQUEST))
-
-    def _count(self, change: int) -> None:
-        self._under_way += change
-        self._metrics.in_progress(self._under_way)
 
     def _finish(self, scope: Scope, exchange: Exchange, status: int) -> None:
         route, seconds = _route(scope), time.perf_counter() - exchange.arrived_at

@@ -19,6 +19,7 @@ from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.calls import Calls
 from deployments.parsing.control_plane import ControlPlane, is_flow_controlled
 from deployments.parsing.encoders import Encoders
+from deployments.parsing.exchange import Intake
 from deployments.parsing.generate_routes import GenerateRoutes
 from deployments.parsing.images import ImageInput, named
 from deployments.parsing.segmenter import Segmenter
@@ -52,6 +53,7 @@ class RequestParser:
         self._settings = settings
         control_plane = ControlPlane(list(models))
         self._metrics, config = RequestMetrics(), RequestParserConfig()
+        self._intake = Intake(self._metrics.in_progress)
         self._calls = Calls(models, control_plane, config, self._metrics)
         self._encoders = Encoders(encoder, self._calls)
         self._pixels_budget = ByteBudget(config.pixels_budget_bytes, "too many images are on their way to models")
@@ -174,6 +176,20 @@ class RequestParser:
         """
         return await self._calls.forget(named(image_id).image_id)
 
+    async def drain(self, patience_s: float) -> int:
+        """Takes no more HTTP requests (503), and returns once those under way are answered.
+
+        For who is about to end the whole application: Serve would end models and encoders at the same time as the
+        requests that need them.
+
+        Args:
+            patience_s: seconds to wait at most.
+
+        Returns:
+            How many were still under way at the end.
+        """
+        return await self._intake.close(patience_s)
+
     # ---- the HTTP application
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -182,7 +198,9 @@ class RequestParser:
             title="Segment Anything 2",
             description=DESCRIPTION,
             version=version("segment-anything-2-serve"),
-            middleware=outer_layers(auth_token(self._settings), self._settings.cors_origins, self._metrics),
+            middleware=outer_layers(
+                auth_token(self._settings), self._settings.cors_origins, self._metrics, self._intake
+            ),
             dependencies=[Security(HTTPBearer(auto_error=False, description="AUTH_TOKEN, if the operator set one"))],
             exception_handlers={
                 ServiceError: on_service_error,

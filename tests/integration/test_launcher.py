@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from deployments.__main__ import Stopped, _catch_stop_signals
 from tests.integration.conftest import free_port
 from tests.weights import fill_hub_cache
 
@@ -120,9 +123,40 @@ def test_from_launch_to_the_seeds_curl_and_a_clean_stop() -> None:
         for path in ("/health", "/ready", "/docs", "/openapi.json"):
             assert httpx.get(f"{url}{path}").status_code == 200, path
 
-        process.send_signal(signal.SIGINT)
-        lines_until(process, "stopped")
+        with ThreadPoolExecutor(1) as pool:
+            # Some seconds of work.
+            everything = pool.submit(
+                httpx.post,
+                f"{url}/segment-anything-2/auto",
+                data={"points_per_side": "12"},
+                files={"image": (DEMO_FOLDER / "example.png").read_bytes()},
+                headers={"Authorization": "Bearer let-me-in"},
+                timeout=100,
+            )
+            time.sleep(1)
+            assert not everything.done()
+            # As `docker stop` does; Ctrl-C is handled by the same lines.
+            process.send_signal(signal.SIGTERM)
+            lines_until(process, "stopped")
+            # What was under way is answered whole.
+            assert everything.result().status_code == 200
+            assert "masks" in everything.result().json()
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_stopped_once_by_either_signal(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _catch_stop_signals()
+        with pytest.raises(Stopped):
+            signal.raise_signal(number)
+        # Until the end has begun, more of them change nothing.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(failing: subprocess.Popen[str]) -> None:

@@ -24,6 +24,7 @@ from deployments.parsing.boundary import (
     on_validation_error,
     outer_layers,
 )
+from deployments.parsing.exchange import Intake
 
 
 def application(
@@ -31,7 +32,7 @@ def application(
 ) -> FastAPI:
     """Every path says OK, or fails with `error`."""
     app = FastAPI(
-        middleware=outer_layers(token, cors_origins, RequestMetrics()),
+        middleware=outer_layers(token, cors_origins, RequestMetrics(), Intake()),
         exception_handlers={
             ServiceError: on_service_error,
             HTTPException: on_http_exception,
@@ -196,7 +197,7 @@ def test_what_is_not_http_passes_through() -> None:
 
     async def ignore(_: Any) -> None: ...
 
-    asyncio.run(Boundary(inside, "s3cret")({"type": "lifespan"}, never, ignore))
+    asyncio.run(Boundary(inside, "s3cret", Intake())({"type": "lifespan"}, never, ignore))
 
     assert seen == ["lifespan"]
 

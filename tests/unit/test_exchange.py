@@ -1,5 +1,6 @@
 """What is counted of a request, and what the log says of it, around an application that a test makes up."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.errors import Overloaded, ServiceError
 from deployments.parsing.boundary import Boundary, on_service_error
-from deployments.parsing.exchange import ExchangeLog, exchange_of
+from deployments.parsing.exchange import ExchangeLog, Intake, exchange_of
 
 
 class Counted:
@@ -69,7 +70,12 @@ def counted() -> Counted:
 
 
 @pytest.fixture
-def client(counted: Counted) -> TestClient:
+def intake(counted: Counted) -> Intake:
+    return Intake(counted.in_progress)
+
+
+@pytest.fixture
+def client(counted: Counted, intake: Intake) -> TestClient:
     app = FastAPI(exception_handlers={ServiceError: on_service_error})
     answers: dict[str, Callable[[], Response]] = {
         "fine": lambda: JSONResponse({}),
@@ -89,7 +95,7 @@ def client(counted: Counted) -> TestClient:
             raise ZeroDivisionError
         return answers[image_id]()
 
-    layers = ExchangeLog(Boundary(app, "s3cret"), counted)  # type: ignore[arg-type]
+    layers = ExchangeLog(Boundary(app, "s3cret", intake), counted, intake)  # type: ignore[arg-type]
     return TestClient(layers, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
 
 
@@ -135,6 +141,30 @@ def test_an_answer_that_the_service_breaks_off_is_no_client_that_went_away(
     assert [one["status"] for one in counted.requests] == [status]
     assert counted.reasons == reasons
     assert counted.under_way[-1] == 0
+
+
+def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
+    client: TestClient, counted: Counted, intake: Intake
+) -> None:
+    async def test() -> None:
+        assert await intake.close(0) == 0
+        intake.count(2)
+        closing = asyncio.create_task(intake.close(5))
+        await asyncio.sleep(0.1)
+        intake.count(-1)
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        intake.count(-1)
+        assert await closing == 0
+        intake.count(1)
+        assert await intake.close(0.1) == 1
+        intake.count(-1)
+
+    asyncio.run(test())
+    answer = client.get("/images/fine")
+    assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "5")
+    assert "shutting down" in answer.json()["detail"]["msg"]
+    assert counted.reasons == ["shutting_down"]
 
 
 def test_the_log_has_names_and_numbers_and_no_token(
