@@ -15,6 +15,8 @@ from torch import Tensor
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 SMALLEST_PART = 0.004  # of the picture; less than this is not asked for
+SMALLEST = (SMALLEST_PART, 0.002, 0.0015)  # objects, their parts, the parts of those
+LEVEL_WEIGHTS = (1.0, 0.45, 0.3)  # how often each is asked for, where all are there
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Batch:
     objects: Tensor  # N x size/4 x size/4, object numbers
     owner: Tensor  # P: which image each prompt belongs to
     targets: Tensor  # P x 1 x size/4 x size/4, coverage 0 to 1
+    levels: Tensor  # P: 0 for whole objects, 1 for their parts, 2 for the parts of those
 
 
 class Pool:
@@ -72,15 +75,26 @@ def jitter(rng: Generator, pixels: Tensor) -> Tensor:
     return (pixels * gain + offset).clamp(0, 1)
 
 
-def choose_targets(rng: Generator, objects: Tensor, count: int) -> list[int]:
-    """The numbers of `count` objects big enough to ask for, repeated where there are fewer; empty where none is."""
-    numbers, areas = torch.unique(objects, return_counts=True)
-    keep = (numbers > 0) & (areas > SMALLEST_PART * objects.numel())
-    candidates = numbers[keep].numpy()
-    if not len(candidates):
+def choose_targets(rng: Generator, labels: Tensor, count: int) -> list[tuple[int, int]]:
+    """Level and number of `count` things big enough to ask for; empty where no whole object is.
+
+    Each is asked for once before any is asked for again.
+    """
+    candidates: list[tuple[int, int]] = []
+    weights: list[float] = []
+    for level, smallest in enumerate(SMALLEST):
+        numbers, areas = torch.unique(labels[level], return_counts=True)
+        found = numbers[(numbers > 0) & (areas > smallest * labels[level].numel())].tolist()
+        candidates += [(level, int(number)) for number in found]
+        weights += [LEVEL_WEIGHTS[level] / max(1, len(found))] * len(found)
+    if not any(level == 0 for level, _ in candidates):
         return []
-    order = rng.permutation(candidates)
-    return [int(order[i % len(order)]) for i in range(count)]
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count:
+        share = np.array(weights) / sum(weights)
+        order = rng.choice(len(candidates), min(len(candidates), count - len(chosen)), replace=False, p=share)
+        chosen += [candidates[index] for index in order]
+    return chosen
 
 
 def make_batch(rng: Generator, pool: Pool, size: int, images: int, prompts: int, smallest: float) -> Batch:
@@ -89,18 +103,21 @@ def make_batch(rng: Generator, pool: Pool, size: int, images: int, prompts: int,
     maps: list[Tensor] = []
     owner: list[int] = []
     targets: list[Tensor] = []
+    levels: list[int] = []
     while len(pixels) < images:
         crop = torch.from_numpy(pool.crop(rng, smallest))
-        halves = F.interpolate(crop[None, None, ..., 3].float(), size=size // 2, mode="nearest-exact")[0]
-        objects = halves[0, ::2, ::2].to(torch.uint8)
-        numbers = choose_targets(rng, objects, prompts)
-        if not numbers:
+        halves = F.interpolate(crop[..., 3:].permute(2, 0, 1)[None].float(), size=size // 2, mode="nearest-exact")[0]
+        labels = halves[:, ::2, ::2].to(torch.uint8)
+        wanted = choose_targets(rng, labels, prompts)
+        if not wanted:
             continue
         image = crop[..., :3].permute(2, 0, 1).float() / 255
         image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
-        owner += [len(pixels)] * len(numbers)
-        wanted = torch.tensor(numbers).view(-1, 1, 1)
-        targets.append(F.avg_pool2d((halves == wanted).float(), 2))
+        owner += [len(pixels)] * len(wanted)
+        levels += [level for level, _ in wanted]
+        each = torch.stack([halves[level] == number for level, number in wanted])
+        targets.append(F.avg_pool2d(each.float(), 2))
         pixels.append(jitter(rng, image))
-        maps.append(objects)
-    return Batch(normalise(torch.stack(pixels)), torch.stack(maps), torch.tensor(owner), torch.cat(targets)[:, None])
+        maps.append(labels[0])
+    images_ = normalise(torch.stack(pixels))
+    return Batch(images_, torch.stack(maps), torch.tensor(owner), torch.cat(targets)[:, None], torch.tensor(levels))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from tqdm import tqdm
 
 from training import scenes, sprites
 from training.model import CHECKPOINT_PATH, build_model
@@ -22,6 +25,7 @@ Mask = NDArray[np.bool_]
 SEED = 2026
 SMALLEST = 0.004
 CORRECTIONS = 3
+BINS = np.array([0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 COLUMNS = {
     "middle_best": "one click in the middle, best of three",
     "middle_scored": "one click in the middle, mask of the highest score",
@@ -29,7 +33,8 @@ COLUMNS = {
     "anywhere_best": "one click anywhere on the object, best of three",
     "box_scored": "box, mask of the highest score",
     "box_single": "box, `multimask_output=False`",
-    "corrected": "three clicks, each new one where the mask is most wrong, with the previous mask",
+    "corrected": "one click and three more, each where the mask is most wrong, with the previous mask",
+    "part_best": "one click in the middle of a part, best of three (against the part)",
 }
 
 
@@ -60,7 +65,7 @@ def middle(mask: Mask) -> tuple[float, float]:
 def corrected(predictor: Any, truth: Mask) -> float:
     """IoU after clicks that each go to the deepest point of what is still wrong."""
     points, labels, logits, mask = [], [], None, np.zeros_like(truth)
-    for _ in range(CORRECTIONS):
+    for _ in range(1 + CORRECTIONS):
         missed, extra = truth & ~mask, mask & ~truth
         foreground = missed.sum() >= extra.sum()
         points.append(middle(missed if foreground else extra))
@@ -71,13 +76,23 @@ def corrected(predictor: Any, truth: Mask) -> float:
     return iou(mask, truth)
 
 
-def measure(predictor: Any, truth: Mask, anywhere: tuple[float, float]) -> dict[str, float]:
-    """Every figure of COLUMNS for one object of the image that the predictor holds."""
+def measure(
+    predictor: Any, truth: Mask, anywhere: tuple[float, float], rated: list[tuple[float, float]]
+) -> dict[str, float]:
+    """Every figure of COLUMNS for one object of the image that the predictor holds.
+
+    Args:
+        predictor: holds the image.
+        truth: the object.
+        anywhere: a random point of it.
+        rated: gets predicted and true IoU of each mask for the click in the middle.
+    """
     found: dict[str, float] = {}
     one = np.array([1])
     masks, scores, _ = predictor.predict(np.array([middle(truth)]), one)
     each = [iou(mask > 0, truth) for mask in masks]
     found["middle_best"], found["middle_scored"] = max(each), each[int(scores.argmax())]
+    rated += zip(map(float, scores), each, strict=True)
     masks, _, _ = predictor.predict(np.array([middle(truth)]), one, multimask_output=False)
     found["middle_single"] = iou(masks[0] > 0, truth)
     masks, _, _ = predictor.predict(np.array([anywhere]), one)
@@ -92,8 +107,23 @@ def measure(predictor: Any, truth: Mask, anywhere: tuple[float, float]) -> dict[
     return found
 
 
-def held_out_scene(index: int, size: int) -> tuple[NDArray[np.uint8], list[tuple[Mask, tuple[float, float]]]]:
-    """A scene of held-out sprites and new shapes: its picture, and each object's mask with a random click on it."""
+@dataclass(frozen=True)
+class Held:
+    """A scene of held-out sprites and new shapes.
+
+    Attributes:
+        image: H×W×3.
+        targets: each object's mask, with a random click on it.
+        parts: the masks of parts.
+    """
+
+    image: NDArray[np.uint8]
+    targets: list[tuple[Mask, tuple[float, float]]]
+    parts: list[Mask]
+
+
+def held_out_scene(index: int, size: int) -> Held:
+    """The scene of that number, always the same."""
     rng = np.random.default_rng([SEED, index])
     scene = scenes.render(rng, size, size, sprites.load(held_out=True))
     targets = []
@@ -103,7 +133,8 @@ def held_out_scene(index: int, size: int) -> tuple[NDArray[np.uint8], list[tuple
             rows, columns = np.nonzero(truth)
             chosen = int(rng.integers(len(rows)))
             targets.append((truth, (float(columns[chosen]), float(rows[chosen]))))
-    return scene.image, targets
+    parts = [scene.labels[..., 1] == number for number in range(1, int(scene.labels[..., 1].max()) + 1)]
+    return Held(scene.image, targets, [part for part in parts if part.mean() > SMALLEST])
 
 
 def sheet_row(predictor: Any, image: NDArray[np.uint8], truth: Mask, side: int) -> Image.Image:
@@ -127,31 +158,52 @@ def sheet_row(predictor: Any, image: NDArray[np.uint8], truth: Mask, side: int) 
     return row
 
 
-def evaluate(predictor: Any, count: int, size: int, sheet: Path | None, rows: int) -> list[dict[str, float]]:
-    """Every object's figures on `count` held-out scenes; the sheet shows one object of each of the first scenes."""
+def evaluate(
+    predictor: Any, count: int, size: int, sheet: Path | None, rows: int
+) -> tuple[list[dict[str, float]], list[tuple[float, float]]]:
+    """Every object's figures on `count` held-out scenes, and predicted and true IoU of their masks.
+
+    The sheet shows one object of each of the first scenes.
+    """
     results: list[dict[str, float]] = []
+    rated: list[tuple[float, float]] = []
     strips: list[Image.Image] = []
-    for index in range(count):
-        image, targets = held_out_scene(index, size)
-        predictor.set_image(image)
-        results += [measure(predictor, truth, anywhere) for truth, anywhere in targets]
-        if targets and len(strips) < rows:
-            strips.append(sheet_row(predictor, image, targets[index % len(targets)][0], 300))
+    for index in tqdm(range(count), desc="scenes", disable=None):
+        scene = held_out_scene(index, size)
+        predictor.set_image(scene.image)
+        results += [measure(predictor, truth, anywhere, rated) for truth, anywhere in scene.targets]
+        for part in scene.parts:
+            masks, _, _ = predictor.predict(np.array([middle(part)]), np.array([1]))
+            results.append({"part_best": max(iou(mask > 0, part) for mask in masks)})
+        if scene.targets and len(strips) < rows:
+            strips.append(sheet_row(predictor, scene.image, scene.targets[index % len(scene.targets)][0], 300))
     if sheet is not None:
         page = Image.new("RGB", (1200, 300 * len(strips)))
         for number, strip in enumerate(strips):
             page.paste(strip, (0, 300 * number))
         page.save(sheet)
-    return results
+    return results, rated
 
 
 def table(results: list[dict[str, float]]) -> str:
     """The means as a Markdown table."""
     lines = ["| prompt | mean IoU | objects at 0.5 or better |", "| --- | --- | --- |"]
     for key, words in COLUMNS.items():
-        values = np.array([result[key] for result in results])
+        values = np.array([result[key] for result in results if key in result])
         lines.append(f"| {words} | {values.mean():.3f} | {100 * (values >= 0.5).mean():.0f}% |")
     return "\n".join(lines)
+
+
+def calibration(rated: list[tuple[float, float]]) -> str:
+    """How true the predicted scores are, as a Markdown table and a line."""
+    predicted, true = np.array(rated).T
+    lines = ["| predicted IoU | masks | mean true IoU |", "| --- | --- | --- |"]
+    for low, high in pairwise(BINS):
+        inside = (predicted >= low) & ((predicted < high) | (high == 1))
+        if inside.any():
+            lines.append(f"| {low:g} to {high:g} | {inside.sum()} | {true[inside].mean():.3f} |")
+    error = np.abs(predicted - true).mean()
+    return "\n".join([*lines, f"\nmean error {error:.3f}, correlation {np.corrcoef(predicted, true)[0, 1]:.2f}"])
 
 
 def main() -> None:
@@ -165,9 +217,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = evaluate(load_predictor(args.checkpoint), args.scenes, args.size, args.sheet, args.rows)
-    print(f"{len(results)} objects in {args.scenes} held-out scenes of {args.size}x{args.size} pixels\n")
+    results, rated = evaluate(load_predictor(args.checkpoint), args.scenes, args.size, args.sheet, args.rows)
+    objects = sum("box_single" in result for result in results)
+    print(
+        f"{objects} objects, {len(results) - objects} parts in {args.scenes} held-out scenes of {args.size}² pixels\n"
+    )
     print(table(results))
+    print(f"\n{calibration(rated)}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def draw() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     canvas: Field = base + 30 * (textures.smooth_noise(rng, HEIGHT, WIDTH, 9)[..., None] - 0.5)
     clicked = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     for index, (code, side, x, y) in enumerate(LAYOUT):
-        sprite = Image.fromarray(emoji_sprite(code)).convert("RGBa")
+        sprite = Image.fromarray(emoji_sprite(code)[..., :4]).convert("RGBa")
         scale = side / max(sprite.size)
         size = (round(sprite.width * scale), round(sprite.height * scale))
         array: Field = np.asarray(sprite.resize(size, Image.Resampling.BICUBIC).convert("RGBA"), dtype=np.float32)

@@ -30,16 +30,20 @@ def ious(logits: Tensor, targets: Tensor) -> Tensor:
     return both / either.clamp(min=1)
 
 
-def prompt_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def prompt_loss(logits: Tensor, scores: Tensor, targets: Tensor, is_clear: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of one decoder call and the IoUs of its four masks.
 
-    Only the best of the three alternatives learns in full; the others get a little, so that none falls asleep.
+    Only the best of the three alternatives learns in full; the others get a little, so that none falls asleep. The
+    single mask learns where it is clear what is meant (P, bool): of one click that means a part, it would learn to
+    waver between that and the whole.
     """
     losses = mask_losses(logits, targets)
     alternatives = losses[:, 1:]
     reached = ious(logits.detach(), targets)
-    total = alternatives.amin(1).mean() + LOSERS_WEIGHT * alternatives.mean() + SINGLE_WEIGHT * losses[:, 0].mean()
-    return total + SCORE_WEIGHT * F.mse_loss(scores, reached), reached
+    single = (losses[:, 0] * is_clear).mean()
+    total = alternatives.amin(1).mean() + LOSERS_WEIGHT * alternatives.mean() + SINGLE_WEIGHT * single
+    errors = (scores - reached).square()
+    return total + SCORE_WEIGHT * (errors[:, 1:].mean() * 0.75 + (errors[:, 0] * is_clear).mean() * 0.25), reached
 
 
 class AffinityHead(nn.Module):

@@ -1,8 +1,8 @@
 """Cut-out pictures with exact alpha: colour emoji and clip art, split into a training and a held-out part.
 
 Both come from Debian packages (fonts-noto-color-emoji, openclipart-png). They are read where the packages put them
-and are never shipped. The split is by a hash of a family name, so that near twins (clock_01, clock_02; neighbouring
-emoji) fall on the same side.
+and are never shipped. Where they are drawn in flat colours, their parts are known too (parts.py). The split is by a
+hash of a family name, so that near twins (clock_01, clock_02; neighbouring emoji) fall on the same side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from training.parts import find_parts
+
 Sprite = NDArray[np.uint8]
+"""H×W×6: red, green, blue, alpha, number of the part, number of the sub-part."""
 
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_SIZE = 109  # the only size the bitmap font holds
@@ -65,9 +68,11 @@ def tidy(picture: Image.Image) -> Sprite | None:
     if min(width, height) < 40 or max(width, height) > 4 * min(width, height):
         return None
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    sprite: Sprite = np.asarray(picture, dtype=np.uint8)
-    solid = float((sprite[..., 3] > 127).mean())
-    return sprite if 0.3 < solid < 0.97 else None
+    drawing = np.asarray(picture, dtype=np.uint8)
+    if not 0.3 < (drawing[..., 3] > 127).mean() < 0.97:
+        return None
+    sprite: Sprite = np.dstack([drawing, *find_parts(drawing)])
+    return sprite
 
 
 def collect(stride: int = 3) -> dict[bool, list[Sprite]]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training import scenes
@@ -29,7 +30,9 @@ from training.prompts import correction, first_prompt
 
 RUNS = Path(__file__).resolve().parent / "runs"
 DEFAULT_STAGES = "128:17:16:5,256:20:8:5,512:17:4:5,1024:24:2:4"
-KINDS = {"click": 0.68, "box": 0.19, "both": 0.10, "none": 0.03}
+KINDS = {"click": 0.55, "box": 0.33, "both": 0.10, "none": 0.02}
+CORRECTED_SHARE = 0.45  # of the steps go on with corrective clicks
+MOST_CORRECTIONS = 3
 AFFINITY_WEIGHT = 0.5
 EMA_DECAY = {128: 0.998, 256: 0.998, 512: 0.99, 1024: 0.985}  # fewer steps at larger sizes
 FLOOR = 0.04
@@ -130,16 +133,21 @@ class Trainer:
         kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
         points, labels = first_prompt(kind, masks)
         first = decode(self.model, features, batch.owner, points, labels, None)
-        opening, reached = prompt_loss(first.masks, first.scores, batch.targets)
+        everywhere = torch.ones(len(masks))
+        is_clear = (batch.levels == 0).float() if kind in ("click", "none") else everywhere
+        opening, reached = prompt_loss(first.masks, first.scores, batch.targets, is_clear)
         loss = loss + (0.2 if kind == "none" else 1.0) * opening
-        if points is not None and labels is not None and rng.random() < 0.4:
-            rows = torch.arange(len(masks))
-            best = first.masks.detach()[rows, first.scores.detach().argmax(1)][:, None]
+        if points is None or labels is None or rng.random() >= CORRECTED_SHARE:
+            return loss, reached
+        rounds, rows, guess = int(rng.integers(1, MOST_CORRECTIONS + 1)), torch.arange(len(masks)), first
+        for _ in range(rounds):
+            # As a user would: goes on from the mask that the model believes in.
+            best = guess.masks.detach()[rows, guess.scores.detach().argmax(1)][:, None]
             click, label = correction(masks, best)
             points, labels = torch.cat([points, click], dim=1), torch.cat([labels, label], dim=1)
-            previous = best.clamp(-32, 32) if rng.random() < 0.5 else None
-            second = decode(self.model, features, batch.owner, points, labels, previous)
-            loss = loss + 0.7 * prompt_loss(second.masks, second.scores, batch.targets)[0]
+            previous = best.clamp(-32, 32) if rng.random() < 0.75 else None
+            guess = decode(self.model, features, batch.owner, points, labels, previous)
+            loss = loss + 0.7 / rounds * prompt_loss(guess.masks, guess.scores, batch.targets, everywhere)[0]
         return loss, reached
 
     @torch.no_grad()
@@ -191,6 +199,12 @@ class Trainer:
         (self.folder / "state.part").replace(self.folder / "state.pt")
         (self.folder / "curve.json").write_text(json.dumps(self.progress.curve, indent=1) + "\n")
 
+    def start_from(self, checkpoint: Path) -> None:
+        """Begin with the weights of an exported checkpoint instead of random ones."""
+        weights = {name: value.float() for name, value in load_file(checkpoint).items()}
+        for model in (self.model, self.average):
+            model.load_state_dict(weights, strict=True)
+
     def resume(self) -> None:
         """Go on from the saved state."""
         state: dict[str, Any] = torch.load(self.folder / "state.pt", weights_only=True)
@@ -211,10 +225,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on with the state that the run has saved")
+    parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (.safetensors)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     trainer = Trainer(RUNS / args.run, parse_stages(args.stages), args.lr, args.seed)
+    if args.init:
+        trainer.start_from(args.init)
     if args.resume:
         trainer.resume()
     trainer.run()
