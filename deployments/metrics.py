@@ -5,7 +5,6 @@ Tags have few values: configured models, routes as they are registered, formats,
 """
 
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -62,8 +61,8 @@ class KeptGauge:
 
     @classmethod
     def _keep(cls) -> None:
-        while True:
-            time.sleep(KEEP_S)
+        never = threading.Event()
+        while not never.wait(KEEP_S):
             with cls._starting:
                 gauges = list(cls._all)
             for gauge in gauges:
