@@ -119,5 +119,5 @@ def make_batch(rng: Generator, pool: Pool, size: int, images: int, prompts: int,
         targets.append(F.avg_pool2d(each.float(), 2))
         pixels.append(jitter(rng, image))
         maps.append(labels[0])
-    images_ = normalise(torch.stack(pixels))
-    return Batch(images_, torch.stack(maps), torch.tensor(owner), torch.cat(targets)[:, None], torch.tensor(levels))
+    normalised = normalise(torch.stack(pixels))
+    return Batch(normalised, torch.stack(maps), torch.tensor(owner), torch.cat(targets)[:, None], torch.tensor(levels))

@@ -77,22 +77,24 @@ def corrected(predictor: Any, truth: Mask) -> float:
 
 
 def measure(
-    predictor: Any, truth: Mask, anywhere: tuple[float, float], rated: list[tuple[float, float]]
-) -> dict[str, float]:
-    """Every figure of COLUMNS for one object of the image that the predictor holds.
+    predictor: Any, truth: Mask, anywhere: tuple[float, float]
+) -> tuple[dict[str, float], list[tuple[float, float]]]:
+    """Figures of COLUMNS for one object of the image that the predictor holds.
 
     Args:
         predictor: holds the image.
         truth: the object.
         anywhere: a random point of it.
-        rated: gets predicted and true IoU of each mask for the click in the middle.
+
+    Returns:
+        The figures; and predicted and true IoU of each mask for the click in the middle.
     """
     found: dict[str, float] = {}
     one = np.array([1])
     masks, scores, _ = predictor.predict(np.array([middle(truth)]), one)
     each = [iou(mask > 0, truth) for mask in masks]
     found["middle_best"], found["middle_scored"] = max(each), each[int(scores.argmax())]
-    rated += zip(map(float, scores), each, strict=True)
+    rated = list(zip(map(float, scores), each, strict=True))
     masks, _, _ = predictor.predict(np.array([middle(truth)]), one, multimask_output=False)
     found["middle_single"] = iou(masks[0] > 0, truth)
     masks, _, _ = predictor.predict(np.array([anywhere]), one)
@@ -104,7 +106,7 @@ def measure(
     masks, _, _ = predictor.predict(box=box, multimask_output=False)
     found["box_single"] = iou(masks[0] > 0, truth)
     found["corrected"] = corrected(predictor, truth)
-    return found
+    return found, rated
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ def evaluate(
     for index in tqdm(range(count), desc="scenes", disable=None):
         scene = held_out_scene(index, size)
         predictor.set_image(scene.image)
-        results += [measure(predictor, truth, anywhere, rated) for truth, anywhere in scene.targets]
+        for truth, anywhere in scene.targets:
+            figures, scored = measure(predictor, truth, anywhere)
+            results.append(figures)
+            rated += scored
         for part in scene.parts:
             masks, _, _ = predictor.predict(np.array([middle(part)]), np.array([1]))
             results.append({"part_best": max(iou(mask > 0, part) for mask in masks)})

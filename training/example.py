@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from training import scenes, sprites, textures
+from training import patches, sprites, textures
 from training.model import DEMO_FOLDER
 from training.textures import Field
 
@@ -53,8 +53,8 @@ def draw() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         array: Field = np.asarray(sprite.resize(size, Image.Resampling.BICUBIC).convert("RGBA"), dtype=np.float32)
         top, left = y - size[1] // 2, x - size[0] // 2
         alpha = array[..., 3] * np.float32(1 / 255)
-        scenes.cast_shadow(rng, canvas, alpha, top, left)
-        rows, columns, seen = scenes.blend(canvas, array[..., :3], alpha, top, left)
+        patches.cast_shadow(rng, canvas, alpha, top, left)
+        rows, columns, seen = patches.blend(canvas, array[..., :3], alpha, top, left)
         clicked[rows, columns][seen > 0.5] = 255 if index == 0 else 0
     canvas *= (1.12 - 0.3 * textures.ramp(rng, HEIGHT, WIDTH))[..., None]
     return canvas.clip(0, 255).astype(np.uint8), clicked

@@ -34,7 +34,7 @@ def prompt_loss(logits: Tensor, scores: Tensor, targets: Tensor, is_clear: Tenso
     """The loss of one decoder call and the IoUs of its four masks.
 
     Only the best of the three alternatives learns in full; the others get a little, so that none falls asleep. The
-    single mask learns where it is clear what is meant (P, bool): of one click that means a part, it would learn to
+    single mask learns where it is clear what is meant (P, 1 or 0): of one click that means a part, it would learn to
     waver between that and the whole.
     """
     losses = mask_losses(logits, targets)

@@ -10,7 +10,6 @@ import argparse
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -18,16 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from training import photos, sprites, textures
+from training.patches import Patch, blend, cast_shadow, shape_patch, sprite_patch
 from training.textures import Field
 
 POOL_FOLDER = Path(__file__).resolve().parent / "runs" / "pool"
 SPRITE_SHARE = 0.6
 PHOTO_SHARE = 0.4
-MARKED_SHARE = 0.45  # of the shapes have marks on them, which are their parts
 ATTACHED_SHARE = 0.25  # of the objects carry another one
 LEVELS = 3
 MOST_NUMBERS = 255
-RESAMPLE = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -47,117 +45,6 @@ class Scene:
     def objects(self) -> NDArray[np.uint8]:
         """The whole objects' numbers alone."""
         return self.labels[..., 0]
-
-
-class Patch(NamedTuple):
-    """Something to put on a canvas: its colours, its coverage (0 to 1), and its parts and sub-parts (H×W×2)."""
-
-    colours: Field
-    alpha: Field
-    parts: NDArray[np.uint8]
-
-
-def sprite_patch(rng: Generator, sprite: sprites.Sprite, side: int) -> Patch:
-    """A sprite, mirrored, turned and scaled."""
-    picture, parts = Image.fromarray(sprite[..., :4]), [Image.fromarray(sprite[..., level]) for level in (4, 5)]
-    if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        parts = [level.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for level in parts]
-    scale = side / max(picture.size)
-    size = (max(8, round(picture.width * scale)), max(8, round(picture.height * scale)))
-    picture = picture.convert("RGBa").resize(size, Image.Resampling.BICUBIC)
-    parts = [level.resize(size, Image.Resampling.NEAREST) for level in parts]
-    if rng.random() < 0.5:
-        turn = float(rng.uniform(-60, 60))
-        picture = picture.rotate(turn, RESAMPLE, expand=True)
-        parts = [level.rotate(turn, Image.Resampling.NEAREST, expand=True) for level in parts]
-    array = np.asarray(picture.convert("RGBA"), dtype=np.float32)
-    return Patch(array[..., :3], array[..., 3] * np.float32(1 / 255), np.dstack([np.asarray(level) for level in parts]))
-
-
-def shape_patch(rng: Generator, ground: Field, side: int) -> Patch:
-    """A shape in a colour that stands out from the ground, some with marks on it."""
-    height, width = side, max(8, round(side * rng.uniform(0.35, 1.0)))
-    if rng.random() < 0.5:
-        height, width = width, height
-    alpha = textures.shape_alpha(rng, height, width)
-    base = textures.colour_unlike(rng, ground)
-    surface = textures.texture(rng, height, width, base).copy()
-    parts = np.zeros((height, width, 2), np.uint8)
-    if rng.random() < MARKED_SHARE:
-        _mark(rng, surface, parts, base)
-    if rng.random() < 0.5:
-        turn = float(rng.uniform(0, 180))
-        alpha = np.asarray(Image.fromarray(alpha).rotate(turn, RESAMPLE, expand=True))
-        flat = Image.fromarray(surface.clip(0, 255).astype(np.uint8)).rotate(turn, RESAMPLE, expand=True)
-        levels = [Image.fromarray(parts[..., level]) for level in (0, 1)]
-        turned = [np.asarray(level.rotate(turn, Image.Resampling.NEAREST, expand=True)) for level in levels]
-        surface, parts = np.asarray(flat, dtype=np.float32), np.dstack(turned)
-    return Patch(surface, alpha, parts)
-
-
-def _mark(rng: Generator, surface: Field, parts: NDArray[np.uint8], base: Field) -> None:
-    """Draws one to three marks on a surface, in place, some with a smaller mark inside."""
-    height, width, _ = surface.shape
-    free = np.ones((height, width), bool)
-    number = 0
-    for _ in range(int(rng.integers(1, 4))):
-        side = max(8, round(min(height, width) * float(rng.uniform(0.25, 0.6))))
-        top, left = int(rng.integers(max(1, height - side))), int(rng.integers(max(1, width - side)))
-        window = np.s_[top : top + side, left : left + side]
-        mark = textures.shape_alpha(rng, side, side)[: surface[window].shape[0], : surface[window].shape[1]]
-        seen = mark > 0.5
-        if not free[window][seen].all():
-            continue
-        free[window][seen] = False
-        colour = textures.colour_unlike(rng, base)
-        surface[window] += (textures.texture(rng, mark.shape[0], mark.shape[1], colour) - surface[window]) * mark[
-            ..., None
-        ]
-        number += 1
-        parts[window][..., 0][seen] = number
-        if rng.random() < 0.4 and side >= 24:
-            half = side // 2
-            inner = textures.shape_alpha(rng, half, half)
-            inside = np.s_[top + side // 4 : top + side // 4 + half, left + side // 4 : left + side // 4 + half]
-            inner = inner[: surface[inside].shape[0], : surface[inside].shape[1]] * (parts[inside][..., 0] == number)
-            other = textures.colour_unlike(rng, colour)
-            surface[inside] += (textures.texture(rng, inner.shape[0], inner.shape[1], other) - surface[inside]) * inner[
-                ..., None
-            ]
-            parts[inside][..., 1][inner > 0.5] = number
-
-
-def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
-    """The part of a patch that lies inside the canvas, as slices of the canvas and of the patch."""
-    low, high = max(0, start), min(limit, start + length)
-    return slice(low, high), slice(low - start, high - start)
-
-
-def blend(canvas: Field, colours: Field, alpha: Field, top: int, left: int) -> tuple[slice, slice, Field]:
-    """Put a patch on the canvas, in place; the rows and columns it covers and its coverage there."""
-    rows, patch_rows = _overlap(top, alpha.shape[0], canvas.shape[0])
-    columns, patch_columns = _overlap(left, alpha.shape[1], canvas.shape[1])
-    seen = alpha[patch_rows, patch_columns]
-    area = canvas[rows, columns]
-    area += (colours[patch_rows, patch_columns] - area) * seen[..., None]
-    return rows, columns, seen
-
-
-def cast_shadow(rng: Generator, canvas: Field, alpha: Field, top: int, left: int) -> None:
-    """Darken the ground beside an object that is about to be put down."""
-    reach = max(2, round(0.06 * max(alpha.shape)))
-    padded = Image.fromarray((np.pad(alpha, 2 * reach) * 255).astype(np.uint8))
-    soft = np.asarray(padded.filter(ImageFilter.GaussianBlur(reach / 2)), dtype=np.float32) / 255
-    down, right = (int(v) for v in rng.integers(-reach, reach + 1, 2))
-    black = np.zeros((*soft.shape, 3), dtype=np.float32)
-    blend(
-        canvas,
-        black,
-        (soft * rng.uniform(0.2, 0.5)).astype(np.float32),
-        top - 2 * reach + down,
-        left - 2 * reach + right,
-    )
 
 
 class Painter:
@@ -185,7 +72,7 @@ class Painter:
         if rng.random() < 0.35:
             cast_shadow(rng, self._canvas, patch.alpha, top, left)
         number = self._numbers(0, 1)
-        self._put(patch, top, left, (number, self._numbers(1, int(patch.parts[..., 0].max())), None))
+        self._put(patch, top, left, number)
         if rng.random() < ATTACHED_SHARE and side >= 40:
             self._attach(number, y, x, side)
 
@@ -199,7 +86,7 @@ class Painter:
             return
         patch = self._patch(y, x, max(12, round(side * float(rng.uniform(0.25, 0.55)))))
         top, left = y - patch.alpha.shape[0] // 2, x - patch.alpha.shape[1] // 2
-        self._put(patch, top, left, (number, None, self._numbers(1, 1)))
+        self._put(patch, top, left, number, self._numbers(1, 1))
 
     def _patch(self, y: int, x: int, side: int) -> Patch:
         rng = self._rng
@@ -207,34 +94,25 @@ class Painter:
             return sprite_patch(rng, self._pool[int(rng.integers(len(self._pool)))], side)
         return shape_patch(rng, self._canvas[y, x].copy(), side)
 
-    def _put(self, patch: Patch, top: int, left: int, numbers: tuple[int, int | None, int | None]) -> None:
+    def _put(self, patch: Patch, top: int, left: int, number: int, as_part: int = 0) -> None:
         """Paints a patch.
 
         Args:
             patch: what.
             top: its first row.
             left: its first column.
-            numbers: of the object; the first of its parts, if the patch's parts are those; or else of the one part that
-                the whole patch is.
+            number: of the object.
+            as_part: the number of its part that the whole patch is; what the patch has of parts are parts of that then.
         """
-        number, first_part, as_part = numbers
         rows, columns, coverage = blend(self._canvas, patch.colours, patch.alpha, top, left)
-        start = np.s_[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        own = patch.parts[start]
+        own = patch.parts[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         seen = coverage > 0.5
         labels = self.labels[rows, columns]
-        labels[seen] = 0
-        labels[..., 0][seen] = number
-        if as_part is None:
-            shallow, deep = own[..., 0], own[..., 1]
-            if first_part:
-                labels[..., 1][seen & (shallow > 0)] = first_part + shallow[seen & (shallow > 0)] - 1
-        else:
-            deep = own[..., 0]
-            labels[..., 1][seen] = as_part
-        first_deep = self._numbers(2, int(deep.max()) if deep.size else 0)
-        if first_deep:
-            labels[..., 2][seen & (deep > 0)] = first_deep + deep[seen & (deep > 0)] - 1
+        labels[seen] = (number, as_part, 0)
+        for level, local in zip((2,) if as_part else (1, 2), np.moveaxis(own, 2, 0), strict=False):
+            if first := self._numbers(level, int(local.max(initial=0))):
+                marked = seen & (local > 0)
+                labels[..., level][marked] = first + local[marked] - 1
 
     def _numbers(self, level: int, count: int) -> int:
         """The first of so many new numbers; 0 if there are none, or no more of them."""

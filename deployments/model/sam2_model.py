@@ -140,7 +140,7 @@ class Sam2Model:
         if answer_size is not None:
             answer_size.check(embedding.image_size)
         embed_s = runs[0] if runs else time.perf_counter() - started
-        self._check_queue(self._decode_rounds, until)
+        self._check_queue(self._decode_rounds, self._patience_s(until))
         with span("decode", objects=prompt.num_objects):
             (low_res_logits, iou_predictions), decode_s = await self._in_round(
                 self._decode_rounds, self._decode, (embedding, prompt)
@@ -215,7 +215,7 @@ class Sam2Model:
         rounds = self._auto_rounds
         if rounds.waiting >= MAX_WAITING_AUTOS:
             raise Overloaded("overloaded: too many requests for everything wait for their turn")
-        self._check_queue(rounds, until, max_wait_s=math.inf)
+        self._check_queue(rounds, until - time.monotonic())
         async with AsyncExitStack() as turn:
             try:
                 async with asyncio.timeout(until - time.monotonic()):
@@ -275,21 +275,26 @@ class Sam2Model:
         if pixels is None:
             # The queue is looked at before anybody decodes and sends them.
             return await self._cache.get(
-                image_id, sender, lambda: self._check_queue(self._embed_rounds, until, self._cache.promised)
+                image_id,
+                sender,
+                lambda: self._check_queue(self._embed_rounds, self._patience_s(until), self._cache.promised),
             )
         return await self._cache.compute(
             image_id,
             lambda: self._encode(pixels, runs),
             sender or "",
             # By this caller's own patience; who waits for the same image may have more.
-            lambda: self._check_queue(self._embed_rounds, until),
+            lambda: self._check_queue(self._embed_rounds, self._patience_s(until)),
         )
 
-    def _check_queue(self, rounds: Rounds, until: float, announced: int = 0, max_wait_s: float | None = None) -> None:
+    def _patience_s(self, until: float) -> float:
+        """How long a caller with that deadline may wait for a batch."""
+        return min(self._config.max_wait_s, until - time.monotonic())
+
+    def _check_queue(self, rounds: Rounds, patience_s: float, announced: int = 0) -> None:
         """Refuses now what would be refused, or given up, after a long wait."""
         expected_s = rounds.expected_wait_s(announced)
-        most_s = self._config.max_wait_s if max_wait_s is None else max_wait_s
-        if expected_s > min(most_s, until - time.monotonic()):
+        if expected_s > patience_s:
             model_id = self._settings.model_id
             raise Overloaded(f"overloaded: the queue of {model_id} takes about {expected_s:.1f} s", expected_s)
 

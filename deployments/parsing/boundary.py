@@ -38,12 +38,17 @@ def error_response(
     return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")
 
 
+def _refusal(connection: HTTPConnection, error: ServiceError, headers: dict[str, str] | None = None) -> Response:
+    """The answer to a request that ends with an error of ours, which is noted for the log and the metrics."""
+    note_refusal(connection, error)
+    pause = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return error_response(error.status, error.message, {**pause, **(headers or {})}, error.code)
+
+
 async def on_service_error(request: Request, error: Exception) -> Response:
     """An error that the service raised on purpose."""
     assert isinstance(error, ServiceError)
-    note_refusal(request, error)
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return error_response(error.status, error.message, headers, error.code)
+    return _refusal(request, error)
 
 
 async def on_http_exception(_: Request, error: Exception) -> Response:
@@ -130,9 +135,7 @@ class Boundary:
         """The application, or the refusal."""
         if self._intake.is_closed:
             late = ShuttingDown("the service is shutting down; send the request again")
-            note_refusal(HTTPConnection(scope), late)
-            headers = {"Retry-After": str(late.retry_after_s), "Connection": "close"}
-            return error_response(late.status, late.message, headers)
+            return _refusal(HTTPConnection(scope), late, {"Connection": "close"})
         if self._token is None or get_route_path(scope) in PUBLIC_PATHS:
             return self._app
         # As bytes: a header is not text until somebody decides on its encoding.
@@ -140,6 +143,5 @@ class Boundary:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode()):
             return self._app
-        refusal = Unauthorized("Authorization: the bearer token is missing or wrong")
-        note_refusal(HTTPConnection(scope), refusal)
-        return error_response(refusal.status, refusal.message, {"WWW-Authenticate": "Bearer"})
+        unknown = Unauthorized("Authorization: the bearer token is missing or wrong")
+        return _refusal(HTTPConnection(scope), unknown, {"WWW-Authenticate": "Bearer"})

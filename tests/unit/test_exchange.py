@@ -38,30 +38,26 @@ class Counted:
 
 
 class Broken(Response):
-    """An answer whose client goes away in the middle."""
+    """An answer in whose middle the client goes away."""
+
+    error: Exception = ClientDisconnect()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
-        raise ClientDisconnect
+        raise self.error
 
 
 class Overwhelmed(Broken):
     """An answer whose next piece cannot be had."""
 
-    error: type[Exception] = Overloaded
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except ClientDisconnect:
-            raise self.error("full") from None
+    error = Overloaded("full")
 
 
-class Faulty(Overwhelmed):
+class Faulty(Broken):
     """An answer in whose middle there is a bug."""
 
-    error = ZeroDivisionError
+    error = ZeroDivisionError()
 
 
 @pytest.fixture
