@@ -57,7 +57,7 @@ class Pool:
         side = round(self._size * min(1.0, float(rng.uniform(smallest, 1.2))))
         top, left = (int(v) for v in rng.integers(0, self._size - side + 1, 2))
         part = np.rot90(scene[top : top + side, left : left + side], int(rng.integers(4)))
-        return np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)
+        return np.array(part[:, ::-1] if rng.random() < 0.5 else part, order="C")
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from tqdm import tqdm
 
-from training import scenes, sprites
+from training import scenes, sheets
 from training.model import CHECKPOINT_PATH, build_model
 from training.prompts import depth
 
 Mask = NDArray[np.bool_]
 SEED = 2026
 SMALLEST = 0.004
+ROW_SIDE = 300
 CORRECTIONS = 3
 BINS = np.array([0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 COLUMNS = {
@@ -127,7 +128,7 @@ class Held:
 def held_out_scene(index: int, size: int) -> Held:
     """The scene of that number, always the same."""
     rng = np.random.default_rng([SEED, index])
-    scene = scenes.render(rng, size, size, sprites.load(held_out=True))
+    scene = scenes.render(rng, size, size, held_out=True)
     targets = []
     for number in range(1, int(scene.objects.max()) + 1):
         truth = scene.objects == number
@@ -139,25 +140,13 @@ def held_out_scene(index: int, size: int) -> Held:
     return Held(scene.image, targets, [part for part in parts if part.mean() > SMALLEST])
 
 
-def sheet_row(predictor: Any, image: NDArray[np.uint8], truth: Mask, side: int) -> Image.Image:
+def sheet_row(predictor: Any, image: NDArray[np.uint8], truth: Mask) -> Image.Image:
     """The image with the click, then the three masks over it with their IoUs and predicted scores."""
-    x, y = middle(truth)
-    masks, scores, _ = predictor.predict(np.array([[x, y]]), np.array([1]))
-    row = Image.new("RGB", (4 * side, side))
-    scale = side / image.shape[1]
-    for column, mask in enumerate([None, *masks]):
-        shown = image.astype(np.float32)
-        if mask is not None:
-            shown[mask > 0] = shown[mask > 0] * 0.4 + np.array([255, 0, 200]) * 0.6
-        tile = Image.fromarray(shown.astype(np.uint8)).resize((side, round(image.shape[0] * scale)))
-        draw = ImageDraw.Draw(tile)
-        cx, cy = x * scale, y * scale
-        draw.ellipse((cx - 4, cy - 4, cx + 4, cy + 4), fill=(255, 255, 0), outline=(0, 0, 0))
-        if mask is not None:
-            text = f"IoU {iou(mask > 0, truth):.2f} score {scores[column - 1]:.2f}"
-            draw.text((4, 2), text, fill=(255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0))
-        row.paste(tile, (column * side, 0))
-    return row
+    click = middle(truth)
+    masks, scores, _ = predictor.predict(np.array([click]), np.array([1]))
+    found = [mask > 0 for mask in masks]
+    captions = [f"IoU {iou(mask, truth):.2f} score {score:.2f}" for mask, score in zip(found, scores, strict=True)]
+    return sheets.strip(image, click, found, captions, ROW_SIDE)
 
 
 def evaluate(
@@ -181,12 +170,9 @@ def evaluate(
             masks, _, _ = predictor.predict(np.array([middle(part)]), np.array([1]))
             results.append({"part_best": max(iou(mask > 0, part) for mask in masks)})
         if scene.targets and len(strips) < rows:
-            strips.append(sheet_row(predictor, scene.image, scene.targets[index % len(scene.targets)][0], 300))
+            strips.append(sheet_row(predictor, scene.image, scene.targets[index % len(scene.targets)][0]))
     if sheet is not None:
-        page = Image.new("RGB", (1200, 300 * len(strips)))
-        for number, strip in enumerate(strips):
-            page.paste(strip, (0, 300 * number))
-        page.save(sheet)
+        sheets.save(strips, sheet)
     return results, rated
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ANCHORS = 96
+AFFINITY_SIDE = 64  # of finer maps only every second or fourth pixel is asked about
 PIXEL_WEIGHT = 2.0
 SINGLE_WEIGHT = 0.5
 LOSERS_WEIGHT = 0.05
@@ -65,12 +66,15 @@ class AffinityHead(nn.Module):
         size = maps[0].shape[-2:]
         total = sum(F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps)
         assert isinstance(total, Tensor)
+        step = max(1, size[0] // AFFINITY_SIDE)
+        down, right = torch.randint(step, (2,)).tolist()
+        total, objects = total[..., down::step, right::step].float(), objects[..., down::step, right::step]
         embedding = F.normalize(total.flatten(2), dim=1)  # N x width x pixels
         numbers = objects.flatten(1)
         pixels = numbers.shape[1]
         anchors = torch.randint(pixels, (len(numbers), ANCHORS))
         picked = embedding.gather(2, anchors[:, None].expand(-1, embedding.shape[1], -1))
-        alike = self.scale * (torch.einsum("nca,ncp->nap", picked, embedding) - self.threshold)
+        alike = self.scale * (torch.einsum("nca,ncp->nap", picked, embedding).float() - self.threshold)
         same = (numbers.gather(1, anchors)[:, :, None] == numbers[:, None]).float()
         side = int(pixels**0.5)
         return mask_losses(

@@ -83,11 +83,16 @@ def decode(
     if prompts is None:
         sparse, dense = sparse.expand(len(owner), -1, -1), dense.expand(len(owner), -1, -1, -1)
     masks, scores, _, _ = model.sam_mask_decoder.predict_masks(
-        image_embeddings=features.embedding[owner],
-        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        image_embeddings=_channels_last(features.embedding[owner]),
+        image_pe=_channels_last(model.sam_prompt_encoder.get_dense_pe()),
         sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
+        dense_prompt_embeddings=_channels_last(dense),
         repeat_image=False,
-        high_res_features=[level[owner] for level in features.high_res],
+        high_res_features=[_channels_last(level[owner]) for level in features.high_res],
     )
     return Decoded(masks, scores)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """Laid out as the decoder's tokens are, so that sums of maps and tokens run through memory in one order."""
+    return maps.contiguous(memory_format=torch.channels_last)

@@ -9,9 +9,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from training import sprites, textures
+from training import photos, sprites, textures
 from training.textures import Field
 
+PHOTO_SHARE = 0.3  # of the shapes have a photograph for a surface, as a leopard, a lawn or a wall has many colours
 MARKED_SHARE = 0.45  # of the shapes have marks on them, which are their parts
 RESAMPLE = Image.Resampling.BILINEAR
 
@@ -42,14 +43,17 @@ def sprite_patch(rng: Generator, sprite: sprites.Sprite, side: int) -> Patch:
     return Patch(array[..., :3], array[..., 3] * np.float32(1 / 255), np.dstack([np.asarray(level) for level in parts]))
 
 
-def shape_patch(rng: Generator, ground: Field, side: int) -> Patch:
-    """A shape in a colour that stands out from the ground, some with marks on it."""
+def shape_patch(rng: Generator, ground: Field, side: int, held_out: bool) -> Patch:
+    """A shape in a colour that stands out from the ground, or cut out of a photograph; some with marks on it."""
     height, width = side, max(8, round(side * rng.uniform(0.35, 1.0)))
     if rng.random() < 0.5:
         height, width = width, height
     alpha = textures.shape_alpha(rng, height, width)
     base = textures.colour_unlike(rng, ground)
-    surface = textures.texture(rng, height, width, base).copy()
+    if photos.found(held_out) and rng.random() < PHOTO_SHARE:
+        surface = photos.ground(rng, height, width, held_out).copy()
+    else:
+        surface = textures.texture(rng, height, width, base).copy()
     parts = np.zeros((height, width, 2), np.uint8)
     if rng.random() < MARKED_SHARE:
         _mark(rng, surface, parts, base)

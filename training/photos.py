@@ -1,6 +1,7 @@
 """Photographs to put things in front of, from Debian's wallpaper packages: read where they lie, and never shipped.
 
-What is in them is not known, so nothing of them is ever asked for.
+What is in them is not known, so nothing of them is ever asked for. Like sprites, some are held out, by a hash of their
+name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.sprites import is_held_out
+
 FOLDERS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"), Path("/usr/share/lomiri-wallpapers"))
 KINDS = (".jpg", ".jpeg", ".png", ".webp")
 SMALLEST_BYTES = 150_000  # less is a gradient, or a thumbnail
@@ -20,8 +23,8 @@ SIDE = 1600
 
 
 @cache
-def found() -> tuple[Path, ...]:
-    """The files, one of each picture: packages have some in several sizes."""
+def found(held_out: bool) -> tuple[Path, ...]:
+    """The files of one side of the split, one of each picture: packages have some in several sizes."""
     files = (path for folder in FOLDERS if folder.is_dir() for path in sorted(folder.rglob("*")))
     kept: dict[str, Path] = {}
     for path in files:
@@ -29,7 +32,7 @@ def found() -> tuple[Path, ...]:
             # Plasma's are named by their size, below a folder with the picture's name.
             name = path.parents[2].name if path.parent.name == "images" else path.stem
             kept.setdefault(name, path)
-    return tuple(kept.values())
+    return tuple(path for name, path in kept.items() if is_held_out(f"photo-{name}") == held_out)
 
 
 @cache
@@ -40,9 +43,10 @@ def _loaded(path: Path) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def ground(rng: Generator, height: int, width: int) -> NDArray[np.float32]:
+def ground(rng: Generator, height: int, width: int, held_out: bool) -> NDArray[np.float32]:
     """A random part of a random photograph, at least a third of its shorter side (height × width × 3, 0 to 255)."""
-    picture = _loaded(found()[int(rng.integers(len(found())))])
+    files = found(held_out)
+    picture = _loaded(files[int(rng.integers(len(files)))])
     side = round(min(picture.shape[:2]) * float(rng.uniform(0.35, 1.0)))
     rows, columns = max(1, round(side * min(1.0, height / width))), max(1, round(side * min(1.0, width / height)))
     top = int(rng.integers(picture.shape[0] - rows + 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 BACKGROUND, FOREGROUND, BOX_START, BOX_END, NO_POINT = 0, 1, 2, 3, -1
 STRIDE = 4
 DEPTHS = 6
+BOX_NOISE = 0.1
 
 
 def depth(masks: Tensor, steps: int = DEPTHS) -> Tensor:
@@ -32,7 +33,10 @@ def random_clicks(masks: Tensor, inner: Tensor) -> Tensor:
 
 
 def boxes(masks: Tensor, noise: float) -> Tensor:
-    """The box around each mask as two corners (P x 2 x 2, input pixels), moved by up to `noise` of its sides."""
+    """The box around each mask as two corners (P x 2 x 2, input pixels).
+
+    Each box is off by its own measure: its corners move by up to that share of its sides, from nothing to `noise`.
+    """
     columns, rows = masks.amax(dim=(1, 2)) > 0, masks.amax(dim=(1, 3)) > 0
     corners = []
     for flags in (columns, rows):
@@ -42,7 +46,8 @@ def boxes(masks: Tensor, noise: float) -> Tensor:
         corners.append(torch.stack([first, last], dim=1).float() * STRIDE)
     found = torch.stack(corners, dim=2)
     sides = (found[:, 1:] - found[:, :1]).abs()
-    return found + (2 * torch.rand_like(found) - 1) * noise * sides
+    share = noise * torch.rand(len(found), 1, 1)
+    return found + (2 * torch.rand_like(found) - 1) * share * sides
 
 
 def first_prompt(kind: str, masks: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -54,7 +59,7 @@ def first_prompt(kind: str, masks: Tensor) -> tuple[Tensor, Tensor] | tuple[None
     click_label = torch.full((count, 1), FOREGROUND)
     if kind == "click":
         return click, click_label
-    box = boxes(masks, 0.05)
+    box = boxes(masks, BOX_NOISE)
     box_labels = torch.tensor([BOX_START, BOX_END]).expand(count, 2)
     if kind == "box":
         return box, box_labels

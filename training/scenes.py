@@ -53,12 +53,12 @@ class Painter:
     Args:
         rng: for everything that is left to chance.
         canvas: the ground, H×W×3, which is painted over.
-        pool: sprites to take.
+        held_out: takes the held-out sprites and photographs instead of those for training.
     """
 
-    def __init__(self, rng: Generator, canvas: Field, pool: list[sprites.Sprite]) -> None:
+    def __init__(self, rng: Generator, canvas: Field, held_out: bool) -> None:
         self.labels = np.zeros((*canvas.shape[:2], LEVELS), dtype=np.uint8)
-        self._rng, self._canvas, self._pool = rng, canvas, pool
+        self._rng, self._canvas, self._held_out = rng, canvas, held_out
         self._used = [0] * LEVELS
 
     def add(self, scale: float) -> None:
@@ -91,8 +91,9 @@ class Painter:
     def _patch(self, y: int, x: int, side: int) -> Patch:
         rng = self._rng
         if rng.random() < SPRITE_SHARE:
-            return sprite_patch(rng, self._pool[int(rng.integers(len(self._pool)))], side)
-        return shape_patch(rng, self._canvas[y, x].copy(), side)
+            pool = sprites.load(self._held_out)
+            return sprite_patch(rng, pool[int(rng.integers(len(pool)))], side)
+        return shape_patch(rng, self._canvas[y, x].copy(), side, self._held_out)
 
     def _put(self, patch: Patch, top: int, left: int, number: int, as_part: int = 0) -> None:
         """Paints a patch.
@@ -148,13 +149,13 @@ def _compressed(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
         return np.asarray(opened)
 
 
-def render(rng: Generator, height: int, width: int, pool: list[sprites.Sprite]) -> Scene:
+def render(rng: Generator, height: int, width: int, held_out: bool) -> Scene:
     """One random scene of three to nine objects, the bigger ones put down first."""
-    if photos.found() and rng.random() < PHOTO_SHARE:
-        canvas = photos.ground(rng, height, width).copy()
+    if photos.found(held_out) and rng.random() < PHOTO_SHARE:
+        canvas = photos.ground(rng, height, width, held_out).copy()
     else:
         canvas = textures.texture(rng, height, width, textures.colour(rng)).copy()
-    painter = Painter(rng, canvas, pool)
+    painter = Painter(rng, canvas, held_out)
     scales = np.exp(rng.uniform(np.log(0.12), np.log(0.6), int(rng.integers(3, 10))))
     for scale in sorted(map(float, scales), reverse=True):
         painter.add(scale)
@@ -164,12 +165,11 @@ def render(rng: Generator, height: int, width: int, pool: list[sprites.Sprite]) 
 def fill_pool(size: int, shards: int, per_shard: int, seed: int) -> None:
     """Render training scenes into files of per_shard scenes each (N×size×size×6: colours, labels)."""
     POOL_FOLDER.mkdir(parents=True, exist_ok=True)
-    pool = sprites.load(held_out=False)
     for shard in range(shards):
         rng = np.random.default_rng([seed, size, shard])
         block = np.empty((per_shard, size, size, 3 + LEVELS), dtype=np.uint8)
         for index in range(per_shard):
-            scene = render(rng, size, size, pool)
+            scene = render(rng, size, size, held_out=False)
             block[index, ..., :3], block[index, ..., 3:] = scene.image, scene.labels
         path = POOL_FOLDER / f"{size}-{seed}-{shard:03d}.npy"
         with path.with_suffix(".part").open("wb") as part:

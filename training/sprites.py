@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import pickle
 import re
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ EMOJI_RANGES = ((0x1F300, 0x1F6FF), (0x1F900, 0x1FAFF), (0x2600, 0x27BF))
 EMOJI_FAMILY = 8
 CLIPART_FOLDER = Path("/usr/share/openclipart/png")
 MAX_BYTES = 200_000  # some are posters of hundreds of megapixels
+MAX_PIXELS = 2000  # wide or high
 MAX_SIDE = 224
 HELD_OUT_IN = 8
 CACHE = Path(__file__).resolve().parent / "runs" / "sprites.pickle"
@@ -49,12 +53,13 @@ def emoji() -> Iterator[tuple[str, Image.Image]]:
             yield f"emoji-{code // EMOJI_FAMILY:x}", canvas
 
 
-def clipart(stride: int) -> Iterator[tuple[str, Image.Image]]:
-    """Every stride-th clip art picture, with its name less digits as the family."""
-    small = (path for path in sorted(CLIPART_FOLDER.rglob("*.png")) if path.stat().st_size <= MAX_BYTES)
-    for path in list(small)[::stride]:
+def clipart() -> Iterator[tuple[str, Image.Image]]:
+    """Every clip art picture, with its name less digits as the family."""
+    for path in sorted(CLIPART_FOLDER.rglob("*.png")):
+        if path.stat().st_size > MAX_BYTES:
+            continue
         with Image.open(path) as opened:
-            if max(opened.size) <= 2000:
+            if max(opened.size) <= MAX_PIXELS:
                 yield "clipart-" + re.sub(r"[\d_\-]+", "", path.stem)[:12], opened.convert("RGBA")
 
 
@@ -75,13 +80,16 @@ def tidy(picture: Image.Image) -> Sprite | None:
     return sprite
 
 
-def collect(stride: int = 3) -> dict[bool, list[Sprite]]:
+def _tidy_member(member: tuple[str, Image.Image]) -> tuple[str, Sprite | None]:
+    return member[0], tidy(member[1])
+
+
+def collect() -> dict[bool, list[Sprite]]:
     """All usable sprites: under False those for training, under True the held-out ones."""
     found: dict[bool, list[Sprite]] = {False: [], True: []}
     seen: set[bytes] = set()
-    for source in (emoji(), clipart(stride)):
-        for family, picture in source:
-            sprite = tidy(picture)
+    with multiprocessing.Pool() as workers:
+        for family, sprite in workers.imap(_tidy_member, chain(emoji(), clipart()), chunksize=16):
             if sprite is None:
                 continue
             key = hashlib.sha256(sprite.tobytes()).digest()
@@ -91,6 +99,7 @@ def collect(stride: int = 3) -> dict[bool, list[Sprite]]:
     return found
 
 
+@cache
 def load(held_out: bool) -> list[Sprite]:
     """The sprites of one side of the split, collected once and then kept in training/runs/."""
     if not CACHE.exists():

@@ -1,6 +1,7 @@
 """The training loop: small pictures first, then larger ones, by the clock; it saves its state and can be resumed.
 
-A schedule is a list of stages `size:minutes:images:prompts`; minutes are of this loop's own running time.
+A schedule is a list of stages `size:minutes:images:prompts`; minutes are of this loop's own running time, images of one
+step of all processes together.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,25 +21,28 @@ import torch
 from numpy.random import Generator
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
-from training import scenes
+from training import scenes, together
+from training.attention import short_attention
 from training.check import held_out_iou
 from training.data import Batch, Pool, make_batch
 from training.losses import AffinityHead, prompt_loss
-from training.model import build_model, decode, ease_start, encode, set_size
+from training.model import Decoded, Features, build_model, decode, ease_start, encode, set_size
 from training.optim import make_optimisers
 from training.prompts import correction, first_prompt
 
 RUNS = Path(__file__).resolve().parent / "runs"
-DEFAULT_STAGES = "128:17:16:5,256:20:8:5,512:17:4:5,1024:24:2:4"
+DEFAULT_STAGES = "128:17:16:5,256:40:16:5,512:60:8:5,1024:45:4:4"
 KINDS = {"click": 0.55, "box": 0.33, "both": 0.10, "none": 0.02}
-CORRECTED_SHARE = 0.45  # of the steps go on with corrective clicks
+CORRECTED_SHARE = 0.5  # of the steps go on with corrective clicks
 MOST_CORRECTIONS = 3
 AFFINITY_WEIGHT = 0.5
 EMA_DECAY = {128: 0.998, 256: 0.998, 512: 0.99, 1024: 0.985}  # fewer steps at larger sizes
 FLOOR = 0.04
-REPORT_SECONDS = 20.0
-CHECK_SECONDS = 300.0
+BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} min, {remaining} left"
+REPORT_SECONDS = 30.0
+CHECK_SECONDS = 360.0
 CHECK_SCENES = {128: 32, 256: 24, 512: 14, 1024: 8}
 
 
@@ -72,11 +77,24 @@ def parse_stages(text: str) -> list[Stage]:
 
 
 class Trainer:
-    """A model, its moving average, its optimisers, and the loop over them."""
+    """A model, its moving average, its optimisers, and the loop over them, as one of `count` processes.
 
-    def __init__(self, folder: Path, stages: list[Stage], lr: float, seed: int) -> None:
+    Args:
+        folder: where the state is kept; only the first process (rank 0) reports, checks and saves.
+        stages: the schedule.
+        lr: the learning rate at its highest, for batches of 16 images.
+        seed: of the weights, and of what is drawn.
+        rank: which process this is.
+        count: how many there are.
+        half: compute in bfloat16, where the processor can; weights and sums stay float32.
+    """
+
+    def __init__(
+        self, folder: Path, stages: list[Stage], lr: float, seed: int, rank: int, count: int, half: bool
+    ) -> None:
         torch.manual_seed(seed)
         self.folder, self.stages, self.lr, self.seed = folder, stages, lr, seed
+        self.rank, self.count, self.half = rank, count, half
         self.model = build_model()
         ease_start(self.model)
         self.average = deepcopy(self.model).eval().requires_grad_(False)
@@ -93,24 +111,36 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the schedule is over."""
-        rng = np.random.default_rng([self.seed, self.progress.steps])
+        torch.manual_seed(self.seed + 1000 * self.progress.steps + self.rank)
+        rng = np.random.default_rng([self.seed, self.progress.steps, self.rank])
+        # All processes ask for prompts of the same kind at the same time, so that none waits for another.
+        kinds = np.random.default_rng([self.seed, self.progress.steps])
         current, pool = None, None
+        quiet = None if self.rank == 0 else True
+        bar = tqdm(total=self.stages[-1].until / 60, unit="min", disable=quiet, bar_format=BAR)
         while (stage := self.stage) is not None:
             started = time.monotonic()
             if pool is None or stage is not current or self.progress.steps % 200 == 0:
                 current, pool = stage, Pool(scenes.POOL_FOLDER, 1024 if stage.size == 1024 else 512)
                 set_size(self.model, stage.size)
-            self._step(rng, stage, pool)
-            self.progress.seconds += time.monotonic() - started
-            self._report(stage)
-        self._check(self.stages[-1])
+            self._step(rng, kinds, stage, pool)
+            self.progress.seconds = together.latest(self.progress.seconds + time.monotonic() - started)
+            bar.update(self.progress.seconds / 60 - bar.n)
+            if self.rank == 0:
+                self._report(stage)
+        bar.close()
+        if self.rank == 0:
+            self._check(self.stages[-1])
 
-    def _step(self, rng: Generator, stage: Stage, pool: Pool) -> None:
-        batch = make_batch(rng, pool, stage.size, stage.images, stage.prompts, 0.5 if stage.size < 1024 else 0.6)
+    def _step(self, rng: Generator, kinds: Generator, stage: Stage, pool: Pool) -> None:
+        images = stage.images // self.count
+        batch = make_batch(rng, pool, stage.size, images, stage.prompts, 0.5 if stage.size < 1024 else 0.6)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = self._rate(stage)
-        loss, reached = self._loss(rng, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with short_attention():
+            loss, reached = self._loss(kinds, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        together.mean_gradients([self.model, self.helper])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -118,7 +148,7 @@ class Trainer:
         self.progress.steps += 1
         self.progress.images += stage.images
         self._follow(stage.size)
-        self._recent.append([float(loss), float(reached[:, 1:].amax(1).mean()), float(reached[:, 0].mean())])
+        self._recent.append([float(loss.detach()), float(reached[:, 1:].amax(1).mean()), float(reached[:, 0].mean())])
 
     def _rate(self, stage: Stage) -> float:
         """Cosine over the whole run, a warm-up at its start, and less for small batches."""
@@ -126,28 +156,42 @@ class Trainer:
         cosine = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * cosine * min(1.0, (self.progress.steps + 1) / 100) * math.sqrt(stage.images / 16)
 
+    def _decode(
+        self, features: Features, owner: Tensor, points: Tensor | None, labels: Tensor | None, previous: Tensor | None
+    ) -> Decoded:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            masks, scores = decode(self.model, features, owner, points, labels, previous)
+        return Decoded(masks.float(), scores.float())
+
     def _loss(self, rng: Generator, batch: Batch) -> tuple[Tensor, Tensor]:
-        features = encode(self.model, batch.images)
-        loss = AFFINITY_WEIGHT * self.helper([*features.high_res, features.embedding], batch.objects)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            features = encode(self.model, batch.images)
+            loss = AFFINITY_WEIGHT * self.helper([*features.high_res, features.embedding], batch.objects)
         masks = (batch.targets > 0.5).float()
         kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
         points, labels = first_prompt(kind, masks)
-        first = decode(self.model, features, batch.owner, points, labels, None)
+        first = self._decode(features, batch.owner, points, labels, None)
         everywhere = torch.ones(len(masks))
         is_clear = (batch.levels == 0).float() if kind in ("click", "none") else everywhere
         opening, reached = prompt_loss(first.masks, first.scores, batch.targets, is_clear)
         loss = loss + (0.2 if kind == "none" else 1.0) * opening
         if points is None or labels is None or rng.random() >= CORRECTED_SHARE:
             return loss, reached
-        rounds, rows, guess = int(rng.integers(1, MOST_CORRECTIONS + 1)), torch.arange(len(masks)), first
-        for _ in range(rounds):
-            # As a user would: goes on from the mask that the model believes in.
-            best = guess.masks.detach()[rows, guess.scores.detach().argmax(1)][:, None]
+        # Every other prompt goes on.
+        points, labels, owner = points[::2], labels[::2], batch.owner[::2]
+        masks, targets, everywhere = masks[::2], batch.targets[::2], everywhere[::2]
+        guess = Decoded(first.masks[::2], first.scores[::2])
+        rounds, rows = int(rng.integers(1, MOST_CORRECTIONS + 1)), torch.arange(len(masks))
+        for number in range(rounds):
+            # As a user would: goes on from the mask that the model believes in; after a click or a box from one of
+            # three, later, where it is clear what is meant, from the single one.
+            chosen = guess.scores.detach()[:, 1:].argmax(1) + 1 if number == 0 else torch.zeros_like(rows)
+            best = guess.masks.detach()[rows, chosen][:, None]
             click, label = correction(masks, best)
             points, labels = torch.cat([points, click], dim=1), torch.cat([labels, label], dim=1)
             previous = best.clamp(-32, 32) if rng.random() < 0.75 else None
-            guess = decode(self.model, features, batch.owner, points, labels, previous)
-            loss = loss + 0.7 / rounds * prompt_loss(guess.masks, guess.scores, batch.targets, everywhere)[0]
+            guess = self._decode(features, owner, points, labels, previous)
+            loss = loss + 0.7 / rounds * prompt_loss(guess.masks, guess.scores, targets, everywhere)[0]
         return loss, reached
 
     @torch.no_grad()
@@ -161,11 +205,10 @@ class Trainer:
         if self.progress.seconds - self._reported >= REPORT_SECONDS:
             self._reported = self.progress.seconds
             loss, best, single = (sum(column) / len(self._recent) for column in zip(*self._recent, strict=True))
-            print(
+            tqdm.write(
                 f"{self.progress.seconds / 60:6.1f} min  size {stage.size}  step {self.progress.steps}  "
                 f"images {self.progress.images}  loss {loss:.3f}  best of three {best:.3f}  single {single:.3f}  "
-                f"rate {self._rate(stage):.5f}",
-                flush=True,
+                f"rate {self._rate(stage):.5f}"
             )
             self._recent.clear()
         if self.progress.seconds - self._checked >= CHECK_SECONDS:
@@ -174,20 +217,23 @@ class Trainer:
     def _check(self, stage: Stage) -> None:
         """Measure the average on held-out scenes at the current size, note it, and save everything."""
         self._checked = self.progress.seconds
-        reached = held_out_iou(self.average, stage.size, CHECK_SCENES.get(stage.size, 16))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scenes_asked = CHECK_SCENES.get(stage.size, 16)
+        click, box = held_out_iou(self.average, stage.size, scenes_asked, self.folder / "sheet.png")
         note = {
             "minutes": round(self.progress.seconds / 60, 1),
             "images": self.progress.images,
             "size": stage.size,
-            "one_click_best_of_three": round(reached, 4),
+            "one_click_best_of_three": round(click, 4),
+            "box": round(box, 4),
         }
         self.progress.curve.append(note)
-        print("held out:", json.dumps(note), flush=True)
+        tqdm.write(f"held out: {json.dumps(note)}")
+        sys.stdout.flush()
         self.save()
 
     def save(self) -> None:
         """Write the state so that a later call can go on from it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -217,6 +263,18 @@ class Trainer:
         self._checked = self.progress.seconds
 
 
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One of the processes that train."""
+    torch.set_num_threads(1)
+    stages = parse_stages(args.stages)
+    trainer = Trainer(RUNS / args.run, stages, args.lr, args.seed, rank, args.processes, args.bfloat16)
+    if args.init:
+        trainer.start_from(args.init)
+    if args.resume:
+        trainer.resume()
+    trainer.run()
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,17 +282,17 @@ def main() -> None:
     parser.add_argument("--stages", default=DEFAULT_STAGES)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="each of one thread; images of a step are shared out")
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cpu._is_avx512_bf16_supported(),
+        help="compute in bfloat16; the default is what this processor is faster with",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the state that the run has saved")
     parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (.safetensors)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    trainer = Trainer(RUNS / args.run, parse_stages(args.stages), args.lr, args.seed)
-    if args.init:
-        trainer.start_from(args.init)
-    if args.resume:
-        trainer.resume()
-    trainer.run()
+    together.run(args.processes, work, args)
 
 
 if __name__ == "__main__":
