@@ -1,4 +1,4 @@
-# make serve | test | test-cluster | soak | check | audit | fix | bench | clean. Needs Python 3.11+ and git; everything else is installed into .venv.
+# make serve | test | browser | test-cluster | soak | check | audit | fix | bench | clean. Needs Python 3.11+ and git; everything else is installed into .venv.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,13 +9,19 @@ BIN := .venv/bin
 # A bare `uv run` would make Ray copy the project into an environment of its own for each worker.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
-.PHONY: serve test test-cluster soak check audit fix bench clean
+.PHONY: serve test browser test-cluster soak check audit fix bench clean
 
 serve: .venv/ready
 	@exec $(BIN)/python -m deployments $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What the tests of the click page drive; where it is missing, they are skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
 # Ten minutes of load with a fault every 20 seconds.
 soak: .venv/ready-test

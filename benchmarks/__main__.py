@@ -31,6 +31,7 @@ PARTS = (
     "batches",
     "parity",
     "overhead",
+    "page",
     "scenarios",
     "objects",
     "everything",

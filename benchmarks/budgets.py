@@ -62,6 +62,9 @@ BUDGETS = {
     "encoder cpu": Budget("encoder", "CPU: image encoder ÷ its bfloat16 matmul floor", 2.5, "at most", "×"),
     "encoder gpu": Budget("encoder", "GPU: hiera-large encoder, of the bfloat16 matmul rate", 40, "at least", "%"),
     "overhead": Budget("overhead", "what Ray and HTTP add to a warm RLE prompt, median", 15, "at most", "ms"),
+    "first click": Budget(
+        "page", "the page: first click on an image to mask on the screen, median", 150, "at most", "ms"
+    ),
     "objects": Budget("objects", "a request with 100 boxes ÷ one with one box, new image, RLE", 10, "at most", "×"),
     "everything": Budget(
         "everything", "everything over HTTP: times as fast as SAM2AutomaticMaskGenerator", 1, "at least", "×"

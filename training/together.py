@@ -7,7 +7,9 @@ operations on small pictures are too short to be shared out.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,7 +45,9 @@ def run(count: int, work: Callable[..., None], *args: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_member, (count, port, work, args), nprocs=count)  # type: ignore[no-untyped-call]
+    # So that none is left behind when this process is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    spawn(_member, (count, port, work, args), nprocs=count, daemon=True)  # type: ignore[no-untyped-call]
 
 
 def _member(rank: int, count: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -1,7 +1,7 @@
-"""The training loop: small pictures first, then larger ones, by the clock; it saves its state and can be resumed.
+"""The training loop: small pictures first, then larger ones, by the processor's clock; it can be stopped and resumed.
 
-A schedule is a list of stages `size:minutes:images:prompts`; minutes are of this loop's own running time, images of one
-step of all processes together.
+A schedule is a list of stages `size:minutes:images:prompts`; minutes are of a process's own computing, so that a
+busy machine takes longer but teaches as much; images are of one step of all processes together.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ class Trainer:
         quiet = None if self.rank == 0 else True
         bar = tqdm(total=self.stages[-1].until / 60, unit="min", disable=quiet, bar_format=BAR)
         while (stage := self.stage) is not None:
-            started = time.monotonic()
+            started = time.process_time()
             if pool is None or stage is not current or self.progress.steps % 200 == 0:
                 current, pool = stage, Pool(scenes.POOL_FOLDER, 1024 if stage.size == 1024 else 512)
                 set_size(self.model, stage.size)
             self._step(rng, kinds, stage, pool)
-            self.progress.seconds = together.latest(self.progress.seconds + time.monotonic() - started)
+            self.progress.seconds = together.latest(self.progress.seconds + time.process_time() - started)
             bar.update(self.progress.seconds / 60 - bar.n)
             if self.rank == 0:
                 self._report(stage)

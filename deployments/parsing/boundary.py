@@ -20,6 +20,8 @@ from deployments.metrics import RequestMetrics
 from deployments.parsing.exchange import ExchangeLog, Intake, note_refusal
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
+PUBLIC_PREFIX = "/page/"
+"""The files of the page at `/`, which asks for the token."""
 
 EXPOSED_HEADERS = ["X-Image-Id", "X-Mask-Index", "X-Score", "X-Request-Id", "Server-Timing", "Retry-After"]
 """Headers of answers that pages of other origins may read."""
@@ -97,7 +99,7 @@ class Boundary:
 
     Args:
         app: the application inside.
-        token: what `Authorization: Bearer` must carry on all but PUBLIC_PATHS; None accepts everyone.
+        token: what `Authorization: Bearer` must carry on all but public paths; None accepts everyone.
         intake: says whether the service takes anything new.
     """
 
@@ -136,7 +138,8 @@ class Boundary:
         if self._intake.is_closed:
             late = ShuttingDown("the service is shutting down; send the request again")
             return _refusal(HTTPConnection(scope), late, {"Connection": "close"})
-        if self._token is None or get_route_path(scope) in PUBLIC_PATHS:
+        path = get_route_path(scope)
+        if self._token is None or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX):
             return self._app
         # As bytes: a header is not text until somebody decides on its encoding.
         authorization = dict(scope["headers"]).get(b"authorization", b"")

@@ -22,6 +22,7 @@ from deployments.parsing.encoders import Encoders
 from deployments.parsing.exchange import Intake
 from deployments.parsing.generate_routes import GenerateRoutes
 from deployments.parsing.images import ImageInput, named
+from deployments.parsing.page_files import PageRoutes
 from deployments.parsing.segmenter import Segmenter
 from deployments.parsing.server_timing import ServerTiming
 from deployments.parsing.side_routes import SideRoutes
@@ -32,6 +33,8 @@ logger = logging.getLogger("ray.serve")
 
 DESCRIPTION = """\
 Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
+
+[Click on an image and see the mask](./)
 """
 
 
@@ -66,6 +69,7 @@ class RequestParser:
         self._routes = (
             GenerateRoutes(settings.limits, self._segmenter, self._calls, self._encoders, self._answer_budget),
             SideRoutes(settings.default_model_id, control_plane),
+            PageRoutes(),
         )
         if not is_flow_controlled():
             logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")

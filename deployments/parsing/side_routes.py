@@ -1,11 +1,9 @@
-"""The routes beside segmentation: health, version, models, hardware, and the way to the documentation."""
+"""The routes beside segmentation: health, version, models, hardware."""
 
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import RedirectResponse
 
 from deployments.errors import ModelUnavailable
 from deployments.parsing import documents
@@ -26,7 +24,6 @@ class SideRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the routes, as bound methods."""
-        app.add_api_route("/", self.get_root, include_in_schema=False)
         app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
         app.add_api_route(
             "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.error_responses(503)
@@ -36,10 +33,6 @@ class SideRoutes:
         app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
         app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
         app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
-
-    async def get_root(self, request: Request) -> RedirectResponse:
-        """Leads a browser to the documentation."""
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
     async def get_health(self) -> documents.Health:
         """Whether the service is alive."""

@@ -84,7 +84,8 @@ def test_the_openapi_document_describes_the_contract(service: Service) -> None:
     assert len({entry["operationId"] for entry in operations}) == len(operations)
 
 
-def test_the_documentation_page_and_the_way_to_it(service: Service) -> None:
+def test_the_documentation_page_and_the_click_page_name_each_other(service: Service) -> None:
     assert "swagger" in get(service, "/docs").text.lower()
-    with service.client(follow_redirects=False) as client:
-        assert client.get("/").headers["location"] == "/docs"
+    # The description, which /docs shows, as Markdown: relative to /docs.
+    assert "(./)" in get(service, "/openapi.json").json()["info"]["description"]
+    assert 'href="docs"' in get(service, "/").text

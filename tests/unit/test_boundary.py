@@ -18,6 +18,7 @@ from deployments.metrics import RequestMetrics
 from deployments.parsing import boundary
 from deployments.parsing.boundary import (
     PUBLIC_PATHS,
+    PUBLIC_PREFIX,
     Boundary,
     on_http_exception,
     on_service_error,
@@ -113,7 +114,7 @@ def test_a_header_that_is_not_ascii_is_refused_and_breaks_nothing() -> None:
     assert get(application("s3cret"), headers=authorization("Bearer ключ")).status_code == 401
 
 
-@pytest.mark.parametrize("path", sorted(PUBLIC_PATHS))
+@pytest.mark.parametrize("path", [*sorted(PUBLIC_PATHS), f"{PUBLIC_PREFIX}app.js"])
 def test_public_paths_need_no_token(path: str) -> None:
     assert get(application("s3cret"), path).status_code == 200
 
@@ -124,7 +125,18 @@ def test_the_public_paths_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/segment-anything-2", "/models", "/version", "/hardware/info", "/health/", "/docs/x", "/healthy", "/HEALTH"],
+    [
+        "/segment-anything-2",
+        "/models",
+        "/version",
+        "/hardware/info",
+        "/health/",
+        "/docs/x",
+        "/healthy",
+        "/HEALTH",
+        "/page",
+        "/pages",
+    ],
 )
 def test_all_other_paths_need_one(path: str) -> None:
     assert get(application("s3cret"), path).status_code == 401

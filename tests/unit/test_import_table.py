@@ -64,6 +64,7 @@ TORCH_FILES = SAM2_FILES | {"model.devices", "model.halving"}
 HTTP_FILES = {
     "parsing.request_parser",
     "parsing.generate_routes",
+    "parsing.page_files",
     "parsing.side_routes",
     "parsing.form",
     "parsing.boundary",

@@ -1,0 +1,81 @@
+// Files of what was found, at the image's own resolution.
+
+import { candidateOf } from "./history.js";
+import { greyPng } from "./png.js";
+import { multiPolygon } from "./polygons.js";
+
+export function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+const json = (value) => new Blob([JSON.stringify(value)], { type: "application/json" });
+
+// 0 and 255, 8 bits.
+export function maskPng(mask) {
+  const values = new Uint8Array(mask.width * mask.height);
+  mask.visit(1, (x, y) => (values[y * mask.width + x] = 255));
+  return greyPng(mask.width, mask.height, values);
+}
+
+// n where the n-th object is, the smaller one on top; 0 elsewhere.
+export function labelPng(objects, width, height) {
+  const values = new Uint16Array(width * height);
+  const numbered = objects.map((object, index) => ({ mask: candidateOf(object).mask, number: index + 1 }));
+  for (const { mask, number } of numbered.sort((one, other) => other.mask.area - one.mask.area)) {
+    mask.visit(1, (x, y) => (values[y * width + x] = number));
+  }
+  return greyPng(width, height, values);
+}
+
+// The object alone, cut to its box, the rest transparent.
+export function cutout(mask, image) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [mask.w, mask.h];
+  const context = canvas.getContext("2d");
+  context.drawImage(image, -mask.x, -mask.y);
+  const pixels = context.getImageData(0, 0, mask.w, mask.h);
+  for (let index = 0; index < mask.bits.length; index++) {
+    if (!mask.bits[index]) pixels.data.fill(0, 4 * index, 4 * index + 4);
+  }
+  context.putImageData(pixels, 0, 0);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+// COCO's annotation file; objects of one name are of one category.
+export function coco(objects, fileName, width, height) {
+  const names = [...new Set(objects.map(({ name }) => name))];
+  return json({
+    info: { description: "Segment Anything 2" },
+    images: [{ id: 1, file_name: fileName, width, height }],
+    categories: names.map((name, index) => ({ id: index + 1, name })),
+    annotations: objects.map((object, index) => {
+      const { mask, score } = candidateOf(object);
+      return {
+        id: index + 1,
+        image_id: 1,
+        category_id: names.indexOf(object.name) + 1,
+        segmentation: { size: [mask.height, mask.width], counts: mask.counts },
+        area: mask.area,
+        bbox: [mask.x, mask.y, mask.w, mask.h],
+        iscrowd: 0,
+        score,
+      };
+    }),
+  });
+}
+
+// GeoJSON in pixels.
+export function polygons(objects) {
+  return json({
+    type: "FeatureCollection",
+    features: objects.map((object) => {
+      const { mask, score } = candidateOf(object);
+      const properties = { name: object.name, score, area: mask.area };
+      return { type: "Feature", properties, geometry: multiPolygon(mask) };
+    }),
+  });
+}

@@ -1,0 +1,49 @@
+// A greyscale PNG of 8 or 16 bits. A canvas would make four channels of it.
+
+const CRCS = Uint32Array.from({ length: 256 }, (_, start) => {
+  let value = start;
+  for (let bit = 0; bit < 8; bit++) value = value & 1 ? 0xedb88320 ^ (value >>> 1) : value >>> 1;
+  return value;
+});
+
+function crc(bytes) {
+  let value = 0xffffffff;
+  for (const byte of bytes) value = CRCS[(value ^ byte) & 0xff] ^ (value >>> 8);
+  return ~value >>> 0;
+}
+
+function chunk(name, data) {
+  const bytes = new Uint8Array(12 + data.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, data.length);
+  bytes.set(new TextEncoder().encode(name), 4);
+  bytes.set(data, 8);
+  view.setUint32(8 + data.length, crc(bytes.subarray(4, 8 + data.length)));
+  return bytes;
+}
+
+// values: width × height numbers, row by row; more than 8 bits where one is above 255.
+export async function greyPng(width, height, values) {
+  const depth = values.some((value) => value > 255) ? 16 : 8;
+  const rowBytes = (width * depth) / 8 + 1;
+  const rows = new Uint8Array(rowBytes * height);
+  for (let y = 0; y < height; y++) {
+    let at = y * rowBytes + 1; // The byte before a row names its filter: none.
+    for (let x = 0; x < width; x++) {
+      const value = values[y * width + x];
+      if (depth === 16) rows[at++] = value >> 8;
+      rows[at++] = value;
+    }
+  }
+  const packed = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
+  const header = new Uint8Array(13);
+  const view = new DataView(header.buffer);
+  view.setUint32(0, width);
+  view.setUint32(4, height);
+  header[8] = depth;
+  const signature = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
+  const data = new Uint8Array(await new Response(packed).arrayBuffer());
+  return new Blob([signature, chunk("IHDR", header), chunk("IDAT", data), chunk("IEND", new Uint8Array())], {
+    type: "image/png",
+  });
+}

@@ -1,0 +1,77 @@
+"""What may stand between a page and the service: passes requests on, asks for a token, is busy, counts."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deployments.parsing.boundary import Boundary
+from deployments.parsing.exchange import Intake
+
+HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding", "host", "keep-alive"}
+
+
+@dataclass
+class Relay:
+    """Passes requests on to `target`.
+
+    Attributes:
+        target: the service's address.
+        busy: how many of the next requests for a path are answered 503, with Retry-After.
+        slow_s: how long a request for a path is held back.
+        seen: how many requests came for each path.
+        bodies: the last body for each path.
+    """
+
+    target: str
+    busy: Counter[str] = field(default_factory=Counter)
+    slow_s: dict[str, float] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    url: str = ""
+
+    async def handle(self, request: Request) -> Response:
+        """One request."""
+        path = request.url.path
+        self.seen[path] += 1
+        body = self.bodies[path] = await request.body()
+        await asyncio.sleep(self.slow_s.get(path, 0))
+        if self.busy[path] > 0:
+            self.busy[path] -= 1
+            return JSONResponse({"detail": {"msg": "the queue is full"}}, 503, {"Retry-After": "2"})
+        headers = {name: value for name, value in request.headers.items() if name not in HOP_BY_HOP}
+        async with httpx.AsyncClient(timeout=120) as client:
+            answer = await client.request(request.method, self.target + path, content=body, headers=headers)
+        kept = {name: value for name, value in answer.headers.items() if name not in HOP_BY_HOP}
+        return Response(answer.content, answer.status_code, kept)
+
+
+@contextmanager
+def relay(target: str, token: str | None = None) -> Iterator[Relay]:
+    """A relay on a port of its own; with a token, behind the service's own check of it."""
+    one = Relay(target)
+    routes = [Route("/{path:path}", one.handle, methods=["GET", "POST", "DELETE"])]
+    app = Boundary(Starlette(routes=routes), token, Intake())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the relay did not start")
+            threading.Event().wait(0.02)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        one.url = f"http://127.0.0.1:{port}"
+        yield one
+    finally:
+        server.should_exit = True
+        thread.join()
