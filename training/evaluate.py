@@ -26,7 +26,7 @@ SEED = 2026
 SMALLEST = 0.004
 ROW_SIDE = 300
 CORRECTIONS = 3
-BINS = np.array([0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+BINS = np.array([-1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 COLUMNS = {
     "middle_best": "one click in the middle, best of three",
     "middle_scored": "one click in the middle, mask of the highest score",
@@ -34,7 +34,7 @@ COLUMNS = {
     "anywhere_best": "one click anywhere on the object, best of three",
     "box_scored": "box, mask of the highest score",
     "box_single": "box, `multimask_output=False`",
-    "corrected": "one click and three more, each where the mask is most wrong, with the previous mask",
+    "corrected": "one click and three more, each where the mask is most wrong, with the mask before",
     "part_best": "one click in the middle of a part, best of three (against the part)",
 }
 
@@ -64,14 +64,22 @@ def middle(mask: Mask) -> tuple[float, float]:
 
 
 def corrected(predictor: Any, truth: Mask) -> float:
-    """IoU after clicks that each go to the deepest point of what is still wrong."""
+    """IoU after clicks that each go to the deepest point of what is still wrong.
+
+    The first has three answers, of which the one of the highest score counts; then it is clear what is meant, and the
+    single one counts, as SAM 2's own notes advise.
+    """
     points, labels, logits, mask = [], [], None, np.zeros_like(truth)
     for _ in range(1 + CORRECTIONS):
         missed, extra = truth & ~mask, mask & ~truth
+        if not missed.any() and not extra.any():
+            break
         foreground = missed.sum() >= extra.sum()
         points.append(middle(missed if foreground else extra))
         labels.append(int(foreground))
-        masks, scores, low = predictor.predict(np.array(points), np.array(labels), mask_input=logits)
+        masks, scores, low = predictor.predict(
+            np.array(points), np.array(labels), mask_input=logits, multimask_output=logits is None
+        )
         best = int(scores.argmax())
         mask, logits = masks[best] > 0, low[best : best + 1]
     return iou(mask, truth)
@@ -190,9 +198,9 @@ def calibration(rated: list[tuple[float, float]]) -> str:
     predicted, true = np.array(rated).T
     lines = ["| predicted IoU | masks | mean true IoU |", "| --- | --- | --- |"]
     for low, high in pairwise(BINS):
-        inside = (predicted >= low) & ((predicted < high) | (high == 1))
+        inside = (predicted >= low) & ((predicted < high) | (high == 1.0))
         if inside.any():
-            lines.append(f"| {low:g} to {high:g} | {inside.sum()} | {true[inside].mean():.3f} |")
+            lines.append(f"| {max(low, 0):g} to {high:g} | {inside.sum()} | {true[inside].mean():.3f} |")
     error = np.abs(predicted - true).mean()
     return "\n".join([*lines, f"\nmean error {error:.3f}, correlation {np.corrcoef(predicted, true)[0, 1]:.2f}"])
 

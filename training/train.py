@@ -133,7 +133,7 @@ class Trainer:
             self._check(self.stages[-1])
 
     def _step(self, rng: Generator, kinds: Generator, stage: Stage, pool: Pool) -> None:
-        images = stage.images // self.count
+        images = stage.images // self.count  # a multiple of it: see work
         batch = make_batch(rng, pool, stage.size, images, stage.prompts, 0.5 if stage.size < 1024 else 0.6)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = self._rate(stage)
@@ -148,7 +148,9 @@ class Trainer:
         self.progress.steps += 1
         self.progress.images += stage.images
         self._follow(stage.size)
-        self._recent.append([float(loss.detach()), float(reached[:, 1:].amax(1).mean()), float(reached[:, 0].mean())])
+        if self.rank == 0:
+            best, single = reached[:, 1:].amax(1).mean(), reached[:, 0].mean()
+            self._recent.append([float(loss.detach()), float(best), float(single)])
 
     def _rate(self, stage: Stage) -> float:
         """Cosine over the whole run, a warm-up at its start, and less for small batches."""
@@ -267,6 +269,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
     """One of the processes that train."""
     torch.set_num_threads(1)
     stages = parse_stages(args.stages)
+    if odd := [stage.images for stage in stages if stage.images % args.processes]:
+        raise ValueError(f"--stages: {odd[0]} images cannot be shared out evenly to {args.processes} processes")
     trainer = Trainer(RUNS / args.run, stages, args.lr, args.seed, rank, args.processes, args.bfloat16)
     if args.init:
         trainer.start_from(args.init)
