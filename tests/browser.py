@@ -4,7 +4,7 @@ import base64
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,22 +148,25 @@ class Page:
         yield
         self.wait(lambda: self("latency").text or self.fault)
 
+    def point_to(self, x: float, y: float) -> ActionChains:
+        """Begins with the mouse at a pixel of the image."""
+        return ActionChains(self.browser).move_to_element_with_offset(self("stage"), *self.at(x, y))
+
     def click(self, x: float, y: float) -> None:
         """Clicks on a pixel of the image and waits for the answer."""
         with self.answer():
-            ActionChains(self.browser).move_to_element_with_offset(self("stage"), *self.at(x, y)).click().perform()
+            self.point_to(x, y).click().perform()
 
     def exclude(self, x: float, y: float) -> None:
         """The same with the right button."""
         with self.answer():
-            mouse = ActionChains(self.browser).move_to_element_with_offset(self("stage"), *self.at(x, y))
-            mouse.context_click().perform()
+            self.point_to(x, y).context_click().perform()
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """Drags a box and waits for the answer."""
         (left, top), (right, bottom) = self.at(x0, y0), self.at(x1, y1)
         with self.answer():
-            mouse = ActionChains(self.browser).move_to_element_with_offset(self("stage"), left, top).click_and_hold()
+            mouse = self.point_to(x0, y0).click_and_hold()
             mouse.move_by_offset(right - left, bottom - top).release().perform()
 
     def press(self, keys: str, *held: str) -> None:
@@ -183,6 +186,15 @@ class Page:
     def undo(self) -> None:
         """As the keyboard does it."""
         self.press("z", Keys.CONTROL)
+
+    # ---- fingers
+
+    def touch(self, *steps: Sequence[tuple[float, float]]) -> None:
+        """Fingers that go through these places of the window; each step has the places of all of them."""
+        for index, places in enumerate([*steps, ()]):
+            kind = "touchStart" if index == 0 else "touchMove" if places else "touchEnd"
+            points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+            self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     # ---- what is seen
 
@@ -206,7 +218,9 @@ class Page:
 
         def arrived() -> Path | None:
             new = [path for path in self._downloads.iterdir() if path not in before]
-            return next((path for path in new if path.suffix not in {".crdownload", ".tmp"}), None)
+            # Not what is still being written.
+            whole = (path for path in new if path.suffix != ".crdownload" and not path.name.startswith("."))
+            return next(whole, None)
 
         path: Path = self.wait(arrived, 20)
         return path

@@ -28,14 +28,18 @@ class Relay:
         target: the service's address.
         busy: how many of the next requests for a path are answered 503, with Retry-After.
         slow_s: how long a request for a path is held back.
+        refusal: what the next request for a path is answered, with status 400.
         seen: how many requests came for each path.
+        answered: how many of them got the service's answer.
         bodies: the last body for each path.
     """
 
     target: str
     busy: Counter[str] = field(default_factory=Counter)
     slow_s: dict[str, float] = field(default_factory=dict)
+    refusal: dict[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
     bodies: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
@@ -48,9 +52,12 @@ class Relay:
         if self.busy[path] > 0:
             self.busy[path] -= 1
             return JSONResponse({"detail": {"msg": "the queue is full"}}, 503, {"Retry-After": "2"})
+        if message := self.refusal.pop(path, None):
+            return JSONResponse({"detail": {"msg": message}}, 400)
         headers = {name: value for name, value in request.headers.items() if name not in HOP_BY_HOP}
-        async with httpx.AsyncClient(timeout=120) as client:
+        async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
             answer = await client.request(request.method, self.target + path, content=body, headers=headers)
+        self.answered[path] += 1
         kept = {name: value for name, value in answer.headers.items() if name not in HOP_BY_HOP}
         return Response(answer.content, answer.status_code, kept)
 

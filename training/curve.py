@@ -12,7 +12,7 @@ from training.train import RUNS
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 40, 40
 COLOURS = {128: "#4c78a8", 256: "#f58518", 512: "#54a24b", 1024: "#b279a2"}
-TITLE = "Held-out scenes: one click, best of three, mean IoU at the size in training"
+TITLE = "Held-out scenes, mean IoU at the size in training: one click, best of three; box (dashed)"
 
 
 def place(minutes: float, value: float, longest: float) -> tuple[float, float]:
@@ -40,8 +40,10 @@ def draw(curve: list[dict[str, float]]) -> str:
     longest = max(note["minutes"] for note in curve) or 1.0
     parts = axes(longest)
     points = [(*place(note["minutes"], note["one_click_best_of_three"], longest), int(note["size"])) for note in curve]
-    line = " ".join(f"{x},{y}" for x, y, _ in points)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-width="1.5"/>')
+    for key, dashes in (("one_click_best_of_three", "none"), ("box", "5 4")):
+        places = (place(note["minutes"], note[key], longest) for note in curve if key in note)
+        line = " ".join(f"{x},{y}" for x, y in places)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="{dashes}"/>')
     parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{COLOURS.get(size, "#000")}"/>' for x, y, size in points]
     for index, size in enumerate(sorted({size for _, _, size in points})):
         x = LEFT + 100 * index

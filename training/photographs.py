@@ -150,11 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_PATH)
     parser.add_argument("--sheet", type=Path, default=None, help="write a picture of all results here")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="photographs to leave out")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     there: list[tuple[Photograph, Path]] = []
     for photograph in read():
+        if photograph.name in args.leave_out:
+            continue
         if path := photograph.find():
             there.append((photograph, path))
         else:

@@ -55,7 +55,7 @@ class PageRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the page and its files."""
-        app.add_api_route("/", self.get_page, include_in_schema=False)
+        app.add_api_route("/", self.get_page, methods=["GET", "HEAD"], include_in_schema=False)
         app.mount(PREFIX, PageFiles(directory=FOLDER), name="page")
 
     async def get_page(self) -> Response:

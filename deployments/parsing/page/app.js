@@ -5,14 +5,15 @@ import { candidateOf, History, isEmpty, newObject, restartNumbers } from "./hist
 import { latency, showCandidates, showModels, showObjects } from "./panels.js";
 import { Fault, models as askModels, token } from "./service.js";
 import { Session } from "./session.js";
-import { curl, fieldsOf, pythonProgram } from "./snippets.js";
+import { curl, everythingProgram, fieldsOf, pythonProgram } from "./snippets.js";
 import { View } from "./view.js";
 
 const EXAMPLES = [
   { file: "page/examples/drawn.png", text: "Drawn things on a table" },
-  { file: "page/examples/photograph.jpg", text: "A photograph" },
+  { file: "page/examples/photograph.jpg", text: "A photograph of a cup of coffee" },
 ];
 const MODEL_POLL_MS = 1500;
+const PATIENCE_MS = 700; // before "Cancel" is offered
 const EVERYTHING_OPTIONS = ["points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"];
 
 const $ = (id) => document.getElementById(id);
@@ -23,9 +24,6 @@ let fileName = "image.png";
 let history = new History();
 let modelId = "";
 let known = []; // what /models said last
-let work = new AbortController(); // of what the user waits for
-let preview = null; // the candidate under the pointer
-let afterToken = null;
 
 // ---- words
 
@@ -35,7 +33,7 @@ function say(text) {
 
 function complain(text) {
   $("fault-text").textContent = text;
-  $("fault").hidden = !text;
+  keepFocus(() => ($("fault").hidden = !text));
 }
 
 function showProgress(share) {
@@ -44,58 +42,80 @@ function showProgress(share) {
   else if (share !== null) $("progress").value = share;
 }
 
-// Runs what the user asked for, in place of what was asked for before; faults become sentences.
-async function run(action) {
-  work.abort();
-  work = new AbortController();
-  const { signal } = work;
+// Does what may hide or disable the control that has the keyboard, which then goes to the image.
+function keepFocus(act) {
+  const focused = document.activeElement;
+  act();
+  if (focused && focused !== document.body && (!focused.isConnected || focused.disabled || !focused.checkVisibility())) {
+    view.stage.focus();
+  }
+}
+
+// ---- what is under way
+
+const jobs = new Map(); // by what it is for ("image", "everything", an object's id, …): its AbortController
+const waitingForToken = new Map(); // likewise: what to do once there is a token
+
+// Does what the user asked for, in place of what is under way for the same thing; faults become sentences.
+async function run(key, action) {
+  jobs.get(key)?.abort();
+  const controller = new AbortController();
+  jobs.set(key, controller);
   complain("");
+  const patience = setTimeout(() => ($("cancel").hidden = false), PATIENCE_MS);
   try {
-    await action(signal);
+    await action(controller.signal, controller);
   } catch (fault) {
-    if (fault.name === "AbortError") return;
-    if (!(fault instanceof Fault)) throw fault;
+    if (jobs.get(key) !== controller || fault.name === "AbortError") return;
     say("");
-    if (fault.kind === "token") return askForToken(fault.message, action);
-    complain(fault.message);
+    if (fault.kind === "token") askForToken(fault.message, key, action);
+    else complain(fault instanceof Fault ? fault.message : `Something went wrong in this page: ${fault.message}`);
+    if (!(fault instanceof Fault)) console.error(fault);
   } finally {
-    if (signal === work.signal) {
+    clearTimeout(patience);
+    if (jobs.get(key) === controller) jobs.delete(key);
+    if (!jobs.size) {
       showProgress(null);
-      $("cancel").hidden = true;
+      keepFocus(() => ($("cancel").hidden = true));
     }
   }
 }
 
-function askForToken(sentence, action) {
+function cancelAll() {
+  for (const controller of jobs.values()) controller.abort();
+  session?.cancel();
+}
+
+$("cancel").addEventListener("click", () => {
+  cancelAll();
+  say("Cancelled.");
+});
+$("fault-close").addEventListener("click", () => complain(""));
+
+function askForToken(sentence, key, action) {
   complain(token.get() ? sentence : "");
+  waitingForToken.set(key, action);
   $("token-form").hidden = false;
   $("token").focus();
-  afterToken = action;
 }
 
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token.set($("token").value.trim());
   $("token").value = "";
-  $("token-form").hidden = true;
-  view.stage.focus();
-  const action = afterToken;
-  run(async (signal) => {
-    await loadModels();
-    await action?.(signal);
+  keepFocus(() => ($("token-form").hidden = true));
+  run("models", async (signal) => {
+    await loadModels(signal);
+    waitingForToken.delete("models");
+    for (const [key, action] of waitingForToken) run(key, action);
+    waitingForToken.clear();
   });
-});
-
-$("fault-close").addEventListener("click", () => complain(""));
-$("cancel").addEventListener("click", () => {
-  work.abort();
-  say("Cancelled.");
 });
 
 // ---- models
 
-async function loadModels() {
-  known = await askModels();
+async function loadModels(signal) {
+  known = await askModels(signal);
   if (!known.some(({ model_id }) => model_id === modelId)) modelId = known.find((model) => model.default).model_id;
   showModels($("model"), known, modelId);
 }
@@ -103,97 +123,115 @@ async function loadModels() {
 $("model").addEventListener("change", () => {
   modelId = $("model").value;
   if (!session) return;
+  session.cancel();
   const { selected } = history;
-  if (selected.points.length || selected.box) ask(history.change(selected.id, fresh()));
-  else run(embed);
+  if (selected.points.length || selected.box) ask(history.change(selected.id, fresh(selected)));
+  else run("image", embed);
 });
 
-// While it takes: how far the model is.
-function watchModel(signal) {
+// Tells, while an answer is waited for, how far its model is; ends the wait if it failed to load.
+async function watchingModel(signal, controller, wait) {
+  const wanted = modelId;
+  let isOver = false;
   const look = async () => {
     try {
-      await loadModels();
+      await loadModels(signal);
     } catch {
-      return; // What the user waits for tells what is wrong.
+      return; // What is waited for tells what is wrong.
     }
-    const { state, detail, done_bytes, total_bytes } = known.find(({ model_id }) => model_id === modelId);
-    if (signal.aborted || signal !== work.signal || state === "ready") return;
+    const { state, detail, done_bytes, total_bytes } = known.find(({ model_id }) => model_id === wanted) ?? {};
+    if (isOver || signal.aborted || state === "ready") return;
+    if (state === "failed") controller.abort(new Fault("failed", `The model ${wanted} failed to load: ${detail}.`));
     const share = total_bytes ? ` (${Math.round((100 * done_bytes) / total_bytes)} %)` : "";
-    say(`The model ${modelId} is waking up${detail ? `: ${detail}` : ""}${share}…`);
+    say(`The model ${wanted} is waking up${detail ? `: ${detail}` : ""}${share}…`);
     showProgress(total_bytes ? done_bytes / total_bytes : undefined);
   };
-  return setInterval(look, MODEL_POLL_MS);
+  const timer = setInterval(look, MODEL_POLL_MS);
+  try {
+    return await wait();
+  } finally {
+    isOver = true;
+    clearInterval(timer);
+    if (known.find(({ model_id }) => model_id === wanted)?.state !== "ready") {
+      loadModels().catch((fault) => console.info(fault.message));
+    }
+  }
 }
 
 // ---- the image
 
-// Options of a request that the user waits for.
-function waiting(signal) {
-  return {
-    signal,
-    onWait: (sentence) => say(sentence),
-    onUpload: (share) => {
-      showProgress(share < 1 ? share : undefined);
-      say(share < 1 ? `Uploading the image: ${Math.round(100 * share)} %` : "The model looks at the image…");
-    },
-  };
+const told = {
+  onWait: say,
+  onUpload(share) {
+    showProgress(share < 1 ? share : undefined);
+    // Not each percent: a screen reader would read them all.
+    say(share < 1 ? `Uploading the image: ${10 * Math.floor(10 * share)} %` : "The model looks at the image…");
+  },
+};
+
+function drop(sentence) {
+  session = null;
+  showNothing();
+  throw new Fault("image", sentence);
 }
 
-async function embed(signal) {
-  const opened = session;
-  const watch = watchModel(signal);
-  $("cancel").hidden = false;
-  try {
-    const { width, height } = await opened.imageId(modelId, waiting(signal));
-    if (opened !== session) return;
-    if (view.isEmpty) throw new Fault("image", "The service can read this file, but this browser cannot show it. Save it as PNG or JPEG.");
-    if (width !== view.width || height !== view.height) {
-      throw new Fault("image", `The service sees ${width}×${height} pixels here, this browser ${view.width}×${view.height}. Save the image as PNG.`);
-    }
-  } finally {
-    clearInterval(watch);
+function showNothing() {
+  view.clear();
+  view.stage.setAttribute("aria-label", "Image to segment");
+  $("welcome").hidden = false;
+  history = new History();
+  render();
+}
+
+async function embed(signal, controller) {
+  const { width, height } = await watchingModel(signal, controller, () => session.image(modelId, signal, told));
+  if (view.isEmpty) drop("The service can read this file, but this browser cannot show it. Save it as PNG or JPEG.");
+  if (width !== view.width || height !== view.height) {
+    drop(`The service sees ${width}×${height} pixels, this browser ${view.width}×${view.height}. Save the image as PNG.`);
   }
   say("Ready: click on something in the image.");
 }
 
 async function open(file) {
   if (!file) return;
+  cancelAll();
   session = new Session(file);
   fileName = file.name || "image.png";
   restartNumbers();
-  history = new History();
-  preview = null;
   $("latency").textContent = "";
-  const opened = session;
-  const url = URL.createObjectURL(file);
-  try {
-    await view.show(url);
-    if (opened !== session) return;
-    $("welcome").hidden = true;
-    view.stage.setAttribute("aria-label", `Image to segment: ${fileName}, ${view.width} by ${view.height} pixels`);
-  } catch {
-    // No image, or of a kind that only the service reads: it says which.
-    if (opened !== session) return;
-    view.clear();
-    $("welcome").hidden = false;
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-  render();
-  await run(async (signal) => {
-    if (!modelId) await loadModels();
-    await embed(signal);
+  await run("image", async (signal, controller) => {
+    showNothing();
+    const url = URL.createObjectURL(file);
+    try {
+      await view.show(url);
+    } catch {
+      // No image, or of a kind that only the service reads: it says which.
+      if (!signal.aborted) view.clear();
+    } finally {
+      URL.revokeObjectURL(url);
+    }
+    signal.throwIfAborted();
+    if (!view.isEmpty) {
+      keepFocus(() => ($("welcome").hidden = true));
+      view.stage.setAttribute("aria-label", `Image to segment: ${fileName}, ${view.width} by ${view.height} pixels`);
+    }
+    render();
+    if (!modelId) await loadModels(signal);
+    await embed(signal, controller);
   });
 }
 
 // ---- prompts
 
-// An object's prompts without an answer yet. With the logits of the mask that the user saw, as mask_input.
-function fresh(object = null) {
-  const candidate = object && candidateOf(object);
-  const goesOn = candidate?.logits && object.slot.answer.modelId === modelId;
-  const previous = goesOn ? { logits: candidate.logits, steps: stepsOf(object) } : null;
-  return { previous, slot: { answer: null }, picked: 0 };
+// What a version of an object with other prompts begins with: no answer, and the logits of the mask that the user saw,
+// as mask_input.
+function fresh(object) {
+  const candidate = candidateOf(object);
+  let previous = object.previous?.modelId === modelId && !object.slot.answer ? object.previous : null;
+  if (candidate?.logits && object.slot.answer.modelId === modelId) {
+    previous = { logits: candidate.logits, modelId, steps: stepsOf(object) };
+  }
+  return { previous, before: candidate ?? object.before, everything: null, slot: { answer: null }, picked: 0 };
 }
 
 // Where it is not clear what is meant, three candidates.
@@ -204,25 +242,24 @@ const stepsOf = (object) => [
   { fields: fieldsOf(object, isAmbiguous(object)), picked: object.picked },
 ];
 
+const isAsked = ({ points, box }) => points.length > 0 || box !== null;
+
 function ask(object) {
-  preview = null;
+  endPreview();
   render();
   const { slot } = object;
-  run(async (signal) => {
-    const fields = fieldsOf(object, isAmbiguous(object));
-    fields.return_logits = "true";
+  run(object.id, async (signal, controller) => {
+    const fields = { ...fieldsOf(object, isAmbiguous(object)), return_logits: "true" };
     if (object.previous) fields.mask_input = JSON.stringify(object.previous.logits);
-    if (!$("latency").textContent) say("The model looks at the image…");
-    const watch = watchModel(signal);
-    try {
-      const asked = modelId;
-      const answer = await session.segment(fields, asked, waiting(signal));
-      slot.answer = { modelId: asked, candidates: answer.candidates };
-      $("latency").textContent = latency(answer);
-      const { score, mask } = answer.candidates[0];
-      say(`${object.name}: ${mask.area ? `found, score ${score.toFixed(2)}` : "nothing found there"}.`);
-    } finally {
-      clearInterval(watch);
+    const asked = modelId;
+    const wait = () => session.segment(fields, asked, { signal, told });
+    const answer = await watchingModel(signal, controller, wait);
+    signal.throwIfAborted();
+    slot.answer = { modelId: asked, candidates: answer.candidates };
+    $("latency").textContent = latency(answer);
+    const { score, mask } = answer.candidates[0];
+    if (history.selected.slot === slot) {
+      say(`${history.selected.name}: ${mask.area ? `found, score ${score.toFixed(2)}` : "nothing found there"}.`);
     }
     render();
   });
@@ -234,34 +271,46 @@ view.addEventListener("click", ({ detail: { x, y, label } }) => {
 });
 
 view.addEventListener("box", ({ detail: { box } }) => {
-  ask(history.change(history.selected.id, { box, ...fresh() }));
+  const { selected } = history;
+  // A box says anew what is meant: nothing goes on from before.
+  ask(history.change(selected.id, { box, ...fresh(selected), previous: null }));
 });
 
 view.addEventListener("cross", ({ detail: { x, y } }) => say(`Cross at ${x}, ${y}`));
 
 // ---- preview under the pointer
 
-let pointer = null;
-let previewing = false;
+let pointer = null; // where it is, if a preview is wanted there
+let preview = null; // the candidate that is shown
+let previewing = null; // the request's AbortController
 
-view.addEventListener("hover", ({ detail }) => {
-  pointer = $("hover").checked && isEmpty(history.selected) ? detail : null;
-  if (!pointer && preview) {
+function endPreview() {
+  pointer = null;
+  previewing?.abort();
+  if (preview) {
     preview = null;
     paint();
   }
-  followPointer();
+}
+
+const mayPreview = () => $("hover").checked && session !== null && isEmpty(history.selected);
+
+view.addEventListener("hover", ({ detail }) => {
+  if (!detail || !mayPreview()) return endPreview();
+  pointer = detail;
+  if (!previewing) followPointer();
 });
 
+$("hover").addEventListener("change", endPreview);
+
 async function followPointer() {
-  if (previewing || !pointer || !session) return;
-  previewing = true;
   const { x, y } = pointer;
-  const [opened, state] = [session, history.state];
+  const controller = new AbortController();
+  previewing = controller;
   try {
     const fields = { point_coords: JSON.stringify([[x, y]]), point_labels: "[1]" };
-    const { candidates } = await session.segment(fields, modelId, { signal: work.signal });
-    if (opened === session && state === history.state && pointer) {
+    const { candidates } = await session.segment(fields, modelId, { signal: controller.signal });
+    if (pointer && mayPreview()) {
       preview = candidates[0];
       paint();
     }
@@ -269,29 +318,33 @@ async function followPointer() {
     // Nobody waits for a preview; a click tells what is wrong.
     if (fault.name !== "AbortError") $("hover").checked = false;
   } finally {
-    previewing = false;
+    previewing = null;
   }
-  if (pointer && (pointer.x !== x || pointer.y !== y)) followPointer();
+  if (pointer && mayPreview() && (pointer.x !== x || pointer.y !== y)) followPointer();
 }
 
 // ---- everything
 
 $("everything").addEventListener("click", () => {
   const started = performance.now();
-  run(async (signal) => {
+  run("everything", async (signal, controller) => {
     showProgress(undefined);
-    $("cancel").hidden = false;
+    say("Segmenting everything. It can take a minute.");
     const tick = setInterval(() => {
       const seconds = Math.round((performance.now() - started) / 1000);
-      if (signal === work.signal) say(`Segmenting everything: ${seconds} s. It can take a minute.`);
+      $("latency").textContent = `${seconds} s`;
     }, 1000);
+    const fields = Object.fromEntries(EVERYTHING_OPTIONS.map((name) => [name, $(name).value]));
+    const asked = modelId;
     try {
-      const fields = Object.fromEntries(EVERYTHING_OPTIONS.map((name) => [name, $(name).value]));
-      const answer = await session.everything(fields, modelId, { ...waiting(signal), signal });
-      const found = answer.found.map(({ mask, score, point: [x, y] }) => ({
+      const wait = () => session.everything(fields, asked, { signal, told });
+      const answer = await watchingModel(signal, controller, wait);
+      signal.throwIfAborted();
+      const found = answer.found.map(({ mask, score, point: [x, y] }, index) => ({
         ...newObject(),
         points: [{ x, y, label: 1 }],
-        slot: { answer: { modelId, candidates: [{ mask, score }] } },
+        everything: { fields, index },
+        slot: { answer: { modelId: asked, candidates: [{ mask, score }] } },
       }));
       if (found.length) history.add([...found, newObject()]);
       $("latency").textContent = latency(answer);
@@ -305,49 +358,55 @@ $("everything").addEventListener("click", () => {
 
 // ---- what is shown
 
+// What stands for an object in the image: until its answer comes, what was there before.
+const shownOf = (object) => candidateOf(object) ?? (object.slot.answer ? null : object.before);
+
 function paint() {
+  if (view.isEmpty) return;
   const { objects, selected } = history.state;
   const layers = objects
-    .filter((object) => candidateOf(object))
-    .map((object) => ({ mask: candidateOf(object).mask, hue: object.hue, strength: object.id === selected ? 1 : 0.8 }))
+    .filter(shownOf)
+    .map((object) => ({ mask: shownOf(object).mask, hue: object.hue, strength: object.id === selected ? 1 : 0.8 }))
     .sort((one, other) => other.mask.area - one.mask.area);
   if (preview) layers.push({ mask: preview.mask, hue: history.selected.hue, strength: 0.6 });
   view.paint(layers);
-}
-
-function pick(index) {
-  const { selected } = history;
-  if (selected.slot.answer?.candidates[index] && index !== selected.picked) {
-    history.change(selected.id, { picked: index });
-    render();
-  }
 }
 
 const finished = () => history.state.objects.filter((object) => candidateOf(object));
 
 function program() {
   const { selected } = history;
-  if (!session || (!selected.points.length && !selected.box)) return "";
-  const url = new URL("segment-anything-2", location.href);
-  const facts = { url: url.origin + url.pathname, fileName, modelId, needsToken: Boolean(token.get()), steps: stepsOf(selected) };
-  return document.querySelector('[name="language"]:checked').value === "curl" ? curl(facts) : pythonProgram(facts);
+  if (!session || !isAsked(selected)) return "";
+  const address = (route) => new URL(route, location.origin + location.pathname).href;
+  const facts = {
+    url: address("segment-anything-2"),
+    fileName,
+    modelId: selected.slot.answer?.modelId ?? modelId,
+    needsToken: Boolean(token.get()),
+    steps: stepsOf(selected),
+  };
+  const isCurl = document.querySelector('[name="language"]:checked').value === "curl";
+  if (selected.everything) {
+    const all = { ...facts, url: address("segment-anything-2/auto"), everything: selected.everything };
+    return isCurl ? curl({ ...all, steps: [{ fields: selected.everything.fields }] }) : everythingProgram(all);
+  }
+  return isCurl ? curl(facts) : pythonProgram(facts);
 }
 
 function render() {
-  const { selected } = history;
-  view.mark(selected);
-  if (!view.isEmpty) paint();
-  showCandidates($("candidates"), selected, view.image, pick);
-  $("candidates-none").hidden = Boolean(selected.slot.answer);
-  const change = (act) => (...given) => {
-    act(...given);
-    render();
-  };
-  showObjects($("objects"), history.state, {
-    select: change((id) => history.select(id)),
-    rename: change((id, name) => history.rename(id, name)),
-    remove: change((id) => history.remove(id)),
+  keepFocus(() => {
+    const { selected } = history;
+    view.mark(selected);
+    paint();
+    showCandidates($("candidates"), selected, view.image, pick);
+    $("candidates-none").hidden = Boolean(selected.slot.answer);
+    showObjects($("objects"), history.state, objectActs);
+    renderControls(selected);
+    renderProgram();
   });
+}
+
+function renderControls(selected) {
   const objects = finished();
   $("undo").disabled = !history.canUndo;
   $("redo").disabled = !history.canRedo;
@@ -356,10 +415,9 @@ function render() {
   $("everything").disabled = view.isEmpty;
   for (const id of ["zoom-in", "zoom-out", "zoom-fit"]) $(id).disabled = view.isEmpty;
   for (const button of document.querySelectorAll("[data-download]")) {
-    const single = ["mask", "cutout"].includes(button.dataset.download);
-    button.disabled = single ? !candidateOf(selected)?.mask.area : !objects.length;
+    const isSingle = ["mask", "cutout"].includes(button.dataset.download);
+    button.disabled = isSingle ? !candidateOf(selected)?.mask.area : !objects.length;
   }
-  renderProgram();
 }
 
 function renderProgram() {
@@ -370,19 +428,41 @@ function renderProgram() {
 
 // ---- controls
 
-const acts = {
-  open: () => $("file").click(),
-  choose: () => $("file").click(),
-  undo: () => step(() => history.undo()),
-  redo: () => step(() => history.redo()),
-  clear: () => step(() => history.clear()),
-  new: () => step(() => history.add([newObject()])),
-  "zoom-in": () => view.zoom(1.4),
-  "zoom-out": () => view.zoom(1 / 1.4),
-  "zoom-fit": () => view.fit(),
-  copy,
+function pick(index) {
+  const { selected } = history;
+  if (selected.slot.answer?.candidates[index] && index !== selected.picked) {
+    history.change(selected.id, { picked: index });
+    render();
+  }
+}
+
+// Something that is done to the history. A prompt whose answer never came, since something was done before, is asked now.
+function step(act) {
+  act();
+  endPreview();
+  render();
+  const { selected } = history;
+  if (session && !selected.slot.answer && isAsked(selected) && !jobs.has(selected.id)) ask(selected);
+}
+
+const objectActs = {
+  select: (id) => step(() => history.select(id)),
+  rename(id, name) {
+    if (name) history.rename(id, name);
+    render();
+  },
+  remove: (id) => step(() => history.remove(id)),
 };
-for (const [id, act] of Object.entries(acts)) $(id).addEventListener("click", act);
+
+// What may fail without having a job of its own.
+async function attempt(act) {
+  try {
+    await act();
+  } catch (fault) {
+    console.error(fault);
+    complain(`That did not work: ${fault.message}`);
+  }
+}
 
 async function copy() {
   if (navigator.clipboard) {
@@ -395,14 +475,19 @@ async function copy() {
   say("Copied.");
 }
 
-function step(act) {
-  act();
-  preview = null;
-  render();
-  const { selected } = history;
-  // A prompt whose answer never came, since it was undone before.
-  if (!selected.slot.answer && (selected.points.length || selected.box)) ask(selected);
-}
+const acts = {
+  open: () => $("file").click(),
+  choose: () => $("file").click(),
+  undo: () => step(() => history.undo()),
+  redo: () => step(() => history.redo()),
+  clear: () => step(() => history.clear()),
+  new: () => step(() => history.add([newObject()])),
+  "zoom-in": () => view.zoom(1.4),
+  "zoom-out": () => view.zoom(1 / 1.4),
+  "zoom-fit": () => view.fit(),
+  copy: () => attempt(copy),
+};
+for (const [id, act] of Object.entries(acts)) $(id).addEventListener("click", act);
 
 $("file").addEventListener("change", () => {
   open($("file").files[0]);
@@ -415,17 +500,19 @@ for (const radio of document.querySelectorAll('[name="tool"]')) {
 for (const radio of document.querySelectorAll('[name="language"]')) radio.addEventListener("change", renderProgram);
 
 const savers = {
-  mask: async () => [await downloads.maskPng(candidateOf(history.selected).mask), `${history.selected.name}.png`],
-  cutout: async () => [
-    await downloads.cutout(candidateOf(history.selected).mask, view.image),
-    `${history.selected.name} cut-out.png`,
-  ],
+  mask: async ({ name, mask }) => [await downloads.maskPng(mask), `${name}.png`],
+  cutout: async ({ name, mask }) => [await downloads.cutout(mask, view.image), `${name} cut-out.png`],
   labels: async () => [await downloads.labelPng(finished(), view.width, view.height), "labels.png"],
   coco: () => [downloads.coco(finished(), fileName, view.width, view.height), "coco.json"],
   polygons: () => [downloads.polygons(finished()), "polygons.geojson"],
 };
 for (const button of document.querySelectorAll("[data-download]")) {
-  button.addEventListener("click", async () => downloads.save(...(await savers[button.dataset.download]())));
+  button.addEventListener("click", () =>
+    attempt(async () => {
+      const chosen = { name: history.selected.name, mask: candidateOf(history.selected)?.mask };
+      downloads.save(...(await savers[button.dataset.download](chosen)));
+    }),
+  );
 }
 
 document.addEventListener("keydown", (event) => {
@@ -445,11 +532,11 @@ view.stage.addEventListener("keydown", (event) => {
   const key = event.key.toLowerCase();
   if (["1", "2", "3"].includes(key)) pick(Number(key) - 1);
   else if (key === "n" && !$("new").disabled) acts.new();
-  else if (key === "delete") step(() => history.remove(history.state.selected));
-  else if (key === "h") $("hover").checked = !$("hover").checked;
+  else if (key === "delete" || key === "backspace") step(() => history.remove(history.state.selected));
+  else if (key === "h") $("hover").click();
 });
 
-// ---- dropped and pasted images
+// ---- dropped and pasted images, examples
 
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -463,17 +550,21 @@ addEventListener("drop", (event) => {
 });
 addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
 
+async function openExample(file) {
+  const answer = await fetch(file);
+  if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
+  const blob = await answer.blob();
+  await open(new File([blob], file.split("/").at(-1), { type: blob.type }));
+}
+
 for (const { file, text } of EXAMPLES) {
   const button = document.createElement("button");
   const picture = document.createElement("img");
   [button.type, picture.src, picture.alt] = ["button", file, text];
   button.append(picture);
-  button.addEventListener("click", async () => {
-    const blob = await (await fetch(file)).blob();
-    open(new File([blob], file.split("/").at(-1), { type: blob.type }));
-  });
+  button.addEventListener("click", () => attempt(() => openExample(file)));
   $("examples").append(button);
 }
 
 render();
-run(loadModels);
+run("models", loadModels);

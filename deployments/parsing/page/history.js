@@ -3,6 +3,8 @@
 
 const GOLDEN_ANGLE = 137.508;
 
+const MOST_STATES = 200;
+
 let lastNumber = 0;
 
 export function newObject(name) {
@@ -13,7 +15,9 @@ export function newObject(name) {
     hue: (265 + (number - 1) * GOLDEN_ANGLE) % 360,
     points: [], // {x, y, label}, in pixels of the image; label 1 or 0
     box: null, // [x0, y0, x1, y1]
-    previous: null, // {logits, step}: the candidate that mask_input comes from, and how it came about
+    previous: null, // {logits, modelId, steps}: of the candidate that mask_input comes from, and how it came about
+    before: null, // the candidate that is shown until the answer comes
+    everything: null, // {fields, index}: of an object that was found with all others
     slot: { answer: null }, // {modelId, candidates: [{mask, score, logits}]}; shared by versions of the same prompts
     picked: 0,
   };
@@ -61,7 +65,8 @@ export class History {
   _push(state) {
     this._states.length = this._at + 1;
     this._states.push(state);
-    this._at++;
+    if (this._states.length > MOST_STATES) this._states.shift();
+    this._at = this._states.length - 1;
   }
 
   // Replaces an object by a version with these changes, which it returns.
@@ -89,15 +94,13 @@ export class History {
     this._push({ objects: [first], selected: first.id });
   }
 
-  // Not a step of its own: nothing is lost by it.
+  // Not a step of its own, as renaming is none: nothing is lost by it.
   select(id) {
     this._states[this._at] = { ...this.state, selected: id };
   }
 
   rename(id, name) {
-    this._states[this._at] = {
-      ...this.state,
-      objects: this.state.objects.map((object) => (object.id === id ? { ...object, name } : object)),
-    };
+    const renamed = (object) => (object.id === id ? { ...object, name } : object);
+    this._states = this._states.map((state) => ({ ...state, objects: state.objects.map(renamed) }));
   }
 }

@@ -28,12 +28,13 @@ export class Mask {
     this.counts = record.segmentation.counts;
     this.area = record.area;
     [this.x, this.y, this.w, this.h] = record.bbox;
-    this._bits = null;
+    this._bits = new WeakRef({}); // Decoded masks of large images are megabytes: kept only while there is room.
   }
 
   // h×w bytes of the box (bbox) alone, row by row: 1 where the mask is.
   get bits() {
-    if (this._bits) return this._bits;
+    const known = this._bits.deref();
+    if (known instanceof Uint8Array) return known;
     const bits = new Uint8Array(this.w * this.h);
     let at = 0;
     let inside = false;
@@ -47,14 +48,8 @@ export class Mask {
       at += run;
       inside = !inside;
     }
-    this._bits = bits;
+    this._bits = new WeakRef(bits);
     return bits;
-  }
-
-  has(x, y) {
-    const column = x - this.x;
-    const row = y - this.y;
-    return column >= 0 && row >= 0 && column < this.w && row < this.h && this.bits[row * this.w + column] === 1;
   }
 
   // Calls visit(x, y, onEdge) for each pixel of the mask; onEdge: it is at most `reach` pixels away from its border.

@@ -11,8 +11,13 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-function drawThumbnail(canvas, mask, hue, image) {
+// A small picture of the image with the mask; drawn once for each candidate.
+function thumbnail(candidate, hue, image) {
+  if (candidate.thumbnail) return candidate.thumbnail;
+  const { mask } = candidate;
+  const { bits } = mask;
   const scale = THUMBNAIL / Math.max(mask.width, mask.height);
+  const canvas = element("canvas", { ariaHidden: "true" });
   canvas.width = Math.max(1, Math.round(mask.width * scale));
   canvas.height = Math.max(1, Math.round(mask.height * scale));
   const context = canvas.getContext("2d");
@@ -20,8 +25,10 @@ function drawThumbnail(canvas, mask, hue, image) {
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   const colour = rgbOf(hue);
   for (let y = 0, at = 0; y < canvas.height; y++) {
+    const row = Math.floor((y + 0.5) / scale) - mask.y;
     for (let x = 0; x < canvas.width; x++, at += 4) {
-      const inside = mask.has(Math.floor((x + 0.5) / scale), Math.floor((y + 0.5) / scale));
+      const column = Math.floor((x + 0.5) / scale) - mask.x;
+      const inside = row >= 0 && row < mask.h && column >= 0 && column < mask.w && bits[row * mask.w + column];
       for (let channel = 0; channel < 3; channel++) {
         const value = pixels.data[at + channel];
         pixels.data[at + channel] = inside ? 0.35 * value + 0.65 * colour[channel] : 0.6 * value;
@@ -29,60 +36,82 @@ function drawThumbnail(canvas, mask, hue, image) {
     }
   }
   context.putImageData(pixels, 0, 0);
+  candidate.thumbnail = canvas;
+  return canvas;
 }
 
 export function showCandidates(list, object, image, pick) {
   const candidates = object.slot.answer?.candidates ?? [];
-  const buttons = candidates.map(({ mask, score }, index) => {
-    const canvas = element("canvas", { ariaHidden: "true" });
-    drawThumbnail(canvas, mask, object.hue, image);
-    const button = element("button", { type: "button", onclick: () => pick(index) }, canvas, score.toFixed(2));
+  const buttons = candidates.map((candidate, index) => {
+    const { mask, score } = candidate;
+    const picture = thumbnail(candidate, object.hue, image);
+    const button = element("button", { type: "button", onclick: () => pick(index) }, picture, score.toFixed(2));
     button.setAttribute("aria-pressed", String(index === object.picked));
     const share = ((100 * mask.area) / (mask.width * mask.height)).toFixed(1);
     button.setAttribute("aria-label", `Candidate ${index + 1}, score ${score.toFixed(2)}, ${share} % of the image`);
     return button;
   });
-  replace(list, buttons);
+  const focused = [...list.children].indexOf(document.activeElement);
+  list.replaceChildren(...buttons);
+  list.children[Math.min(focused, buttons.length - 1)]?.focus();
 }
 
-// Rebuilds a list and leaves the keyboard where it was.
-function replace(list, children) {
-  const focused = [...list.querySelectorAll("button, input")].indexOf(document.activeElement);
-  list.replaceChildren(...children);
-  if (focused >= 0) list.querySelectorAll("button, input")[focused]?.focus();
+// One row for each object, which stays the same element while the object is there: somebody may be typing in it.
+const rows = new Map();
+
+function rowOf(id, acts) {
+  if (rows.has(id)) return rows.get(id);
+  const swatch = element("span", { className: "swatch", ariaHidden: "true" });
+  const score = element("span");
+  const select = element("button", { type: "button", className: "select", onclick: () => acts.select(id) }, swatch, score);
+  const name = element("input", { type: "text", maxLength: 80 });
+  name.addEventListener("change", () => acts.rename(id, name.value.trim()));
+  const remove = element("button", { type: "button", onclick: () => acts.remove(id) }, "×");
+  const row = { item: element("li", {}, select, name, remove), swatch, score, select, name, remove };
+  rows.set(id, row);
+  return row;
 }
 
-export function showObjects(list, { objects, selected }, { select, rename, remove }) {
-  const rows = objects.map((object) => {
-    const swatch = element("span", { className: "swatch", ariaHidden: "true" });
-    swatch.style.background = `hsl(${object.hue} 90% 55%)`;
+export function showObjects(list, { objects, selected }, acts) {
+  for (const id of rows.keys()) {
+    if (!objects.some((object) => object.id === id)) rows.delete(id);
+  }
+  const items = objects.map((object) => {
+    const row = rowOf(object.id, acts);
     const candidate = candidateOf(object);
-    const chosen = element("button", { type: "button", className: "select", onclick: () => select(object.id) }, swatch);
-    chosen.append(candidate ? candidate.score.toFixed(2) : "–");
-    chosen.setAttribute("aria-pressed", String(object.id === selected));
-    chosen.setAttribute("aria-label", `Select ${object.name}${isEmpty(object) ? ", empty" : ""}`);
-    const name = element("input", { type: "text", value: object.name, maxLength: 80 });
-    name.setAttribute("aria-label", `Name of ${object.name}`);
-    name.addEventListener("change", () => rename(object.id, name.value.trim() || object.name));
-    const gone = element("button", { type: "button", onclick: () => remove(object.id) }, "×");
-    gone.setAttribute("aria-label", `Remove ${object.name}`);
-    return element("li", {}, chosen, name, gone);
+    row.swatch.style.background = `hsl(${object.hue} 90% 55%)`;
+    row.score.textContent = candidate ? candidate.score.toFixed(2) : "–";
+    row.select.setAttribute("aria-pressed", String(object.id === selected));
+    const prompts = `${object.points.length} points${object.box ? ", a box" : ""}`;
+    row.select.setAttribute("aria-label", `Select ${object.name}: ${isEmpty(object) ? "empty" : prompts}`);
+    if (row.name !== document.activeElement) row.name.value = object.name;
+    row.name.setAttribute("aria-label", `Name of ${object.name}`);
+    row.remove.setAttribute("aria-label", `Remove ${object.name}`);
+    return row.item;
   });
-  replace(list, rows);
-  list.querySelector('[aria-pressed="true"]')?.scrollIntoView({ block: "nearest" });
+  // Only where they differ: to move an element is to take the keyboard from it.
+  for (const item of [...list.children]) items.includes(item) || item.remove();
+  items.forEach((item, index) => item === list.children[index] || list.insertBefore(item, list.children[index] ?? null));
+  const shown = rows.get(selected)?.item.getBoundingClientRect();
+  const frame = list.getBoundingClientRect();
+  if (shown?.top < frame.top) list.scrollTop -= frame.top - shown.top;
+  else if (shown?.bottom > frame.bottom) list.scrollTop += shown.bottom - frame.bottom;
 }
 
 export function showModels(select, models, chosen) {
-  const options = models.map(({ model_id, state }) => {
-    const words = { ready: "", asleep: " (asleep)", loading: " (waking up)", failed: " (failed to load)" }[state];
-    return element("option", { value: model_id, textContent: model_id + words });
-  });
-  select.replaceChildren(...options);
+  const words = { ready: "", asleep: " (asleep)", loading: " (waking up)", failed: " (failed to load)" };
+  const texts = models.map(({ model_id, state }) => model_id + words[state]);
+  // Not while nothing has changed: it may be open.
+  if (String(texts) !== String([...select.options].map((option) => option.textContent))) {
+    select.replaceChildren(
+      ...models.map(({ model_id }, index) => element("option", { value: model_id, textContent: texts[index] })),
+    );
+  }
   select.value = chosen;
   select.disabled = false;
 }
 
-// "Answer in 83 ms: model 52 ms, …"
+// "Answer in 83 ms (mask 52 ms, …)"
 export function latency({ timing, seconds }) {
   const milliseconds = (value) => `${Math.round(value)} ms`;
   const words = { queue: "queue", embed: "image", decode: "mask", encode: "writing", parse: "reading" };

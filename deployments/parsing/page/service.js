@@ -12,14 +12,25 @@ export class Fault extends Error {
   }
 }
 
-export const token = {
-  get: () => sessionStorage.getItem(TOKEN_KEY) ?? "",
-  set: (value) => sessionStorage.setItem(TOKEN_KEY, value),
-};
-
-function headers() {
-  return token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+// Kept until the tab is closed; where a browser keeps nothing, until the page is loaded again.
+let secret = "";
+try {
+  secret = sessionStorage.getItem(TOKEN_KEY) ?? "";
+} catch (fault) {
+  console.info(fault.message);
 }
+
+export const token = {
+  get: () => secret,
+  set(value) {
+    secret = value;
+    try {
+      sessionStorage.setItem(TOKEN_KEY, value);
+    } catch (fault) {
+      console.info(fault.message);
+    }
+  },
+};
 
 export function form(fields) {
   const body = new FormData();
@@ -35,14 +46,18 @@ function exchange(method, path, body, { signal, onUpload }) {
     const request = new XMLHttpRequest();
     const abort = () => request.abort();
     request.open(method, path);
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    try {
+      if (token.get()) request.setRequestHeader("Authorization", `Bearer ${token.get()}`);
+    } catch {
+      return reject(new Fault("token", "This token holds a character that no token can have."));
+    }
     request.upload.onprogress = (event) => event.lengthComputable && onUpload?.(event.loaded / event.total);
     request.upload.onload = () => onUpload?.(1);
     request.onload = () => resolve(request);
     request.onerror = () => reject(new Fault("unreachable", "The service cannot be reached. Is it running?"));
-    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    request.onabort = () => reject(signal.reason);
     request.onloadend = () => signal?.removeEventListener("abort", abort);
-    if (signal?.aborted) return request.onabort();
+    if (signal?.aborted) return reject(signal.reason);
     signal?.addEventListener("abort", abort);
     request.send(body);
   });
@@ -53,19 +68,20 @@ function pause(seconds, signal) {
     const timer = setTimeout(resolve, 1000 * seconds);
     signal?.addEventListener("abort", () => {
       clearTimeout(timer);
-      reject(new DOMException("cancelled", "AbortError"));
+      reject(signal.reason);
     });
   });
 }
 
 // What the service says of an error: {msg, code}. The proxy in front of it answers with plain text.
 function detailOf(request) {
+  const text = request.responseText.slice(0, 300) || `status ${request.status}`;
   try {
     const { detail } = JSON.parse(request.responseText);
     if (Array.isArray(detail)) return { msg: detail.map(({ loc, msg }) => `${loc.at(-1)}: ${msg}`).join("; ") };
-    return detail;
+    return typeof detail?.msg === "string" ? detail : { msg: text };
   } catch {
-    return { msg: request.responseText.slice(0, 200) || `status ${request.status}` };
+    return { msg: text };
   }
 }
 
@@ -94,6 +110,14 @@ function faultOf(request) {
   }
 }
 
+function read(request) {
+  try {
+    return JSON.parse(request.responseText);
+  } catch {
+    throw new Fault("broken", "The service's answer broke off.");
+  }
+}
+
 // {json, timing, seconds}; waits and asks again while the service is busy.
 //   onWait(sentence) tells why it takes longer; "" when it goes on.
 export async function call(method, path, body, { signal, onUpload, onWait } = {}) {
@@ -102,13 +126,15 @@ export async function call(method, path, body, { signal, onUpload, onWait } = {}
     const request = await exchange(method, path, body, { signal, onUpload });
     if (request.status >= 200 && request.status < 300) {
       const seconds = (performance.now() - started) / 1000;
-      return { json: JSON.parse(request.responseText), timing: timings(request), seconds };
+      return { json: read(request), timing: timings(request), seconds };
     }
     const fault = faultOf(request);
     const after = Number(request.getResponseHeader("Retry-After"));
     if (fault.kind !== "busy" || !(after > 0) || attempt === TRIES) throw fault;
+    // Of a model that wakes up the service says which, and how far it is.
+    const cause = detailOf(request).msg.startsWith("model ") ? detailOf(request).msg : "The service is busy";
     for (let left = Math.ceil(after); left > 0; left--) {
-      onWait?.(`The service is busy: trying again in ${left} s.`);
+      onWait?.(`${cause}: trying again in ${left} s.`);
       await pause(1, signal);
     }
     onWait?.("");
@@ -128,7 +154,7 @@ function timings(request) {
   return found;
 }
 
-export const models = async () => (await call("GET", "models")).json.models;
+export const models = async (signal) => (await call("GET", "models", null, { signal })).json.models;
 
 export const embed = (file, modelId, options) =>
   call("POST", `${ROUTE}/embed`, form({ image: file, model_id: modelId }), options);

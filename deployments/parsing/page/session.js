@@ -3,39 +3,71 @@
 import * as service from "./service.js";
 import { Mask } from "./mask.js";
 
+// The promise's value; rejects when the signal says that nobody waits any more, and leaves what runs to others.
+function unlessAborted(promise, signal) {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason));
+    promise.then(resolve, reject);
+  });
+}
+
 export class Session {
   constructor(file) {
     this.file = file;
-    this._ids = new Map(); // model id → promise of the image_id
+    this._uploads = new Map(); // by model id: {answer: promise of embed's answer, controller, told, isDone}
   }
 
-  // The image's id, once the model has embedded it. options: see service.call.
-  imageId(modelId, options) {
-    if (!this._ids.has(modelId)) {
-      const embedded = service.embed(this.file, modelId, options).then(({ json }) => json);
-      this._ids.set(modelId, embedded);
+  // What embed answers: {image_id, width, height}. An upload serves all who wait for it; who came last hears of it.
+  //   told: {onUpload, onWait}, see service.call.
+  image(modelId, signal, told = {}) {
+    if (!this._uploads.has(modelId)) this._uploads.set(modelId, this._upload(modelId));
+    const upload = this._uploads.get(modelId);
+    Object.assign(upload.told, told);
+    return unlessAborted(upload.answer, signal);
+  }
+
+  _upload(modelId) {
+    const upload = { controller: new AbortController(), told: {}, isDone: false };
+    const options = {
+      signal: upload.controller.signal,
+      onUpload: (share) => upload.told.onUpload?.(share),
+      onWait: (sentence) => upload.told.onWait?.(sentence),
+    };
+    upload.answer = service.embed(this.file, modelId, options).then(({ json }) => json);
+    upload.answer.then(
+      () => (upload.isDone = true),
       // What failed is tried again next time.
-      embedded.catch(() => this._ids.delete(modelId));
-    }
-    return this._ids.get(modelId);
+      () => this._uploads.get(modelId) === upload && this._uploads.delete(modelId),
+    );
+    return upload;
   }
 
-  async _ask(request, modelId, options) {
+  // Ends the uploads that are under way.
+  cancel() {
+    for (const [modelId, { controller, isDone }] of this._uploads) {
+      if (!isDone) {
+        this._uploads.delete(modelId);
+        controller.abort();
+      }
+    }
+  }
+
+  async _ask(request, modelId, { signal, told }) {
     for (let attempt = 1; ; attempt++) {
-      const { image_id } = await this.imageId(modelId, options);
-      options.signal?.throwIfAborted();
+      const { image_id } = await this.image(modelId, signal, told);
       try {
-        return await request({ image_id, model_id: modelId }, options);
+        return await request({ image_id, model_id: modelId }, { signal, onWait: told?.onWait });
       } catch (fault) {
         if (fault.kind !== "forgotten" || attempt === 3) throw fault;
-        this._ids.delete(modelId);
+        this._uploads.delete(modelId);
       }
     }
   }
 
   // {candidates: [{mask, score, logits}], timing, seconds}, the best first.
   async segment(fields, modelId, options) {
-    const answer = await this._ask((image) => service.segment({ ...image, ...fields }, options), modelId, options);
+    const answer = await this._ask((image, how) => service.segment({ ...image, ...fields }, how), modelId, options);
     const candidates = answer.json.masks.map((record) => ({
       mask: new Mask(record),
       score: record.score,
@@ -44,9 +76,9 @@ export class Session {
     return { ...answer, candidates };
   }
 
-  // [{mask, score, point: [x, y]}]
+  // {found: [{mask, score, point: [x, y]}], timing, seconds}
   async everything(fields, modelId, options) {
-    const answer = await this._ask((image) => service.everything({ ...image, ...fields }, options), modelId, options);
+    const answer = await this._ask((image, how) => service.everything({ ...image, ...fields }, how), modelId, options);
     const found = answer.json.masks.map((record) => ({
       mask: new Mask(record),
       score: record.predicted_iou,

@@ -6,56 +6,70 @@ const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 // JSON is a literal of Python too, for texts and lists.
 const python = (value) => JSON.stringify(value);
 
-// In curl's -F, a quoted name may hold anything; a leading - or / is no option there.
-const curlFile = (name) => `"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
+// In curl's -F a quoted name may hold anything; the folder before it keeps a lone - from being read as stdin.
+const curlFile = (name) => `@"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
 
 // What a request says besides the image: an object's prompt, as text fields.
-export function fieldsOf({ points, box }, several) {
+export function fieldsOf({ points, box }, isAmbiguous) {
   const fields = {};
   if (points.length) {
     fields.point_coords = JSON.stringify(points.map(({ x, y }) => [x, y]));
     fields.point_labels = JSON.stringify(points.map(({ label }) => label));
   }
   if (box) fields.box = JSON.stringify(box);
-  if (!several) fields.multimask_output = "false";
+  if (!isAmbiguous) fields.multimask_output = "false";
   return fields;
 }
 
+// steps: [{fields, picked}], the prompts that led to a mask, each going on from the mask picked before.
 export function curl({ url, fileName, modelId, needsToken, steps }) {
   const lines = [`curl -s -X POST ${shell(url)}`];
   if (needsToken) lines.push('-H "Authorization: Bearer $AUTH_TOKEN"');
-  lines.push(`-F image=@${shell(curlFile(fileName))}`, `-F model_id=${shell(modelId)}`);
-  for (const [name, value] of Object.entries(steps.at(-1).fields)) lines.push(`-F ${name}=${shell(value)}`);
-  lines.push("-F response_format=rle");
+  lines.push(`-F image=${shell(curlFile(fileName))}`);
+  const fields = { model_id: modelId, ...steps.at(-1).fields, response_format: "rle" };
+  for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${name}=${shell(value)}`);
   const command = lines.join(" \\\n    ");
   if (steps.length === 1) return command;
   return `# The page sends the logits of the answer before as mask_input, too: see Python.\n${command}`;
 }
 
-export function pythonProgram({ url, fileName, modelId, needsToken, steps }) {
-  const authorization = needsToken ? '{"Authorization": "Bearer " + os.environ["AUTH_TOKEN"]}' : "{}";
-  const written = steps.map(({ fields, picked }) => `    (${python(fields)}, ${picked}),`).join("\n");
-  return `import json
-${needsToken ? "import os\n" : ""}
-import requests
+function opening({ url, fileName, needsToken }) {
+  return `${needsToken ? "import os\n\n" : ""}import requests
 
 url = ${python(url)}
+headers = ${needsToken ? '{"Authorization": "Bearer " + os.environ["AUTH_TOKEN"]}' : "{}"}
 image = open(${python(fileName)}, "rb").read()
-# Each prompt, and which of its masks the next one goes on from.
+`;
+}
+
+const CLOSING = `print(mask["area"], mask["bbox"])  # pycocotools.mask.decode(mask["segmentation"]) is an array
+`;
+
+export function pythonProgram(facts) {
+  const written = facts.steps.map(({ fields, picked }) => `    (${python(fields)}, ${picked}),`).join("\n");
+  return `import json
+${opening(facts)}# Each prompt, and which of its masks the next one goes on from.
 prompts = [
 ${written}
 ]
 logits = None
 for fields, picked in prompts:
-    data = {"model_id": ${python(modelId)}, "response_format": "rle", "return_logits": "true", **fields}
+    data = {"model_id": ${python(facts.modelId)}, "response_format": "rle", "return_logits": "true", **fields}
     if logits is not None:
         data["mask_input"] = json.dumps(logits)
-    answer = requests.post(url, files={"image": image}, data=data, headers=${authorization})
+    answer = requests.post(url, files={"image": image}, data=data, headers=headers)
     answer.raise_for_status()
-    masks = answer.json()["masks"]
-    logits = masks[picked]["logits"]
+    mask = answer.json()["masks"][picked]
+    logits = mask["logits"]
 
-mask = masks[picked]  # pycocotools.mask.decode(mask["segmentation"]) is an array
-print(mask["score"], mask["area"], mask["bbox"])
-`;
+${CLOSING}`;
+}
+
+// everything: {fields, index}, the request that found all, and which of them this is.
+export function everythingProgram({ everything: { fields, index }, ...facts }) {
+  return `${opening(facts)}data = ${python({ model_id: facts.modelId, ...fields })}
+answer = requests.post(url, files={"image": image}, data=data, headers=headers)
+answer.raise_for_status()
+mask = answer.json()["masks"][${index}]
+${CLOSING}`;
 }

@@ -1,7 +1,7 @@
 // The image with masks and prompts over it, and what mouse, fingers and keys do to it.
 //
 // Image and overlay are elements at the image's own resolution, which the browser scales and moves; marks are drawn over
-// them at the screen's resolution. Events: "click" {x, y, label}, "box" {box}, "hover" {x, y} or null, "view".
+// them at the screen's resolution. Events: "click" {x, y, label}, "box" {box}, "hover" {x, y} or null, "cross" {x, y}.
 
 const SVG = "http://www.w3.org/2000/svg";
 const DRAG_PIXELS = 5;
@@ -69,13 +69,20 @@ export class View extends EventTarget {
     this.world.hidden = true;
     this.image.removeAttribute("src");
     this.width = this.height = 0;
+    this._pixels = null;
+    this._pointers.clear();
+    this._cross = this._corner = this._drawn = null;
     this.mark(null);
   }
 
   // layers: [{mask, hue, strength 0 to 1}], the first at the bottom.
   paint(layers) {
     const context = this.overlay.getContext("2d", { willReadFrequently: true });
-    const pixels = context.createImageData(this.width || 1, this.height || 1);
+    if (this._pixels?.width !== this.width || this._pixels.height !== this.height) {
+      this._pixels = context.createImageData(this.width, this.height);
+    }
+    const pixels = this._pixels;
+    pixels.data.fill(0);
     const reach = Math.max(1, Math.round(Math.max(this.width, this.height) / 700));
     for (const { mask, hue, strength } of layers) {
       const [red, green, blue] = rgbOf(hue);
@@ -169,7 +176,9 @@ export class View extends EventTarget {
     if (this._drawn) box(this._drawn, "drawn");
     for (const { x, y, label } of this._object?.points ?? []) {
       const [cx, cy] = this._toStage(x, y);
-      add("circle", { class: label ? "foreground" : "background", cx, cy, r: 6 });
+      add("circle", { class: label ? "foreground" : "background", cx, cy, r: 7 });
+      // A sign too, for who does not tell red from green.
+      add("path", { class: "sign", d: `M${cx - 3.5} ${cy}h7${label ? `M${cx} ${cy - 3.5}v7` : ""}` });
     }
     if (this._cross) {
       const [x, y] = this._toStage(this._cross.x, this._cross.y);
@@ -193,6 +202,8 @@ export class View extends EventTarget {
     stage.addEventListener("pointerup", (event) => this._up(event));
     stage.addEventListener("pointercancel", (event) => this._forget(event));
     stage.addEventListener("pointerleave", () => this._tell("hover", null));
+    // The middle button would start the browser's own scrolling.
+    stage.addEventListener("mousedown", (event) => event.button === 1 && event.preventDefault());
     stage.addEventListener("contextmenu", (event) => !this.isEmpty && event.preventDefault());
     stage.addEventListener("keydown", (event) => this._key(event));
     stage.addEventListener("blur", () => this._leaveKeys());
@@ -209,17 +220,19 @@ export class View extends EventTarget {
   }
 
   _down(event) {
-    if (this.isEmpty || event.target.closest("button, a")) return;
+    if (this.isEmpty || event.button > 2 || event.target.closest("button, a")) return;
     this._leaveKeys();
     this.stage.setPointerCapture(event.pointerId);
     const purpose =
       event.button === 1 || this.tool === "move" ? "pan"
       : event.pointerType === "touch" && this.tool !== "box" ? "tap"
-      : event.button === 0 && !event.altKey ? "box"
+      : event.button === 0 && !event.altKey && !event.ctrlKey ? "box"
       : "click";
+    // Ctrl-click is a Mac's right click.
+    const label = this.tool === "remove" || event.button === 2 || event.altKey || event.ctrlKey ? 0 : 1;
     const at = { x: event.clientX, y: event.clientY };
-    this._pointers.set(event.pointerId, { start: at, at, from: this._toImage(event), purpose, moved: false });
-    if (this._pointers.size === 2) this._endDrawing();
+    this._pointers.set(event.pointerId, { start: at, at, from: this._toImage(event), purpose, label, moved: false });
+    if (this._pointers.size > 1) this._endDrawing();
   }
 
   // Two fingers zoom and move; what one of them had begun is void.
@@ -271,8 +284,7 @@ export class View extends EventTarget {
       const box = this._boxOf(pointer.from, at);
       if (box[2] - box[0] >= 1 && box[3] - box[1] >= 1) this._tell("box", { box });
     } else if (!pointer.moved && this._holds(at)) {
-      const background = this.tool === "remove" || event.button === 2 || event.altKey;
-      this._tell("click", { ...at, label: background ? 0 : 1 });
+      this._tell("click", { ...at, label: pointer.label });
     }
   }
 
@@ -287,6 +299,7 @@ export class View extends EventTarget {
   _leaveKeys() {
     if (!this._cross) return;
     this._cross = this._corner = this._drawn = null;
+    this._tell("hover", null);
     this._drawMarks();
   }
 
@@ -298,14 +311,15 @@ export class View extends EventTarget {
       Enter: () => this._tell("click", { ...this._cross, label: 1 }),
       b: () => this._tell("click", { ...this._cross, label: 0 }),
       x: () => this._keyBox(),
-      "+": () => this.zoom(1.25),
-      "=": () => this.zoom(1.25),
-      "-": () => this.zoom(0.8),
+      "+": () => this._zoomAtCross(1.25),
+      "=": () => this._zoomAtCross(1.25),
+      "-": () => this._zoomAtCross(0.8),
       0: () => this.fit(),
     };
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (!moves[key] && !actions[key]) return;
     event.preventDefault();
+    if (event.repeat && ["Enter", "b", "x"].includes(key)) return;
     this._cross ??= { x: Math.round(this.width / 2), y: Math.round(this.height / 2) };
     if (moves[key]) this._moveCross(...moves[key]);
     else actions[key]();
@@ -315,7 +329,22 @@ export class View extends EventTarget {
   _moveCross(dx, dy) {
     this._cross = { x: clamp(this._cross.x + dx, 0, this.width), y: clamp(this._cross.y + dy, 0, this.height) };
     if (this._corner) this._drawn = this._boxOf(this._corner, this._cross);
+    this._followCross();
     this._tell("cross", this._cross);
+    this._tell("hover", this._cross);
+  }
+
+  // The image moves under a cross that would leave the stage: so the keyboard pans.
+  _followCross() {
+    const margin = 30;
+    const { clientWidth, clientHeight } = this.stage;
+    const [x, y] = this._toStage(this._cross.x, this._cross.y);
+    const [dx, dy] = [clamp(x, margin, clientWidth - margin) - x, clamp(y, margin, clientHeight - margin) - y];
+    if (!this._fitted && (dx || dy)) this.pan(dx, dy);
+  }
+
+  _zoomAtCross(factor) {
+    this.zoom(factor, ...this._toStage(this._cross.x, this._cross.y));
   }
 
   _keyBox() {
