@@ -2,7 +2,7 @@
 
     client = Client("http://127.0.0.1:8000")
     image = client.image("photo.jpg")
-    found = client.segment(image, point_coords=[[175, 245]], point_labels=[1])
+    found = client.segment(image, point_coords=[[220, 240]], point_labels=[1])
     found.masks[0]  # H×W bool, the best mask
 
 Needs httpx, numpy and pillow, and nothing else of this project: the file may be copied. `AsyncClient` has the same

@@ -187,6 +187,12 @@ class Page:
         """As the keyboard does it."""
         self.press("z", Keys.CONTROL)
 
+    def frame(self) -> tuple[float, float, float]:
+        """Where the image is in the window: left, top, width."""
+        script = "const f = document.getElementById('image').getBoundingClientRect(); return [f.left, f.top, f.width]"
+        left, top, width = self.browser.execute_script(script)
+        return left, top, width
+
     # ---- fingers
 
     def touch(self, *steps: Sequence[tuple[float, float]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.browser import Page, launch
 
 FOLDER = Path(__file__).parents[1] / "deployments" / "model" / "demo"
-OBJECTS = {"pear": (175, 245), "bucket": (500, 150), "strawberry": (375, 390), "egg": (330, 90)}
+OBJECTS = {"pear": (220, 240), "bucket": (500, 150), "strawberry": (375, 390), "egg": (330, 90)}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ LAYOUT = (
     (0x1F95A, 90, 330, 90),  # egg
     (0x260E, 130, 90, 95),  # telephone
 )
-CLICK = (175, 245)
+CLICK = (220, 240)
 
 
 def emoji_sprite(code: int) -> sprites.Sprite:

@@ -20,13 +20,13 @@ def test_a_click_a_refinement_and_everything(service: Service) -> None:
     with Client(service.url) as client:
         image = client.image(EXAMPLE)
         assert client.embed(image) == image.image_id
-        found = client.segment(image, point_coords=[[175, 245]], point_labels=[1], return_logits=True)
+        found = client.segment(image, point_coords=[[220, 240]], point_labels=[1], return_logits=True)
         assert iou(found.masks[0], TRUTH) > 0.8
         assert (np.diff(found.scores) <= 0).all()
         assert found.logits is not None
         better = client.segment(
             image,
-            point_coords=[[175, 245], [340, 90]],
+            point_coords=[[220, 240], [340, 90]],
             point_labels=[1, 0],
             mask_input=found.logits[:1],
             multimask_output=False,
@@ -36,7 +36,7 @@ def test_a_click_a_refinement_and_everything(service: Service) -> None:
         assert both.masks.shape == (2, 3, *TRUTH.shape)
         everything = client.auto(image, points_per_side=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
         assert len(everything.masks) == len(everything.predicted_iou) > 0
-        assert client.segment_as(image, "png", point_coords=[[175, 245]], point_labels=[1]).startswith(b"\x89PNG")
+        assert client.segment_as(image, "png", point_coords=[[220, 240]], point_labels=[1]).startswith(b"\x89PNG")
 
 
 def test_a_forgotten_image_is_uploaded_again_without_a_word(service: Service) -> None:

@@ -28,7 +28,7 @@ IMAGE = (ROOT / "deployments" / "model" / "demo" / "example.png").read_bytes()
 SIZE = Image.open(io.BytesIO(IMAGE)).size[::-1]
 Fields = dict[str, Any]
 
-POINT: Fields = {"point_coords": "[[175,245]]", "point_labels": "[1]"}
+POINT: Fields = {"point_coords": "[[220,240]]", "point_labels": "[1]"}
 BOXES: Fields = {"box": "[[100,60,250,290],[10,10,90,90],[200,100,380,280]]"}
 LENIENT: Fields = {"points_per_side": "4", "pred_iou_thresh": "0.5", "stability_score_thresh": "0.7"}
 
@@ -283,7 +283,7 @@ def test_the_handle_can_do_the_same(client: httpx.Client) -> None:
     document = post(client, f"{ROUTE}/auto", **LENIENT).json()
     assert everything.num_masks == len(document["masks"])
     assert json.loads(handle.encode.remote(everything, AnswerFormat("rle")).result()) == document
-    segmentation = handle.segment.remote(IMAGE, Prompt([[175, 245]], [1])).result()
+    segmentation = handle.segment.remote(IMAGE, Prompt([[220, 240]], [1])).result()
     for kind in RESPONSE_FORMATS:
         form = AnswerFormat(kind, return_logits=kind == "json")
         assert handle.encode.remote(segmentation, form).result() == post(client, **POINT, response_format=kind).content

@@ -118,7 +118,7 @@ def test_the_example_by_id_gives_the_same_masks_as_with_the_upload(service: Serv
     run_in_bash(blocks("bash")[1], service, folder)
     by_id = (folder / "answer.json").read_bytes()
     with service.client() as client, (folder / "deployments/model/demo/example.png").open("rb") as image:
-        fields = {"point_coords": "[[175,245]]", "point_labels": "[1]"}
+        fields = {"point_coords": "[[220,240]]", "point_labels": "[1]"}
         assert client.post("/segment-anything-2", data=fields, files={"image": image}).content == by_id
 
 
