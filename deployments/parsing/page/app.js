@@ -10,7 +10,7 @@ import { View } from "./view.js";
 
 const EXAMPLES = [
   { file: "page/examples/drawn.png", text: "Drawn things on a table" },
-  { file: "page/examples/photograph.jpg", text: "A photograph of a cup of coffee" },
+  { file: "page/examples/photograph.jpg", text: "A photograph of a man with a camera" },
 ];
 const MODEL_POLL_MS = 1500;
 const PATIENCE_MS = 700; // before "Cancel" is offered
