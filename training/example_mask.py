@@ -16,7 +16,7 @@ from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
 
 CLICKS, LABELS = [[220, 240], [340, 90]], [1, 0]
 COLOURS = {1: (30, 200, 60), 0: (220, 30, 30)}
-EVERYTHING = AutomaticPrompt(points_per_side=16, pred_iou_thresh=0.5, stability_score_thresh=0.8, box_nms_thresh=0.5)
+EVERYTHING = AutomaticPrompt(points_per_side=16, pred_iou_thresh=0.5, stability_score_thresh=0.8)
 GOLDEN = 0.618034
 TINT = np.array([127, 0, 127], np.uint8)
 
