@@ -20,6 +20,7 @@ from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
 from deployments.metrics import CacheMetrics, ModelMetrics
 from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
+from deployments.model.refusals import overload_returned
 from deployments.model.rounds import Rounds
 from deployments.model_status import StatusReporter
 from deployments.schema import (
@@ -102,6 +103,7 @@ class Sam2Model:
         """
         self._ready_engine()
 
+    @overload_returned
     async def segment(
         self,
         image_id: str,
@@ -126,10 +128,12 @@ class Sam2Model:
             answer_size: what the answer may hold; only here is the image's size always known.
             wait_s: how long the caller will wait. Where the queue is longer, it is told so at once.
 
+        Returns:
+            Also Overloaded, not raised: the queue is too long; or the image, or the prompt's objects, do not fit into
+            the device's memory.
+
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
-            Overloaded: the queue is too long; or the image, or the prompt's objects, do not fit into the device's
-                memory.
             TooLarge: the answer would hold too many numbers.
         """
         started, until = time.perf_counter(), time.monotonic() + wait_s
@@ -155,6 +159,7 @@ class Sam2Model:
         )
         return ModelAnswer(segmentation, "miss" if runs else "hit", embed_s, decode_s)
 
+    @overload_returned
     async def embed(
         self, image_id: str, pixels: RgbArray | None = None, *, sender: str = "", wait_s: float = math.inf
     ) -> EmbeddedImage | PixelsWanted:
@@ -164,6 +169,7 @@ class Sam2Model:
             return PixelsWanted()
         return EmbeddedImage(image_id, self._settings.model_id, embedding.image_size)
 
+    @overload_returned
     async def auto(
         self,
         image_id: str,
@@ -188,9 +194,11 @@ class Sam2Model:
             max_numbers: how many numbers the masks may be, see AnswerSize.
             wait_s: see `segment`.
 
+        Returns:
+            Also Overloaded, not raised: too many such requests wait, or the device's memory is too small.
+
         Raises:
             ModelUnavailable: loading failed; the message names model and cause.
-            Overloaded: too many such requests wait, or the device's memory is too small.
             InvalidPrompt: the image is too small for so many crops.
             TooLarge: there are too many masks.
         """

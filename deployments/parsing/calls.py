@@ -338,7 +338,7 @@ async def _give_up(model: "DeploymentHandle[Any]", image_id: str, sender: str) -
 async def _answer(response: Awaitable[Any]) -> Any:
     """The answer of a deployment, with Ray's and Serve's wrappings of errors taken off."""
     try:
-        return await response
+        answer = await response
     except BackPressureError as error:
         raise Overloaded(f"overloaded: {error.message}") from error
     except DeploymentUnavailableError as error:
@@ -347,6 +347,10 @@ async def _answer(response: Awaitable[Any]) -> Any:
         raise
     except RayTaskError as error:
         raise _cause(error) from None
+    # A model's refusals come as answers: refusals.py.
+    if isinstance(answer, Overloaded):
+        raise answer
+    return answer
 
 
 def _cause(error: BaseException) -> BaseException:

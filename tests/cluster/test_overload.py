@@ -23,6 +23,7 @@ DEADLINE_S = 20.0
 OVERLOAD, OVERLOAD_S = 20, 60
 BODY_TIMEOUT_S = 6.0
 MB = 2**20
+CACHE_BYTES = 100 * MB
 
 
 @dataclass
@@ -46,7 +47,9 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    model = {"name": f"Sam2Model:{DEMO}", "ray_actor_options": {"num_cpus": 0}, "user_config": {"max_wait_s": 5}}
+    # Few images are remembered, so that memory tells of requests.
+    config = {"max_wait_s": 5, "cache_bytes": CACHE_BYTES}
+    model = {"name": f"Sam2Model:{DEMO}", "ray_actor_options": {"num_cpus": 0}, "user_config": config}
     free = {"ray_actor_options": {"num_cpus": 0}}
     document = nodes.service_document(
         [{"model_id": DEMO, "torch_threads": 1, "precision": "float32"}],
@@ -70,9 +73,10 @@ def service() -> Iterator[Running]:
 
 
 def capacity(url: str, known: list[Question]) -> float:
-    """New images a second that a few clients get answered."""
+    """New images a second that are answered while a few more come than can be, until the last of them is."""
+    started = time.monotonic()
     answers = asyncio.run(send(url, known, 4.0, 6))
-    return sum(answer.status == 200 for answer in answers) / 6
+    return sum(answer.status == 200 for answer in answers) / (time.monotonic() - started)
 
 
 async def send(url: str, known: list[Question], rate: float, seconds: float) -> list[Answer]:
@@ -147,8 +151,8 @@ def test_an_overload_is_refused_quickly_and_leaves_nothing_behind(service: Runni
     assert all(answer.right for answer in accepted)
     assert max(answer.seconds for answer in accepted) < DEADLINE_S
     # It went on working, for nothing that would come too late.
-    assert len(accepted) > 0.4 * service.rate * OVERLOAD_S
-    assert peak_bytes - idle_bytes < 1200 * MB
+    assert len(accepted) > 0.6 * service.rate * OVERLOAD_S
+    assert peak_bytes - idle_bytes < 500 * MB
     assert again > 0.7 * service.rate
 
 

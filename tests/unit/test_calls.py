@@ -65,7 +65,8 @@ class Handle:
         if method == "wait_until_ready" and not self.wakes:
             return answer
         outcome = self.outcomes.pop(0) if method in ASKING else None
-        if isinstance(outcome, Exception):
+        # Models answer that they are overloaded; whatever else is wrong, they raise.
+        if isinstance(outcome, Exception) and not isinstance(outcome, Overloaded):
             answer.set_exception(outcome)
         else:
             answer.set_result(outcome)
