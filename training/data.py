@@ -75,9 +75,7 @@ def jitter(rng: Generator, pixels: Tensor) -> Tensor:
     return (pixels * gain + offset).clamp(0, 1)
 
 
-def choose_targets(
-    rng: Generator, labels: Tensor, count: int, level_weights: tuple[float, ...] = LEVEL_WEIGHTS
-) -> list[tuple[int, int]]:
+def choose_targets(rng: Generator, labels: Tensor, count: int) -> list[tuple[int, int]]:
     """Level and number of `count` things big enough to ask for; empty where no whole object is.
 
     Each is asked for once before any is asked for again.
@@ -88,7 +86,7 @@ def choose_targets(
         numbers, areas = torch.unique(labels[level], return_counts=True)
         found = numbers[(numbers > 0) & (areas > smallest * labels[level].numel())].tolist()
         candidates += [(level, int(number)) for number in found]
-        weights += [level_weights[level] / max(1, len(found))] * len(found)
+        weights += [LEVEL_WEIGHTS[level] / max(1, len(found))] * len(found)
     if not any(level == 0 for level, _ in candidates):
         return []
     chosen: list[tuple[int, int]] = []
@@ -99,15 +97,7 @@ def choose_targets(
     return chosen
 
 
-def make_batch(
-    rng: Generator,
-    pool: Pool,
-    size: int,
-    images: int,
-    prompts: int,
-    smallest: float,
-    level_weights: tuple[float, ...] = LEVEL_WEIGHTS,
-) -> Batch:
+def make_batch(rng: Generator, pool: Pool, size: int, images: int, prompts: int, smallest: float) -> Batch:
     """`images` augmented crops at size x size with `prompts` objects asked for in each."""
     pixels: list[Tensor] = []
     maps: list[Tensor] = []
@@ -118,7 +108,7 @@ def make_batch(
         crop = torch.from_numpy(pool.crop(rng, smallest))
         halves = F.interpolate(crop[..., 3:].permute(2, 0, 1)[None].float(), size=size // 2, mode="nearest-exact")[0]
         labels = halves[:, ::2, ::2].to(torch.uint8)
-        wanted = choose_targets(rng, labels, prompts, level_weights)
+        wanted = choose_targets(rng, labels, prompts)
         if not wanted:
             continue
         image = crop[..., :3].permute(2, 0, 1).float() / 255

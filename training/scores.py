@@ -1,8 +1,8 @@
 """Fit the scores alone, after training, to what somebody means who clicks.
 
 In training every part is asked for nearly as often as the whole, so the scores learn that a click on a highlight means
-the highlight. Whoever clicks mostly means the whole thing. Here only the head that predicts IoUs learns, on prompts
-that mostly mean whole objects; masks stay what they are.
+the highlight. Whoever clicks mostly means the whole thing. Here only the head that predicts IoUs learns, on clicks and
+boxes of whatever there is, each error counted by how often somebody means such a thing; masks stay what they are.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from training.model import CHECKPOINT_PATH, build_model, decode, encode, set_siz
 from training.prompts import first_prompt
 
 SIZE = 1024
-PROMPTS = 8
-LEVEL_WEIGHTS = (1.0, 0.12, 0.06)  # objects, parts, parts of parts
-BOX_SHARE = 0.3
+PROMPTS = 10  # mostly all that is there, so that weights can say what is meant how often
+MEANT = torch.tensor([1.0, 0.12, 0.06])  # how often an object is meant, one of its parts, a part of those
+KINDS = {"click": 0.7, "box": 0.3}
+REPORT_EVERY = 50
 SEED = 11
 
 
@@ -35,7 +36,7 @@ def fit(rank: int, checkpoint: Path, minutes: float, lr: float, half: bool) -> N
     """One of the processes; the first one writes the checkpoint."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED + rank)
-    rng, kinds = np.random.default_rng([SEED, rank]), np.random.default_rng(SEED)
+    rng = np.random.default_rng([SEED, rank])
     model = build_model()
     model.load_state_dict({name: value.float() for name, value in load_file(checkpoint).items()})
     model.requires_grad_(False)
@@ -47,26 +48,40 @@ def fit(rank: int, checkpoint: Path, minutes: float, lr: float, half: bool) -> N
         started = time.process_time()
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - spent / (60 * minutes))
-        loss = _loss(model, rng, "box" if kinds.random() < BOX_SHARE else "click", pool, half)
+        loss = _loss(model, rng, pool, half)
         loss.backward()  # type: ignore[no-untyped-call]
         together.mean_gradients([head])
         optimiser.step()
         optimiser.zero_grad()
         errors.append(float(loss.detach()))
         spent = together.latest(spent + time.process_time() - started)
-        if rank == 0 and len(errors) % 50 == 0:
-            print(f"{spent / 60:5.1f} min  {len(errors)} images  squared error {np.mean(errors[-50:]):.4f}", flush=True)
+        if rank == 0 and len(errors) % REPORT_EVERY == 0:
+            recent = np.mean(errors[-REPORT_EVERY:])
+            print(f"{spent / 60:5.1f} min  {len(errors)} images  squared error {recent:.4f}", flush=True)
     if rank == 0:
         _write(model, checkpoint)
 
 
-def _loss(model: Any, rng: np.random.Generator, kind: str, pool: Pool, half: bool) -> torch.Tensor:
-    """Squared error of the scores of all four masks, for prompts of one kind on one image."""
-    batch = make_batch(rng, pool, SIZE, 1, PROMPTS, 0.6, LEVEL_WEIGHTS)
-    points, labels = first_prompt(kind, (batch.targets > 0.5).float())
+def _loss(model: Any, rng: np.random.Generator, pool: Pool, half: bool) -> torch.Tensor:
+    """Squared error of the scores of all four masks, for prompts of each kind on one image."""
+    batch = make_batch(rng, pool, SIZE, 1, PROMPTS, 0.6)
     with torch.autocast("cpu", torch.bfloat16, enabled=half), short_attention():
-        decoded = decode(model, encode(model, batch.images), batch.owner, points, labels, None)
-    return (decoded.scores.float() - ious(decoded.masks.float(), batch.targets)).square().mean()
+        features = encode(model, batch.images)
+    total = torch.zeros(())
+    for kind, share in KINDS.items():
+        points, labels = first_prompt(kind, (batch.targets > 0.5).float())
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), short_attention():
+            decoded = decode(model, features, batch.owner, points, labels, None)
+        errors = (decoded.scores.float() - ious(decoded.masks.float(), batch.targets)).square().mean(1)
+        total = total + share * as_meant(errors, batch.levels)
+    return total
+
+
+def as_meant(errors: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The mean of the prompts' errors (P), each by how often somebody who clicks means a thing of that level (P)."""
+    weights = MEANT[levels]
+    mean: torch.Tensor = (weights * errors).sum() / weights.sum()
+    return mean
 
 
 def _write(model: Any, checkpoint: Path) -> None:
@@ -82,7 +97,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT_PATH, help="read, and written again")
-    parser.add_argument("--minutes", type=float, default=5, help="of computing, of each of two processes")
+    parser.add_argument("--minutes", type=float, default=6, help="of computing, of each of two processes")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
         "--bfloat16", action=argparse.BooleanOptionalAction, default=torch.cpu._is_avx512_bf16_supported()
