@@ -12,7 +12,7 @@ from training.train import RUNS
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 40, 40
 COLOURS = {128: "#4c78a8", 256: "#f58518", 512: "#54a24b", 1024: "#b279a2"}
-TITLE = "Held-out scenes, mean IoU at the size in training: one click, best of three; box (dashed)"
+TITLE = "Mean IoU on held-out scenes: one click, best of three; box (dashed)"
 
 
 def place(minutes: float, value: float, longest: float) -> tuple[float, float]:
