@@ -63,25 +63,18 @@ def fit(rank: int, checkpoint: Path, minutes: float, lr: float, half: bool) -> N
 
 
 def _loss(model: Any, rng: np.random.Generator, pool: Pool, half: bool) -> torch.Tensor:
-    """Squared error of the scores of all four masks, for prompts of each kind on one image."""
+    """Squared error of all four masks' scores on one image, of prompts of each kind, by how often each is meant."""
     batch = make_batch(rng, pool, SIZE, 1, PROMPTS, 0.6)
+    masks, weights = (batch.targets > 0.5).float(), MEANT[batch.levels]
+    total = torch.zeros(())
     with torch.autocast("cpu", torch.bfloat16, enabled=half), short_attention():
         features = encode(model, batch.images)
-    total = torch.zeros(())
-    for kind, share in KINDS.items():
-        points, labels = first_prompt(kind, (batch.targets > 0.5).float())
-        with torch.autocast("cpu", torch.bfloat16, enabled=half), short_attention():
+        for kind, share in KINDS.items():
+            points, labels = first_prompt(kind, masks)
             decoded = decode(model, features, batch.owner, points, labels, None)
-        errors = (decoded.scores.float() - ious(decoded.masks.float(), batch.targets)).square().mean(1)
-        total = total + share * as_meant(errors, batch.levels)
+            errors = (decoded.scores.float() - ious(decoded.masks.float(), batch.targets)).square().mean(1)
+            total = total + share * (weights * errors).sum() / weights.sum()
     return total
-
-
-def as_meant(errors: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The mean of the prompts' errors (P), each by how often somebody who clicks means a thing of that level (P)."""
-    weights = MEANT[levels]
-    mean: torch.Tensor = (weights * errors).sum() / weights.sum()
-    return mean
 
 
 def _write(model: Any, checkpoint: Path) -> None:

@@ -9,22 +9,10 @@ import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
 
+from tests.pools import SIDE, write_pool
 from training import data, prompts
 
 # ---- batches
-
-SIDE = 64
-
-
-def write_pool(folder: Path, name: str = "64-1-000.npy") -> None:
-    """Two scenes on black: a white object whose grey part has a darker one; and a small grey object."""
-    block = np.zeros((2, SIDE, SIDE, 6), np.uint8)
-    for scene in block:
-        scene[8:40, 6:50, :4] = (255, 255, 255, 1)
-        scene[12:36, 10:34, :3], scene[12:36, 10:34, 4] = 200, 1
-        scene[16:32, 14:26, :3], scene[16:32, 14:26, 5] = 160, 1
-        scene[46:60, 30:44, :4] = (200, 200, 200, 2)
-    np.save(folder / name, block)
 
 
 def make_batch(folder: Path, rng: Generator, images: int = 6) -> data.Batch:

@@ -4,28 +4,27 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from training import scenes, scores
-from training.model import build_model
+from tests.pools import SIDE, write_pool
+from training import data, scenes, scores
+from training.model import Decoded, build_model
+from training.prompts import BOX_START
 
-SIDE = 64
 HEAD = "sam_mask_decoder.iou_prediction_head."
 
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A scene of two objects, one with a part; no other processes; each step takes a second."""
-    block = np.zeros((1, SIDE, SIDE, 6), np.uint8)
-    block[0, 8:40, 6:50, :4] = (255, 255, 255, 1)
-    block[0, 12:36, 10:34, 4] = 1
-    block[0, 46:60, 30:44, :4] = (200, 200, 200, 2)
-    np.save(tmp_path / f"{SIDE}-1-000.npy", block)
+    """Small scenes; no other processes; each step takes a second."""
+    write_pool(tmp_path)
     monkeypatch.setattr(scenes, "POOL_FOLDER", tmp_path)
     monkeypatch.setattr(scores, "SIZE", SIDE)
     monkeypatch.setattr(scores, "REPORT_EVERY", 10)
@@ -59,8 +58,30 @@ def test_only_the_scores_change(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert errors[-1] < 0.8 * errors[0]
 
 
-def test_each_error_counts_by_how_often_a_thing_of_its_level_is_meant() -> None:
-    levels = torch.tensor([0, 1, 1, 1, 1, 1, 2])
-    errors = torch.tensor([0.1, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0])
-    expected = (0.1 + 5 * 0.12 + 2 * 0.06) / (1 + 5 * 0.12 + 0.06)
-    assert float(scores.as_meant(errors, levels)) == pytest.approx(expected)
+@pytest.mark.usefixtures("pool")
+def test_an_error_counts_by_how_often_such_a_thing_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    batches: list[data.Batch] = []
+
+    def make_batch(*arguments: Any) -> data.Batch:
+        batches.append(data.make_batch(*arguments))
+        return batches[-1]
+
+    def decode(_: Any, features: str, owner: Tensor, points: Tensor, labels: Tensor, previous: None) -> Decoded:
+        """Perfect masks; a click's scores know nothing of parts, a box's of nothing."""
+        assert features == "features"
+        (batch,) = batches
+        is_box = bool((labels == BOX_START).any())
+        known = (batch.levels == 0).float() * (not is_box)
+        return Decoded((batch.targets.expand(-1, 4, -1, -1) > 0.5) * 20.0 - 10, known[:, None].expand(-1, 4))
+
+    monkeypatch.setattr(scores, "make_batch", make_batch)
+    monkeypatch.setattr(scores, "encode", lambda *_: "features")
+    monkeypatch.setattr(scores, "decode", decode)
+
+    loss = scores._loss(None, np.random.default_rng(0), data.Pool(tmp_path, SIDE), half=False)
+
+    wholes, parts, smaller = torch.bincount(batches[0].levels, minlength=3).tolist()
+    assert min(wholes, parts, smaller) > 0
+    weight_of_parts = 0.12 * parts + 0.06 * smaller
+    of_clicks = weight_of_parts / (wholes + weight_of_parts)
+    assert float(loss) == pytest.approx(0.7 * of_clicks + 0.3)
