@@ -19,7 +19,7 @@ from benchmarks.findings import Findings, Row, Table
 from benchmarks.spread import Spread, ratios
 from benchmarks.workplace import ROOT, Workplace
 from deployments.app import KEEP_FREED_MEMORY
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
 
 IMAGES, PROMPTS = (1, 2, 4), (1, 4, 16)
 KEPT, RETURNED = "kept", "returned to the system"

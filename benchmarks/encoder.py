@@ -13,8 +13,8 @@ from benchmarks.client import picture, pixels
 from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.spread import Spread
 from benchmarks.workplace import Workplace
+from deployments.messages.prompt import RgbArray
 from deployments.model.engine import Engine
-from deployments.schema import RgbArray
 
 LONGEST_MATMUL_S = 0.5
 LARGEST_MATRIX = 8192

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from deployments.messages.prompt import FloatArray, Prompt, RgbArray
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.schema import FloatArray, Prompt, RgbArray
 from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
 from tests.weights import random_model, sam2_package
 

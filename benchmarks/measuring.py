@@ -23,16 +23,16 @@ from PIL import Image
 from benchmarks import engines
 from benchmarks.capacity import Measured, Run, throughput, worth_growing
 from benchmarks.client import picture, pixels
-from deployments.bands import cut_band, num_rows, row_bytes
 from deployments.encoding.json_text import encode_band
 from deployments.encoding.response_encoder import encode_part
 from deployments.errors import Overloaded
-from deployments.formats import RESPONSE_FORMATS, AnswerFormat, ResponseFormat, cut_parts
+from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat, ResponseFormat, cut_parts
+from deployments.messages.pieces import cut_band, num_rows, row_bytes
+from deployments.messages.prompt import LOW_RES_SIZE, Prompt, Segmentation, sorted_segmentation
 from deployments.model.checkpoints import load_model
 from deployments.model.devices import choose_precision, cuda_context_bytes, default_cache_bytes, start_device
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.parsing.images import identify
-from deployments.schema import LOW_RES_SIZE, Prompt, Segmentation, sorted_segmentation
 from deployments.settings import Limits, ModelSettings, RequestParserConfig, use_compile_cache
 
 FULL_HD = (1920, 1080)

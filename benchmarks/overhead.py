@@ -9,7 +9,7 @@ from benchmarks.findings import Findings, Table, budget_row
 from benchmarks.servers import Server, service
 from benchmarks.spread import Spread, percentile
 from benchmarks.workplace import Workplace
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
 
 SIZE = (256, 256)
 SMALL = {"multimask_output": "false", "response_format": "rle"}

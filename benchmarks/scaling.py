@@ -24,7 +24,7 @@ from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.servers import Server
 from benchmarks.waiting_model import IMAGE_SIZE, WAIT_S
 from benchmarks.workplace import DEMO, Workplace
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
 
 REPLICAS = (1, 2, 4, 8)
 CLIENTS_PER_REPLICA = 16

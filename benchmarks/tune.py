@@ -25,7 +25,7 @@ from benchmarks.report import table_lines
 from benchmarks.tune_tables import measured_tables, plan_table, proposal_table
 from benchmarks.workplace import ROOT
 from deployments.errors import ModelLoadError, Overloaded
-from deployments.formats import RESPONSE_FORMATS
+from deployments.messages.answer_format import RESPONSE_FORMATS
 from deployments.settings import ModelSettings, has_nvidia_gpu, parse_settings
 
 BUSY = 0.5

@@ -12,8 +12,8 @@ from ray import serve
 from ray.serve import Application
 
 from deployments import app
+from deployments.messages.prompt import ModelAnswer, Segmentation, sorted_segmentation
 from deployments.model_status import StatusReporter
-from deployments.schema import ModelAnswer, Segmentation, sorted_segmentation
 from deployments.settings import ModelSettings
 
 WAIT_S = 1.0
@@ -34,7 +34,7 @@ class WaitingModel:
     async def wait_until_ready(self) -> None:
         """Returns at once."""
 
-    # ---- Sam2Model's contract with deployments/parsing/calls.py: ADAPT HERE when it changes.
+    # ---- Sam2Model's contract with deployments/parsing/model_calls.py: ADAPT HERE when it changes.
 
     async def segment(self, image_id: str, *_: Any, **__: Any) -> ModelAnswer[Segmentation]:
         """Waits as long as an engine might take, and answers one small mask; never asks for the pixels."""

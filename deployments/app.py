@@ -7,6 +7,7 @@ from ray.serve import Application
 
 from deployments.encoding.response_encoder import ResponseEncoder
 from deployments.model.sam2_model import Sam2Model
+from deployments.page.routes import PageRoutes
 from deployments.parsing.request_parser import RequestParser
 from deployments.settings import (
     ModelSettings,
@@ -92,7 +93,8 @@ def build(args: dict[str, Any]) -> Application:
     settings = with_auth_token(parse_settings(args))
     models = {model.model_id: _model(model, settings) for model in settings.models}
     encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()
-    return serve.deployment(**PARSER_OPTIONS)(serve.ingress()(RequestParser)).bind(settings, models, encoder)
+    parser = serve.deployment(**PARSER_OPTIONS)(serve.ingress()(RequestParser))
+    return parser.bind(settings, models, encoder, PageRoutes())
 
 
 def _model(model: ModelSettings, settings: ServiceSettings) -> Application:

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.schema import Prompt, Segmentation
+from deployments.messages.prompt import Prompt, Segmentation
 
 
 class Caller:

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deployments.parsing.boundary import Boundary
-from deployments.parsing.exchange import Intake
+from deployments.parsing.http.middleware import Boundary
+from deployments.parsing.http.request_context import Intake
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding", "host", "keep-alive"}
 

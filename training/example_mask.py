@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from deployments.automatic import AutomaticPrompt
+from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.prompt import Prompt, sorted_segmentation
 from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import DEMO, load_model
 from deployments.model.engine import Engine
-from deployments.schema import Prompt, sorted_segmentation
 from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
 
 CLICKS, LABELS = [[220, 240], [340, 90]], [1, 0]

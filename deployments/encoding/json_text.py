@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.bands import Band, Piece
-from deployments.schema import LOGIT_LIMIT, LOW_RES_SIZE
-from deployments.upsampling import upsample_rows
+from deployments.messages.pieces import Band, Piece
+from deployments.messages.prompt import LOGIT_LIMIT, LOW_RES_SIZE
+from deployments.messages.upsampling import upsample_rows
 
 Rows = Callable[[Piece, int, int], NDArray[Any]]
 """Some rows of a mask: the piece that they are made of, the first row, one past the last."""

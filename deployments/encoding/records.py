@@ -7,8 +7,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.formats import Masks, Part
-from deployments.schema import LOGIT_LIMIT, Segmentation
+from deployments.messages.answer_format import Masks, Part
+from deployments.messages.prompt import LOGIT_LIMIT, Segmentation
 
 Geometry = Callable[[NDArray[np.bool_]], Any]
 """A mask, `H×W` bool, as a format writes it under `segmentation`."""

@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from deployments.automatic import AutomaticMasks
-from deployments.bands import Band, Text
 from deployments.encoding import json_text, npz, png, polygons, records, rle
-from deployments.formats import AnswerFormat, Part
+from deployments.messages.answer_format import AnswerFormat, Part
+from deployments.messages.everything import AutomaticMasks
+from deployments.messages.pieces import Band, Text
 
 
 class ResponseEncoder:

@@ -22,10 +22,10 @@ from sam2.utils.amg import (
 from scipy import ndimage
 from torchvision.ops.boxes import batched_nms, box_area
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidPrompt, Overloaded, TooLarge
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.prompt import LOW_RES_SIZE, AnswerSize, FloatArray
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.schema import LOW_RES_SIZE, AnswerSize, FloatArray
 
 CLEANED_LOGIT = 10.0
 """What SAM 2 sets the logits of a filled hole to, and those of a removed island to its negative."""

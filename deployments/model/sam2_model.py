@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import ray
 from ray import serve
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
-from deployments.metrics import CacheMetrics, ModelMetrics
-from deployments.model.embedding_cache import EmbeddingCache
-from deployments.model.model_loader import ModelLoader
-from deployments.model.refusals import overload_returned
-from deployments.model.rounds import Rounds
-from deployments.model_status import StatusReporter
-from deployments.schema import (
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.prompt import (
     AnswerSize,
     EmbeddedImage,
     ModelAnswer,
@@ -33,8 +27,14 @@ from deployments.schema import (
     Segmentation,
     sorted_segmentation,
 )
+from deployments.model.batching import Rounds
+from deployments.model.embedding_cache import EmbeddingCache
+from deployments.model.model_loader import ModelLoader
+from deployments.model.refusals import overload_returned
+from deployments.model_status import StatusReporter
 from deployments.settings import ModelSettings, Sam2ModelConfig, use_compile_cache
-from deployments.tracing import span
+from deployments.telemetry.metrics import CacheMetrics, ModelMetrics
+from deployments.telemetry.tracing import span
 
 if TYPE_CHECKING:
     from deployments.model.engine import Decoded, Engine, ImageEmbedding

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge
-from deployments.schema import AnswerSize, RgbArray
+from deployments.messages.prompt import AnswerSize, RgbArray
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image

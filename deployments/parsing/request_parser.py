@@ -2,7 +2,7 @@
 
 import logging
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
@@ -10,24 +10,23 @@ from fastapi.security import HTTPBearer
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidRequest, ServiceError
-from deployments.formats import AnswerFormat
-from deployments.metrics import RequestMetrics
-from deployments.parsing.boundary import on_http_exception, on_service_error, on_validation_error, outer_layers
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.prompt import EmbeddedImage, Prompt, Segmentation
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.calls import Calls
-from deployments.parsing.control_plane import ControlPlane, is_flow_controlled
-from deployments.parsing.encoders import Encoders
-from deployments.parsing.exchange import Intake
-from deployments.parsing.generate_routes import GenerateRoutes
+from deployments.parsing.encoder_calls import Encoders
+from deployments.parsing.http.image_routes import GenerateRoutes
+from deployments.parsing.http.middleware import on_http_exception, on_service_error, on_validation_error, outer_layers
+from deployments.parsing.http.request_context import Intake
+from deployments.parsing.http.status_routes import SideRoutes
 from deployments.parsing.images import ImageInput, named
-from deployments.parsing.page_files import PageRoutes
+from deployments.parsing.model_calls import Calls
+from deployments.parsing.model_states import ControlPlane, is_flow_controlled
 from deployments.parsing.segmenter import Segmenter
-from deployments.parsing.server_timing import ServerTiming
-from deployments.parsing.side_routes import SideRoutes
-from deployments.schema import EmbeddedImage, Prompt, Segmentation
+from deployments.parsing.stage_times import ServerTiming
 from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
+from deployments.telemetry.metrics import RequestMetrics
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,6 +37,13 @@ Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores 
 """
 
 
+class Routes(Protocol):
+    """Some routes of the HTTP application."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Registers them, as bound methods."""
+
+
 class RequestParser:
     """Reads requests, calls the model, streams the answer that ResponseEncoder writes.
 
@@ -45,6 +51,7 @@ class RequestParser:
         settings: the application's settings.
         models: a handle of a Sam2Model deployment for each configured model id.
         encoder: the handle of ResponseEncoder.
+        page: the routes of the click page.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class RequestParser:
         settings: ServiceSettings,
         models: dict[str, "DeploymentHandle[Any]"],
         encoder: "DeploymentHandle[Any]",
+        page: Routes,
     ) -> None:
         self._settings = settings
         control_plane = ControlPlane(list(models))
@@ -69,7 +77,7 @@ class RequestParser:
         self._routes = (
             GenerateRoutes(settings.limits, self._segmenter, self._calls, self._encoders, self._answer_budget),
             SideRoutes(settings.default_model_id, control_plane),
-            PageRoutes(),
+            page,
         )
         if not is_flow_controlled():
             logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")

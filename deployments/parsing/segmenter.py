@@ -9,16 +9,16 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
-from deployments.formats import AnswerFormat
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.prompt import AnswerSize, EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.calls import Calls, Deadline, Pixels
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
-from deployments.parsing.server_timing import ServerTiming
-from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
+from deployments.parsing.model_calls import Calls, Deadline, Pixels
+from deployments.parsing.stage_times import ServerTiming
 from deployments.settings import ServiceSettings
-from deployments.tracing import span
+from deployments.telemetry.tracing import span
 
 T = TypeVar("T")
 

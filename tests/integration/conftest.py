@@ -76,7 +76,7 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
         # Only what a client asks to be traced: tests look at few requests.
         "tracing_config": {
             "enabled": True,
-            "exporter_import_path": "deployments.tracing:otlp",
+            "exporter_import_path": "deployments.telemetry.tracing:otlp",
             "sampling_ratio": 0.0,
         },
         "applications": [

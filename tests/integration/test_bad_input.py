@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge, UnknownModel
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
 from tests.bad_images import NOT_IMAGES, TOO_LARGE
 from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.schema import Prompt, Segmentation
+from deployments.messages.prompt import Prompt, Segmentation
 from tests import caller_app
 from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service

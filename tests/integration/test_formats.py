@@ -13,10 +13,10 @@ import shapely
 from PIL import Image
 from pycocotools import mask as coco
 
-from deployments.automatic import AutomaticPrompt
 from deployments.errors import InvalidRequest, TooLarge
-from deployments.formats import RESPONSE_FORMATS, AnswerFormat
-from deployments.schema import Prompt
+from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat
+from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.prompt import Prompt
 from tests.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, NOT_CACHED, Service
 from tests.integration.test_ids import UNKNOWN, assert_not_cached

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from deployments.__main__ import Stopped, _catch_stop_signals
+from deployments.launcher import Stopped, _catch_stop_signals
 from tests.integration.conftest import free_port
 from tests.weights import fill_hub_cache
 

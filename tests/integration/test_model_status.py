@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from deployments.model_status import ModelStatus
-from deployments.parsing.control_plane import joined_status
+from deployments.parsing.model_states import joined_status
 
 FAILED, READY = ModelStatus("m", "failed", "no such file"), ModelStatus("m", "ready")
 ONE, NONE = {"RUNNING": 1}, {"RUNNING": 0}

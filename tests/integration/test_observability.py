@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments import metrics
+from deployments.telemetry import metrics
 from tests.collector import Span
 from tests.exported import scrape, scrape_until
 from tests.images import encoded, picture

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from pydantic import BaseModel
 
 from deployments import settings
-from deployments.automatic import AutomaticPrompt
+from deployments.messages.everything import AutomaticPrompt
 from tests.images import iou
 from tests.integration.conftest import Service
 

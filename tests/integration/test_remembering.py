@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
 from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service, config_document, deploy
 from tests.reference import parse_answer

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.encoding.records import _bbox
 from deployments.errors import InvalidPrompt, TooLarge
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.model import automatic_masks
 from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import load_model

@@ -34,7 +34,7 @@ from benchmarks.spread import Spread, percentile, ratios
 from benchmarks.waiting_model import WaitingModel
 from benchmarks.workplace import DEMO
 from deployments import app
-from deployments.bands import num_rows
+from deployments.messages.pieces import num_rows
 from deployments.model.sam2_model import Sam2Model
 from deployments.settings import Sam2ModelConfig, parse_settings
 

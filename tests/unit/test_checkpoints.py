@@ -19,10 +19,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from deployments.errors import ModelLoadError
+from deployments.messages.prompt import Prompt
 from deployments.model import checkpoints
 from deployments.model.checkpoints import DEMO, load_model, prefetch
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.schema import Prompt
 from deployments.settings import ModelSettings
 from tests.weights import COMMIT, fill_hub_cache, random_model, save_checkpoint
 

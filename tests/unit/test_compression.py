@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 import zstandard
 
-from deployments.formats import AnswerFormat
-from deployments.parsing.compression import CODINGS, Coding, choose_coding, compressed
-from deployments.schema import Segmentation
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.prompt import Segmentation
+from deployments.parsing.http.compression import CODINGS, Coding, choose_coding, compressed
 
 BuildSegmentation = Callable[..., Segmentation]
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from deployments.errors import Overloaded
+from deployments.messages.prompt import FloatArray, Prompt
+from deployments.messages.upsampling import upsample
 from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.schema import FloatArray, Prompt
 from deployments.settings import ModelSettings
-from deployments.upsampling import upsample
 from tests.images import iou, picture
 from tests.weights import random_model
 

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarge
-from deployments.parsing.boundary import on_http_exception, on_service_error
-from deployments.parsing.form import form_route, parse_prompt
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
+from deployments.parsing.http.form import form_route, parse_prompt
+from deployments.parsing.http.middleware import on_http_exception, on_service_error
 from deployments.settings import Limits
 
 DEFAULTS = Limits()

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image, features
 
 from deployments.errors import InvalidImage, TooLarge
+from deployments.messages.prompt import RgbArray
 from deployments.parsing.images import identify
-from deployments.schema import RgbArray
 from deployments.settings import Limits
 from tests.images import encoded, picture
 

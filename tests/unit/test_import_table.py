@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -16,61 +16,48 @@ FILES = {
     for path in sorted((ROOT / "deployments").rglob("*.py"))
 }
 
-SHARED = {
-    "schema",
-    "automatic",
-    "formats",
-    "bands",
-    "errors",
-    "settings",
-    "metrics",
-    "model_status",
-    "tracing",
-    "upsampling",
-}
-ROOMS = {"parsing", "model", "encoding"}
+ROOMS = {"parsing", "model", "encoding", "page"}
+"""Each may import itself and SHARED, and no other room."""
 
-# What each module at the top may import of ours; a room may import itself and SHARED.
+SHARED = {"messages", "telemetry", "errors", "settings", "model_status"}
+
+# What each other module, or folder, may import of ours.
 OWN_IMPORTS = {
     "errors": set[str](),
-    "metrics": set[str](),
-    "tracing": set[str](),
     "client": set[str](),
-    "upsampling": set[str](),
     "model_status": set[str](),
+    "telemetry": {"telemetry"},
     "settings": {"errors"},
-    "schema": {"errors", "upsampling"},
-    "automatic": {"schema", "errors", "upsampling"},
-    "formats": {"schema", "automatic", "errors"},
-    "bands": {"schema", "upsampling"},
+    "messages": {"messages", "errors"},
     "app": {
         "settings",
         "parsing.request_parser",
         "parsing.affinity_router",
         "model.sam2_model",
         "encoding.response_encoder",
+        "page.routes",
     },
-    "__main__": {"app", "settings", "model_status", "errors", "model.checkpoints"},
+    "launcher": {"app", "settings", "model_status", "errors", "model.checkpoints"},
+    "__main__": {"launcher"},
 }
 
 # Importing these costs the launcher seconds, so it does so only in the command that needs them.
-LAZY = {"__main__": {"model.checkpoints"}}
+LAZY = {"launcher": {"model.checkpoints"}}
+
+# A folder inside a room that only itself and these modules may import.
+INNER = {"parsing.http": {"parsing.request_parser"}}
 
 DEPLOYMENT_FILES = {"parsing.request_parser", "model.sam2_model", "encoding.response_encoder"}
-CLUSTER_FILES = {"parsing.calls", "parsing.encoders", "parsing.control_plane", "parsing.affinity_router"}
-RAY_FILES = {"app", "__main__", "model_status", "metrics"} | CLUSTER_FILES
-SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
-TORCH_FILES = SAM2_FILES | {"model.devices", "model.halving"}
-HTTP_FILES = {
-    "parsing.request_parser",
-    "parsing.generate_routes",
-    "parsing.page_files",
-    "parsing.side_routes",
-    "parsing.form",
-    "parsing.boundary",
-    "parsing.answers",
-    "parsing.exchange",
+CLUSTER_FILES = {
+    "parsing.model_calls",
+    "parsing.encoder_calls",
+    "parsing.model_states",
+    "parsing.affinity_router",
 }
+RAY_FILES = {"app", "launcher", "model_status", "telemetry.metrics"} | CLUSTER_FILES
+SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
+TORCH_FILES = SAM2_FILES | {"model.devices", "model.out_of_memory"}
+HTTP_FILES = {"parsing.request_parser", "parsing.http", "page.routes"}
 ONLY_IN = {
     "ray": RAY_FILES | DEPLOYMENT_FILES,
     "sam2": SAM2_FILES,
@@ -121,24 +108,31 @@ def imports(source: str, module: str) -> Iterator[Import]:
             yield Import(name, node.lineno, node not in lazy)  # type: ignore[attr-defined]
 
 
+def within(name: str, names: Iterable[str]) -> bool:
+    """Whether a module is one of these, or stands in one of these folders."""
+    return any(name == one or name.startswith(f"{one}.") for one in names)
+
+
+def allowed_imports(own_name: str) -> set[str]:
+    """What a module may import of ours; nothing if the table does not know it."""
+    room = own_name.split(".", maxsplit=1)[0]
+    return {room} | SHARED if room in ROOMS else OWN_IMPORTS.get(room, set())
+
+
 def import_faults(module: str, source: str) -> list[str]:
     """What a module imports against the table, a sentence each."""
     own_name = module.removeprefix("deployments.")
-    room = own_name.split(".")[0]
     faults = []
     for found in imports(source, module):
         where = f"{module} imports {found.name} in line {found.line}"
-        top_level = found.name.split(".")[0]
-        if own_name not in ONLY_IN.get(top_level, {own_name}):
-            faults.append(f"{where}; {top_level} is allowed only in {', '.join(sorted(ONLY_IN[top_level]))}")
+        only_in = ONLY_IN.get(found.name.split(".")[0])
+        if only_in is not None and not within(own_name, only_in):
+            faults.append(f"{where}; it is allowed only in {', '.join(sorted(only_in))}")
         if not found.own or found.name == module:
             continue
-        target_room = found.own.split(".")[0]
-        if room in ROOMS:
-            allowed = target_room == room or found.own in SHARED
-        else:
-            allowed = found.own in OWN_IMPORTS.get(own_name, set())
-        if not allowed:
+        inner = next((folder for folder in INNER if within(found.own, [folder])), None)
+        reachable = inner is None or within(own_name, {inner, *INNER[inner]})
+        if not (reachable and within(found.own, allowed_imports(own_name))):
             faults.append(f"{where}, which the table does not allow")
         if found.at_top and found.own in LAZY.get(own_name, set()):
             faults.append(f"{where} at the top; it may only be imported where it is needed")
@@ -184,19 +178,24 @@ def test_no_module_imports_itself_through_others() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "imported"),
     [
-        ("deployments.parsing.calls", "from deployments.model.engine import Engine", "deployments.model.engine"),
-        ("deployments.parsing.form", "import ray", "ray"),
+        ("deployments.parsing.model_calls", "from deployments.model.engine import Engine", "deployments.model.engine"),
+        ("deployments.parsing.http.form", "import ray", "ray"),
         ("deployments.parsing.images", "from starlette.requests import Request", "starlette.requests"),
-        ("deployments.parsing.calls", "from deployments import app", "deployments.app"),
+        ("deployments.parsing.model_calls", "from deployments import app", "deployments.app"),
         ("deployments.encoding.png", "from deployments.parsing import images", "deployments.parsing.images"),
         ("deployments.encoding.png", "def f():\n    import torch.nn.functional", "torch.nn.functional"),
         ("deployments.model.engine", "from ..parsing import images", "deployments.parsing.images"),
         ("deployments.model.embedding_cache", "if True:\n    import sam2", "sam2"),
         ("deployments.errors", "from deployments.settings import Limits", "deployments.settings"),
-        ("deployments.schema", "from deployments.settings import Limits", "deployments.settings"),
-        ("deployments.model_status", "import deployments.__main__", "deployments.__main__"),
-        ("deployments.__main__", "from deployments.model.checkpoints import prefetch", "deployments.model.checkpoints"),
-        ("deployments.app", "from deployments.parsing.calls import Calls", "deployments.parsing.calls"),
+        ("deployments.messages.prompt", "from deployments.settings import Limits", "deployments.settings"),
+        ("deployments.model_status", "import deployments.launcher", "deployments.launcher"),
+        ("deployments.launcher", "from deployments.model.checkpoints import prefetch", "deployments.model.checkpoints"),
+        ("deployments.app", "from deployments.parsing.model_calls import Calls", "deployments.parsing.model_calls"),
+        (
+            "deployments.parsing.segmenter",
+            "from deployments.parsing.http import form",
+            "deployments.parsing.http.form",
+        ),
         ("deployments.new_at_the_top", "import deployments.errors", "deployments.errors"),
     ],
 )
@@ -210,9 +209,9 @@ def test_the_checker_catches_a_forbidden_import(module: str, source: str, import
     "source", ["import os\nos.environ['A']", "import os\nprint(os.getenv('A'))", "from os import environ"]
 )
 def test_the_checker_catches_a_look_at_the_environment(source: str) -> None:
-    [fault] = environment_faults("deployments.parsing.form", source)
+    [fault] = environment_faults("deployments.parsing.http.form", source)
 
-    assert fault.startswith("deployments.parsing.form uses os.")
+    assert fault.startswith("deployments.parsing.http.form uses os.")
 
 
 def test_the_checker_catches_a_cycle() -> None:
@@ -226,14 +225,14 @@ sys.modules["ray"] = None
 
 import numpy as np
 import torch
-from deployments.bands import cut_band, num_rows
+from deployments.messages.pieces import cut_band, num_rows
 from deployments.encoding.json_text import encode_band
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
 from deployments.model.model_loader import ModelLoader
-from deployments.parsing.form import parse_prompt
+from deployments.parsing.http.form import parse_prompt
 from deployments.parsing.images import identify
-from deployments.schema import Prompt, sorted_segmentation
+from deployments.messages.prompt import Prompt, sorted_segmentation
 from deployments.settings import Limits, ModelSettings
 
 image = identify(np.zeros((60, 80, 3), np.uint8), Limits())

@@ -9,9 +9,9 @@ import numpy as np
 import orjson
 import pytest
 
-from deployments.bands import cut_band, num_rows
 from deployments.encoding.json_text import encode_band
-from deployments.schema import Segmentation
+from deployments.messages.pieces import cut_band, num_rows
+from deployments.messages.prompt import Segmentation
 
 BuildSegmentation = Callable[..., Segmentation]
 

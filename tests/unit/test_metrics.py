@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deployments import metrics
+from deployments.telemetry import metrics
 
 
 class Recorder:

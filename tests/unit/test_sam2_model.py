@@ -18,12 +18,12 @@ import pytest
 import torch
 from ray import serve
 
-from deployments.automatic import AutomaticPrompt
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded, TooLarge
+from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.prompt import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.model import automatic_masks, checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model
-from deployments.schema import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.settings import ModelSettings, Sam2ModelConfig
 from tests.loops import run, settled
 

@@ -28,7 +28,7 @@ from benchmarks.capacity import (
 from benchmarks.fragment import check, fragment
 from benchmarks.tune_tables import measured_tables, plan_table, proposal_table
 from deployments import app
-from deployments.formats import RESPONSE_FORMATS
+from deployments.messages.answer_format import RESPONSE_FORMATS
 from deployments.settings import Sam2ModelConfig
 
 GB = 10**9

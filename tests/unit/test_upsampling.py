@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from deployments.schema import FloatArray
-from deployments.upsampling import row_chunks, upsample, upsample_rows
+from deployments.messages.prompt import FloatArray
+from deployments.messages.upsampling import row_chunks, upsample, upsample_rows
 
 SIZES = [
     (33, 47),

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from deployments.model.rounds import Rounds
+from deployments.model.batching import Rounds
 from tests.loops import run, settled
 
 

@@ -11,10 +11,10 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ServiceError
-from deployments.parsing.server_timing import ServerTiming
+from deployments.parsing.stage_times import ServerTiming
 
 if TYPE_CHECKING:
-    from deployments.metrics import RequestMetrics
+    from deployments.telemetry.metrics import RequestMetrics
 
 CLIENT_CLOSED_REQUEST = 499
 """Not sent, since nobody is there to read it: the client went away, took nothing of its answer for too long, or had no

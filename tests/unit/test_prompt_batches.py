@@ -7,8 +7,8 @@ import pytest
 import torch
 from sam2.utils.transforms import SAM2Transforms
 
-from deployments.model.prompted_objects import PromptedObject, decodable_together, prompted_objects
-from deployments.schema import Prompt
+from deployments.messages.prompt import Prompt
+from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
 
 MASK = np.zeros((1, 256, 256), np.float32)
 CLICK: dict[str, Any] = {"point_coords": [[1, 2]], "point_labels": [1]}

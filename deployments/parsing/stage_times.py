@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deployments.schema import ModelAnswer
+from deployments.messages.prompt import ModelAnswer
 
 HEADER = "Server-Timing"
 

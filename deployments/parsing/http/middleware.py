@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ServiceError, ShuttingDown, Unauthorized
-from deployments.metrics import RequestMetrics
-from deployments.parsing.exchange import ExchangeLog, Intake, note_refusal
+from deployments.parsing.http.request_context import ExchangeLog, Intake, note_refusal
+from deployments.telemetry.metrics import RequestMetrics
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
 PUBLIC_PREFIX = "/page/"

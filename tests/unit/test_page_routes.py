@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from deployments.parsing.page_files import FOLDER, PageRoutes
+from deployments.page.routes import FOLDER, PageRoutes
 
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
 SOURCES = [name for name in FILES if Path(name).suffix in {".html", ".js", ".css"}]

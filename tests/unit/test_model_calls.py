@@ -13,7 +13,6 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.automatic import AutomaticPrompt
 from deployments.errors import (
     DeadlineExceeded,
     ImageNotCached,
@@ -22,12 +21,13 @@ from deployments.errors import (
     Overloaded,
     Unavailable,
 )
-from deployments.metrics import RequestMetrics
+from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.prompt import ModelAnswer, PixelsWanted, Prompt, RgbArray
 from deployments.model_status import ModelStatus
-from deployments.parsing.calls import Calls, Deadline, Pixels
-from deployments.parsing.control_plane import ControlPlane
-from deployments.schema import ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.parsing.model_calls import Calls, Deadline, Pixels
+from deployments.parsing.model_states import ControlPlane
 from deployments.settings import RequestParserConfig
+from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import run, settled
 
 ANSWER: ModelAnswer[Any] = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)

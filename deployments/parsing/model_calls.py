@@ -19,12 +19,9 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.automatic import AutomaticMasks, AutomaticPrompt
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
-from deployments.metrics import RequestMetrics
-from deployments.model_status import ModelStatus
-from deployments.parsing.control_plane import LOOK_EVERY_S, ControlPlane
-from deployments.schema import (
+from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.prompt import (
     AnswerSize,
     EmbeddedImage,
     ModelAnswer,
@@ -33,7 +30,10 @@ from deployments.schema import (
     RgbArray,
     Segmentation,
 )
+from deployments.model_status import ModelStatus
+from deployments.parsing.model_states import LOOK_EVERY_S, ControlPlane
 from deployments.settings import RequestParserConfig
+from deployments.telemetry.metrics import RequestMetrics
 
 logger = logging.getLogger("ray.serve")
 

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.schema import LOW_RES_SIZE, FloatArray, Segmentation
-from deployments.upsampling import source_rows
+from deployments.messages.prompt import LOW_RES_SIZE, FloatArray, Segmentation
+from deployments.messages.upsampling import source_rows
 
 Text: TypeAlias = NDArray[np.uint8]
 """The bytes of some text, as an array: Ray lets its reader look into shared memory, where it would copy bytes twice."""

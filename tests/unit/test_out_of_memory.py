@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments.errors import Overloaded
-from deployments.model.halving import all_or_error, run_in_halves
+from deployments.model.out_of_memory import all_or_error, run_in_halves
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import Overloaded, ServiceError
-from deployments.parsing.boundary import Boundary, on_service_error
-from deployments.parsing.exchange import ExchangeLog, Intake, exchange_of
+from deployments.parsing.http.middleware import Boundary, on_service_error
+from deployments.parsing.http.request_context import ExchangeLog, Intake, exchange_of
 
 
 class Counted:

@@ -10,20 +10,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.automatic import AutomaticPrompt
-from deployments.formats import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
-from deployments.parsing import documents
-from deployments.parsing.answers import BandedResponse, Delivery
+from deployments.messages.answer_format import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
+from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.prompt import AnswerSize, Segmentation
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.calls import Calls, Deadline
-from deployments.parsing.compression import choose_coding, compressed
-from deployments.parsing.control_plane import is_request_flow_controlled
-from deployments.parsing.encoders import Encoders
-from deployments.parsing.exchange import Exchange, exchange_of
-from deployments.parsing.form import form_of, form_route, parse_prompt
+from deployments.parsing.encoder_calls import Encoders
+from deployments.parsing.http import openapi
+from deployments.parsing.http.compression import choose_coding, compressed
+from deployments.parsing.http.form import form_of, form_route, parse_prompt
+from deployments.parsing.http.request_context import Exchange, exchange_of
+from deployments.parsing.http.streaming import BandedResponse, Delivery
 from deployments.parsing.images import IdentifiedImage, named
+from deployments.parsing.model_calls import Calls, Deadline
+from deployments.parsing.model_states import is_request_flow_controlled
 from deployments.parsing.segmenter import Segmenter
-from deployments.schema import AnswerSize, Segmentation
 from deployments.settings import Limits
 
 # Not "UploadFile | None": /docs would show a field for text, and a text would be two faults, not one.
@@ -70,14 +70,14 @@ class GenerateRoutes:
             methods=["DELETE"],
             operation_id="forgetImage",
             tags=["generate"],
-            responses=documents.error_responses(400, 401, 503),
+            responses=openapi.error_responses(400, 401, 503),
         )
 
     def _form_routes(self) -> APIRouter:
         router = APIRouter(route_class=form_route(self._limits, lambda: self._calls.config.body_timeout_s))
 
         def add(path: str, route: Callable[..., Any], *also: int, answer: dict[str, Any], **options: Any) -> None:
-            errors = documents.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
+            errors = openapi.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
             options |= {"methods": ["POST"], "tags": ["generate"], "responses": {200: answer, **errors}}
             router.add_api_route(path, route, **options)
             router.add_api_route(f"{path}/", route, include_in_schema=False, **options)
@@ -94,10 +94,10 @@ class GenerateRoutes:
             summary="Segment Anything 2",
             description="Segments the objects in an image that the prompt points to.",
             answer={
-                "model": documents.SegmentationAnswer | documents.MaskRecords,
+                "model": openapi.SegmentationAnswer | openapi.MaskRecords,
                 "description": "Masks, scores and logits, in the format that `response_format` names.",
-                "headers": documents.ANSWER_HEADERS | documents.PNG_HEADERS,
-                "content": documents.BINARY,
+                "headers": openapi.ANSWER_HEADERS | openapi.PNG_HEADERS,
+                "content": openapi.BINARY,
             },
             **with_image,
         )
@@ -109,10 +109,10 @@ class GenerateRoutes:
             summary="Segment everything",
             description="Segments everything in an image, as SAM 2's automatic mask generator does.",
             answer={
-                "model": documents.AutomaticRecords,
+                "model": openapi.AutomaticRecords,
                 "description": "Masks, in the format that `response_format` names; `png` is one label image.",
-                "headers": documents.ANSWER_HEADERS,
-                "content": documents.BINARY,
+                "headers": openapi.ANSWER_HEADERS,
+                "content": openapi.BINARY,
             },
             **with_image,
         )
@@ -122,7 +122,7 @@ class GenerateRoutes:
             operation_id="embedImage",
             summary="Embed an image",
             description="Embeds an image ahead of its prompts, which can then name it by its `image_id`.",
-            answer={"headers": {"X-Image-Id": documents.ANSWER_HEADERS["X-Image-Id"]}},
+            answer={"headers": {"X-Image-Id": openapi.ANSWER_HEADERS["X-Image-Id"]}},
         )
         return router
 
@@ -212,7 +212,7 @@ class GenerateRoutes:
         response: Response,
         image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
         model_id: ModelId = "",
-    ) -> documents.EmbeddedImage:
+    ) -> openapi.EmbeddedImage:
         """Answers once the image is embedded."""
         exchange, deadline = exchange_of(request), self._deadline(request)
         exchange.model_id = model_id = self._segmenter.known(model_id)
@@ -220,11 +220,11 @@ class GenerateRoutes:
         embedded = await self._segmenter.embed(identified, model_id, deadline, exchange.timing)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
-        return documents.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
+        return openapi.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
 
-    async def delete_image(self, image_id: str) -> documents.Forgotten:
+    async def delete_image(self, image_id: str) -> openapi.Forgotten:
         """Forgets an image: drops what every replica of every model has computed from it."""
-        return documents.Forgotten(image_id=image_id, forgotten=await self._calls.forget(named(image_id).image_id))
+        return openapi.Forgotten(image_id=image_id, forgotten=await self._calls.forget(named(image_id).image_id))
 
     # ---- the request
 

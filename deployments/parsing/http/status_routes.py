@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from deployments.errors import ModelUnavailable
-from deployments.parsing import documents
-from deployments.parsing.control_plane import ControlPlane, cluster_hardware
+from deployments.parsing.http import openapi
+from deployments.parsing.model_states import ControlPlane, cluster_hardware
 
 
 class SideRoutes:
@@ -26,57 +26,57 @@ class SideRoutes:
         """Registers the routes, as bound methods."""
         app.add_api_route("/health", self.get_health, operation_id="health", tags=["status"])
         app.add_api_route(
-            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=documents.error_responses(503)
+            "/ready", self.get_ready, operation_id="ready", tags=["status"], responses=openapi.error_responses(503)
         )
-        guarded: dict[str, Any] = {"tags": ["status"], "responses": documents.error_responses(401)}
+        guarded: dict[str, Any] = {"tags": ["status"], "responses": openapi.error_responses(401)}
         app.add_api_route("/version", self.get_version, operation_id="version", **guarded)
         app.add_api_route("/models", self.get_models, operation_id="models", **guarded)
         app.add_api_route("/hardware/info", self.get_hardware_info, operation_id="hardwareInfo", **guarded)
         app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
 
-    async def get_health(self) -> documents.Health:
+    async def get_health(self) -> openapi.Health:
         """Whether the service is alive."""
         state = (await self._control_plane.model_status(self._default_model_id)).state
-        return documents.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
+        return openapi.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
 
-    async def get_ready(self) -> documents.Ready:
+    async def get_ready(self) -> openapi.Ready:
         """Whether the default model can answer; 503 while it cannot."""
         status = await self._control_plane.model_status(self._default_model_id)
         if status.state != "ready":
             raise ModelUnavailable(f"model {status}")
-        return documents.Ready(status="READY", model_id=status.model_id)
+        return openapi.Ready(status="READY", model_id=status.model_id)
 
-    async def get_version(self) -> documents.Version:
+    async def get_version(self) -> openapi.Version:
         """The service's version and its default model."""
-        return documents.Version(model_id=self._default_model_id, version=version("segment-anything-2-serve"))
+        return openapi.Version(model_id=self._default_model_id, version=version("segment-anything-2-serve"))
 
-    async def get_models(self) -> documents.Models:
+    async def get_models(self) -> openapi.Models:
         """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
         default = self._default_model_id
         statuses = await self._control_plane.model_statuses()
-        return documents.Models(
-            models=[documents.Model(default=status.model_id == default, **vars(status)) for status in statuses]
+        return openapi.Models(
+            models=[openapi.Model(default=status.model_id == default, **vars(status)) for status in statuses]
         )
 
-    async def get_hardware_info(self) -> documents.HardwareInfo:
+    async def get_hardware_info(self) -> openapi.HardwareInfo:
         """The GPUs and nodes of the cluster."""
         nodes = await cluster_hardware()
-        gpus = [documents.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
-        return documents.HardwareInfo(
+        gpus = [openapi.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return openapi.HardwareInfo(
             model_id=self._default_model_id, gpu_info=dict(enumerate(gpus)), nodes=_node_documents(nodes)
         )
 
-    async def get_hardware_stats(self) -> documents.HardwareStats:
+    async def get_hardware_stats(self) -> openapi.HardwareStats:
         """How busy the GPUs and nodes of the cluster are."""
         nodes = await cluster_hardware()
-        gpus = [documents.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
-        return documents.HardwareStats(
+        gpus = [openapi.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
+        return openapi.HardwareStats(
             model_id=self._default_model_id, gpu_stats=dict(enumerate(gpus)), nodes=_node_documents(nodes)
         )
 
 
-def _node_documents(nodes: list[dict[str, Any]]) -> list[documents.Node]:
+def _node_documents(nodes: list[dict[str, Any]]) -> list[openapi.Node]:
     return [
-        documents.Node(gpu_count=len(node.get("gpus", [])), **{key: node[key] for key in node if key != "gpus"})
+        openapi.Node(gpu_count=len(node.get("gpus", [])), **{key: node[key] for key in node if key != "gpus"})
         for node in nodes
     ]

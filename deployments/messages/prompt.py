@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deployments.errors import InvalidPrompt, TooLarge
-from deployments.upsampling import upsample
+from deployments.messages.upsampling import upsample
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]

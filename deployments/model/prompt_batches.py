@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deployments.schema import FloatArray, IntArray, Prompt
+from deployments.messages.prompt import FloatArray, IntArray, Prompt
 
 # Labels by which SAM 2's prompt encoder knows the corners of a box.
 BOX_CORNER_LABELS = (2, 3)

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deployments.bands import Text, cut_band, num_rows, row_bytes
-from deployments.formats import LOGITS_TEXT_BYTES, AnswerFormat, Masks, cut_parts
-from deployments.parsing.calls import Calls, Deadline
-from deployments.schema import Segmentation
+from deployments.messages.answer_format import LOGITS_TEXT_BYTES, AnswerFormat, Masks, cut_parts
+from deployments.messages.pieces import Text, cut_band, num_rows, row_bytes
+from deployments.messages.prompt import Segmentation
+from deployments.parsing.model_calls import Calls, Deadline
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -14,9 +14,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
-from deployments.metrics import RequestMetrics
-from deployments.parsing import boundary
-from deployments.parsing.boundary import (
+from deployments.parsing.http import middleware
+from deployments.parsing.http.middleware import (
     PUBLIC_PATHS,
     PUBLIC_PREFIX,
     Boundary,
@@ -25,7 +24,8 @@ from deployments.parsing.boundary import (
     on_validation_error,
     outer_layers,
 )
-from deployments.parsing.exchange import Intake
+from deployments.parsing.http.request_context import Intake
+from deployments.telemetry.metrics import RequestMetrics
 
 
 def application(
@@ -193,7 +193,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         compared.append((a, b))
         return hmac.compare_digest(a, b)
 
-    monkeypatch.setattr(boundary, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
+    monkeypatch.setattr(middleware, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
     get(application("s3cret"), headers={"Authorization": "Bearer wrong"})
 
     assert compared == [(b"wrong", b"s3cret")]

@@ -8,9 +8,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import Overloaded, Unavailable
-from deployments.parsing.answers import CHUNK_BYTES, BandedResponse, Delivery
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.server_timing import ServerTiming
+from deployments.parsing.http.streaming import CHUNK_BYTES, BandedResponse, Delivery
+from deployments.parsing.stage_times import ServerTiming
 from tests.loops import run, settled
 
 MB = 1_000_000

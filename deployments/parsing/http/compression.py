@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 
 import zstandard
 
-from deployments.bands import BYTES_PER_BIT, BYTES_PER_LOGIT
-from deployments.formats import AnswerFormat, Masks
-from deployments.schema import LOW_RES_SIZE
+from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.pieces import BYTES_PER_BIT, BYTES_PER_LOGIT
+from deployments.messages.prompt import LOW_RES_SIZE
 
 Coding = Literal["zstd", "gzip"]
 CODINGS: tuple[Coding, ...] = ("zstd", "gzip")

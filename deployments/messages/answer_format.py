@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
-from deployments.automatic import AutomaticMasks
 from deployments.errors import InvalidRequest
-from deployments.schema import LOW_RES_SIZE, Segmentation
+from deployments.messages.everything import AutomaticMasks
+from deployments.messages.prompt import LOW_RES_SIZE, Segmentation
 
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 

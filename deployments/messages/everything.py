@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import InvalidPrompt
-from deployments.schema import LOGIT_LIMIT, FloatArray
-from deployments.upsampling import upsample
+from deployments.messages.prompt import LOGIT_LIMIT, FloatArray
+from deployments.messages.upsampling import upsample
 
 
 def _option(default: float, low: float, high: float, description: str) -> Any:

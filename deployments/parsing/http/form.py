@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
-from deployments.parsing.exchange import exchange_of
-from deployments.schema import LOW_RES_SIZE, Prompt
+from deployments.messages.prompt import LOW_RES_SIZE, Prompt
+from deployments.parsing.http.request_context import exchange_of
 from deployments.settings import Limits
-from deployments.tracing import span
+from deployments.telemetry.tracing import span
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deployments.errors import InvalidPrompt
-from deployments.schema import FloatArray, Prompt, Segmentation, sorted_segmentation
+from deployments.messages.prompt import FloatArray, Prompt, Segmentation, sorted_segmentation
 
 BuildSegmentation = Callable[..., Segmentation]
 

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.server_timing import HEADER, ServerTiming
+from deployments.parsing.stage_times import HEADER, ServerTiming
 
 CHUNK_BYTES = 256 * 1024
 """Handed to the server at a time, which keeps all of it until the client has taken it, or is given up."""

@@ -1,0 +1,1 @@
+"""What travels between deployments: frozen values that validate themselves, over numpy arrays."""

@@ -1,0 +1,1 @@
+"""The click page: static files, and the routes that serve them."""
