@@ -20,8 +20,8 @@ from benchmarks.hardware import describe, slug
 from benchmarks.plot import draw
 from benchmarks.report import Report
 from benchmarks.workplace import Workplace
+from deployments.environment import prepare_environment
 from deployments.model.devices import choose_precision
-from deployments.settings import prepare_environment
 
 RESULTS = Path(__file__).parent / "results"
 

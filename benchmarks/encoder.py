@@ -13,7 +13,7 @@ from benchmarks.client import picture, pixels
 from benchmarks.findings import Findings, Row, Table, budget_row
 from benchmarks.spread import Spread
 from benchmarks.workplace import Workplace
-from deployments.messages.prompt import RgbArray
+from deployments.messages.arrays import RgbArray
 from deployments.model.engine import Engine
 
 LONGEST_MATMUL_S = 0.5

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from deployments.messages.prompt import FloatArray, Prompt, RgbArray
+from deployments.messages.arrays import FloatArray, RgbArray
+from deployments.messages.prompt import Prompt
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import BUNDLED_MODEL_ID, ModelSettings

@@ -26,9 +26,11 @@ from benchmarks.client import picture, pixels
 from deployments.encoding.json_text import encode_band
 from deployments.encoding.response_encoder import encode_part
 from deployments.errors import Overloaded
-from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat, ResponseFormat, cut_parts
-from deployments.messages.pieces import cut_band, num_rows, row_bytes
-from deployments.messages.prompt import LOW_RES_SIZE, Prompt, Segmentation, sorted_segmentation
+from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat, ResponseFormat
+from deployments.messages.arrays import LOW_RES_SIZE
+from deployments.messages.pieces import cut_band, cut_parts, num_rows, row_bytes
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation, sorted_segmentation
 from deployments.model.checkpoints import load_model
 from deployments.model.devices import choose_precision, cuda_context_bytes, default_cache_bytes, start_device
 from deployments.model.engine import Engine, ImageEmbedding

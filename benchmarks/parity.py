@@ -13,7 +13,8 @@ from benchmarks.configuration import Configuration
 from benchmarks.findings import Findings, Row, budget_row
 from benchmarks.servers import service
 from benchmarks.workplace import TINY, Workplace
-from deployments.messages.prompt import Prompt, sorted_segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import sorted_segmentation
 from tests.images import encoded, iou, picture
 from tests.reference import Reference, json_text, parse_answer
 

@@ -24,9 +24,10 @@ from benchmarks.measuring import Effort, measure
 from benchmarks.report import table_lines
 from benchmarks.tune_tables import measured_tables, plan_table, proposal_table
 from benchmarks.workplace import ROOT
+from deployments.environment import has_nvidia_gpu
 from deployments.errors import ModelLoadError, Overloaded
 from deployments.messages.answer_format import RESPONSE_FORMATS
-from deployments.settings import ModelSettings, has_nvidia_gpu, parse_settings
+from deployments.settings import ModelSettings, parse_settings
 
 BUSY = 0.5
 """A load average at the start from which on the figures are doubtful."""

@@ -8,7 +8,7 @@ from ray.serve import Application
 from deployments.encoding.response_encoder import ResponseEncoder
 from deployments.model.sam2_model import Sam2Model
 from deployments.page.routes import PageRoutes
-from deployments.parsing.request_parser import RequestParser
+from deployments.parsing.http.ingress import HttpRequestParser
 from deployments.settings import (
     ModelSettings,
     RequestParserConfig,
@@ -93,7 +93,7 @@ def build(args: dict[str, Any]) -> Application:
     settings = with_auth_token(parse_settings(args))
     models = {model.model_id: _model(model, settings) for model in settings.models}
     encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()
-    parser = serve.deployment(**PARSER_OPTIONS)(serve.ingress()(RequestParser))
+    parser = serve.deployment(name="RequestParser", **PARSER_OPTIONS)(serve.ingress()(HttpRequestParser))
     return parser.bind(settings, models, encoder, PageRoutes())
 
 

@@ -17,29 +17,21 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
-import yaml
-from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from deployments.config_file import default_path, read_config
+from deployments.environment import prepare_environment, ray_address
 from deployments.errors import ModelLoadError
 from deployments.model_status import read_statuses
 from deployments.settings import (
     APP_NAME,
     HUB_MODEL_IDS,
-    RequestParserConfig,
-    Sam2ModelConfig,
-    has_nvidia_gpu,
-    model_deployment_name,
-    parse_settings,
-    prepare_environment,
-    ray_address,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.5
 HTTP_WAIT_S = 20.0
 DRAIN_S = 60.0
@@ -125,8 +117,14 @@ class _Percent:
 
 
 def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
-    config = _read_config(config_path or _default_config(), port, host)
-    address = (config.http_options.host, config.http_options.port)
+    try:
+        config = read_config(config_path or default_path(), port, host)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+    _say(
+        f"config {config.path}: default model {config.settings.default_model_id}, {len(config.settings.models)} models"
+    )
+    address = config.address
     prepare_environment()
     joins = ray_address() is not None
     with contextlib.suppress(Stopped):
@@ -138,8 +136,8 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
         _catch_stop_signals()
         try:
             try:
-                _deploy(config)
-                _wait_for_http(*address, route_prefix=_route_prefix(config))
+                _deploy(config.schema)
+                _wait_for_http(*address, route_prefix=config.route_prefix)
             except (RayError, RuntimeError, ConnectionError) as error:
                 raise LaunchError(f"the deploy failed: {error}") from error
             _say(f"ready: http://{address[0]}:{address[1]}/segment-anything-2 (Ctrl-C stops)")
@@ -148,46 +146,6 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
             _stop(joins)
     _say("stopped")
     return 0
-
-
-def _default_config() -> Path:
-    return ROOT / ("serve_config.yaml" if has_nvidia_gpu() else "cluster/local.yaml")
-
-
-def _read_config(path: Path, port: int | None, host: str | None) -> ServeDeploySchema:
-    """The config file, with port and host replaced, checked before anything starts."""
-    try:
-        document: dict[str, Any] = yaml.safe_load(path.read_text())
-        http = {"port": port, "host": host}
-        given = {key: value for key, value in http.items() if value is not None}
-        document["http_options"] = {**document.get("http_options", {}), **given}
-        config = ServeDeploySchema.model_validate(document)
-        applications = {application.name: application for application in config.applications}
-        settings = parse_settings(applications[APP_NAME].args)
-    except KeyError:
-        raise LaunchError(f"{path}: has no application named {APP_NAME}") from None
-    except (OSError, yaml.YAMLError, ValidationError, ValueError, TypeError, AttributeError) as error:
-        raise LaunchError(f"{path}: {error}") from error
-    _say(f"config {path}: default model {settings.default_model_id}, {len(settings.models)} models")
-    known = {"RequestParser", "ResponseEncoder", *(model_deployment_name(model.model_id) for model in settings.models)}
-    for deployment in applications[APP_NAME].deployments:
-        _check_user_config(path, deployment.name, deployment.user_config)
-    unknown = {deployment.name for deployment in applications[APP_NAME].deployments} - known
-    if unknown:
-        raise LaunchError(f"{path}: deployments has {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-    return config
-
-
-def _check_user_config(path: Path, name: str, user_config: Any) -> None:
-    """Refuses here what a replica would refuse each time it starts."""
-    kind = (
-        RequestParserConfig if name == "RequestParser" else Sam2ModelConfig if name.startswith("Sam2Model:") else None
-    )
-    if kind is not None and isinstance(user_config, dict):
-        try:
-            kind.model_validate(user_config)
-        except ValidationError as error:
-            raise LaunchError(f"{path}: user_config of {name}: {error}") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -252,11 +210,6 @@ def _deploy(config: ServeDeploySchema) -> None:
             _say(f"[{time.monotonic() - started:4.0f} s] {line}")
             told = line
         time.sleep(POLL_S)
-
-
-def _route_prefix(config: ServeDeploySchema) -> str:
-    application = next(one for one in config.applications if one.name == APP_NAME)
-    return str(application.route_prefix or "").rstrip("/")
 
 
 def _wait_for_http(host: str, port: int, route_prefix: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.messages.prompt import Prompt, Segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 
 
 class Caller:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.prompt import Prompt, sorted_segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import sorted_segmentation
 from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import DEMO, load_model
 from deployments.model.engine import Engine

@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from deployments.messages.arrays import LOGIT_LIMIT, LOW_RES_SIZE
 from deployments.messages.pieces import Band, Piece
-from deployments.messages.prompt import LOGIT_LIMIT, LOW_RES_SIZE
 from deployments.messages.upsampling import upsample_rows
 
 Rows = Callable[[Piece, int, int], NDArray[Any]]

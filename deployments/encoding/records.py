@@ -7,8 +7,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.messages.answer_format import Masks, Part
-from deployments.messages.prompt import LOGIT_LIMIT, Segmentation
+from deployments.messages.answer_format import Masks
+from deployments.messages.arrays import LOGIT_LIMIT
+from deployments.messages.pieces import Part
+from deployments.messages.segmentation import Segmentation
 
 Geometry = Callable[[NDArray[np.bool_]], Any]
 """A mask, `H×W` bool, as a format writes it under `segmentation`."""

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 
 from deployments.encoding import json_text, npz, png, polygons, records, rle
-from deployments.messages.answer_format import AnswerFormat, Part
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.everything import AutomaticMasks
-from deployments.messages.pieces import Band, Text
+from deployments.messages.pieces import Band, Part, Text
 
 
 class ResponseEncoder:

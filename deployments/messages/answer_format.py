@@ -1,13 +1,12 @@
-"""In which form an answer is written, and how its writing is shared out: parts, a few objects each."""
+"""AnswerFormat: how an answer is written."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
 from deployments.errors import InvalidRequest
 from deployments.messages.everything import AutomaticMasks
-from deployments.messages.prompt import LOW_RES_SIZE, Segmentation
+from deployments.messages.segmentation import Segmentation
 
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
@@ -43,14 +42,6 @@ TRAITS: dict[ResponseFormat, Traits] = {
 
 MAX_TOLERANCE = 100.0
 
-PIXELS_PER_PART = 16_000_000
-"""Of full-size masks, which an encoder holds one at a time: some tenths of a second of its work."""
-
-LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
-"""About the longest text of one mask's low-resolution logits."""
-
-BYTES_PER_PART = 5_000_000
-"""Of such text."""
 
 Masks: TypeAlias = Segmentation | AutomaticMasks
 
@@ -102,35 +93,3 @@ class AnswerFormat:
         """
         if self.mask_index is not None and not 0 <= self.mask_index < num_masks:
             raise InvalidRequest(f"mask_index: must be from 0 to {num_masks - 1}, is {self.mask_index}")
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some objects of an answer; the texts of all parts follow each other.
-
-    Attributes:
-        masks: no more of them than the part is made of.
-        is_first: the text begins with them.
-        is_last: the text ends with them.
-    """
-
-    masks: Masks
-    is_first: bool
-    is_last: bool
-
-
-def cut_parts(masks: Masks, form: AnswerFormat) -> Iterator[Part]:
-    """The parts of an answer: one, unless its format is written object by object."""
-    if form.response_format == "png" and isinstance(masks, Segmentation):
-        masks = masks.only(masks.best if form.mask_index is None else form.mask_index)
-    if not form.traits.by_object or not masks.num_objects:
-        yield Part(masks, True, True)
-        return
-    height, width = masks.image_size
-    of_each = masks.num_masks // masks.num_objects
-    count = max(1, PIXELS_PER_PART // (height * width * of_each))
-    if form.return_logits:
-        count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * of_each)))
-    for first in range(0, masks.num_objects, count):
-        last = min(first + count, masks.num_objects)
-        yield Part(masks.objects(first, last), first == 0, last == masks.num_objects)

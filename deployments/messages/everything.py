@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import InvalidPrompt
-from deployments.messages.prompt import LOGIT_LIMIT, FloatArray
+from deployments.messages.arrays import LOGIT_LIMIT, FloatArray
 from deployments.messages.upsampling import upsample
 
 

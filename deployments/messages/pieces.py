@@ -1,7 +1,7 @@
-"""How an answer is cut: bands of rows, each sent to an encoder with no more of the masks than it is made of.
+"""The pieces that an answer is cut into, each sent to an encoder with no more of the masks than it is made of.
 
-Rows are counted through: first those of all full-size masks, over objects and their candidates, then those of all
-low-resolution logits.
+The default JSON is cut into bands of rows, the other formats into parts of a few objects. Rows are counted through:
+first those of all full-size masks, over objects and their candidates, then those of all low-resolution logits.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.messages.prompt import LOW_RES_SIZE, FloatArray, Segmentation
+from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.arrays import LOW_RES_SIZE, FloatArray
+from deployments.messages.segmentation import Segmentation
 from deployments.messages.upsampling import source_rows
 
 Text: TypeAlias = NDArray[np.uint8]
@@ -111,3 +113,47 @@ def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int
         last = min(height, first + stop - start)
         yield mask, first, last
         start += last - first
+
+
+PIXELS_PER_PART = 16_000_000
+"""Of full-size masks, which an encoder holds one at a time: some tenths of a second of its work."""
+
+
+LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
+"""About the longest text of one mask's low-resolution logits."""
+
+
+BYTES_PER_PART = 5_000_000
+"""Of such text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some objects of an answer; the texts of all parts follow each other.
+
+    Attributes:
+        masks: no more of them than the part is made of.
+        is_first: the text begins with them.
+        is_last: the text ends with them.
+    """
+
+    masks: Masks
+    is_first: bool
+    is_last: bool
+
+
+def cut_parts(masks: Masks, form: AnswerFormat) -> Iterator[Part]:
+    """The parts of an answer: one, unless its format is written object by object."""
+    if form.response_format == "png" and isinstance(masks, Segmentation):
+        masks = masks.only(masks.best if form.mask_index is None else form.mask_index)
+    if not form.traits.by_object or not masks.num_objects:
+        yield Part(masks, True, True)
+        return
+    height, width = masks.image_size
+    of_each = masks.num_masks // masks.num_objects
+    count = max(1, PIXELS_PER_PART // (height * width * of_each))
+    if form.return_logits:
+        count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * of_each)))
+    for first in range(0, masks.num_objects, count):
+        last = min(first + count, masks.num_objects)
+        yield Part(masks.objects(first, last), first == 0, last == masks.num_objects)

@@ -23,8 +23,9 @@ from scipy import ndimage
 from torchvision.ops.boxes import batched_nms, box_area
 
 from deployments.errors import InvalidPrompt, Overloaded, TooLarge
+from deployments.messages.arrays import LOW_RES_SIZE, FloatArray
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.prompt import LOW_RES_SIZE, AnswerSize, FloatArray
+from deployments.messages.model_answers import AnswerSize
 from deployments.model.engine import Engine, ImageEmbedding
 
 CLEANED_LOGIT = 10.0

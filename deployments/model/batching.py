@@ -10,7 +10,7 @@ RECENT = 0.3
 """Weight of the latest round in the average."""
 
 
-class Rounds:
+class Admission:
     """Admits requests to a batch queue only while no batch is at work.
 
     Serve closes a batch when its wait is over, also while the one before it is still at work. Under load each request

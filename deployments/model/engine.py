@@ -17,7 +17,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import SAM2Transforms
 
 from deployments.errors import Overloaded
-from deployments.messages.prompt import FloatArray, Prompt
+from deployments.messages.arrays import FloatArray
+from deployments.messages.prompt import Prompt
 from deployments.model.devices import check_device, objects_at_once, on_stream, own_stream
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deployments.messages.prompt import FloatArray, IntArray, Prompt
+from deployments.messages.arrays import FloatArray, IntArray
+from deployments.messages.prompt import Prompt
 
 # Labels by which SAM 2's prompt encoder knows the corners of a box.
 BOX_CORNER_LABELS = (2, 3)

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def overload_returned(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T | Overloaded]]:
-    """Makes a replica's method return the Overloaded that it raises; `Calls` raises it on the caller's side.
+    """Makes a replica's method return the Overloaded that it raises; `ModelCalls` raises it on the caller's side.
 
     Serve logs whatever leaves a replica with its traceback, twice, and Ray writes it down once more: milliseconds that
     hold the GIL for each refusal, taken from the model just when refusals are most of what there is.

@@ -16,18 +16,12 @@ import ray
 from ray import serve
 
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded
+from deployments.messages.arrays import RgbArray
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.prompt import (
-    AnswerSize,
-    EmbeddedImage,
-    ModelAnswer,
-    PixelsWanted,
-    Prompt,
-    RgbArray,
-    Segmentation,
-    sorted_segmentation,
-)
-from deployments.model.batching import Rounds
+from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation, sorted_segmentation
+from deployments.model.batching import Admission
 from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import ModelLoader
 from deployments.model.refusals import overload_returned
@@ -73,9 +67,9 @@ class Sam2Model:
         self._default_batch_sizes = (1, 1)
         self._default_cache_bytes = 0
         self._metrics = ModelMetrics(settings.model_id)
-        self._embed_rounds = Rounds(1, partial(self._metrics.waiting, "embed"))
-        self._decode_rounds = Rounds(1, partial(self._metrics.waiting, "decode"))
-        self._auto_rounds = Rounds(1, partial(self._metrics.waiting, "auto"))
+        self._embed_rounds = Admission(1, partial(self._metrics.waiting, "embed"))
+        self._decode_rounds = Admission(1, partial(self._metrics.waiting, "decode"))
+        self._auto_rounds = Admission(1, partial(self._metrics.waiting, "auto"))
         # Half of the places are enough for those who wait; the others stay free for those who bring pixels.
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
@@ -299,7 +293,7 @@ class Sam2Model:
         """How long a caller with that deadline may wait for a batch."""
         return min(self._config.max_wait_s, until - time.monotonic())
 
-    def _check_queue(self, rounds: Rounds, patience_s: float, announced: int = 0) -> None:
+    def _check_queue(self, rounds: Admission, patience_s: float, announced: int = 0) -> None:
         """Refuses now what would be refused, or given up, after a long wait."""
         expected_s = rounds.expected_wait_s(announced)
         if expected_s > patience_s:
@@ -315,7 +309,7 @@ class Sam2Model:
 
     @staticmethod
     async def _in_round(
-        rounds: Rounds, batched: Callable[[Any], Awaitable[tuple[T | Overloaded, float]]], item: Any
+        rounds: Admission, batched: Callable[[Any], Awaitable[tuple[T | Overloaded, float]]], item: Any
     ) -> tuple[T, float]:
         """One item's result out of its batch, and the seconds that the batch ran."""
         async with rounds:

@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deployments.messages.answer_format import LOGITS_TEXT_BYTES, AnswerFormat, Masks, cut_parts
-from deployments.messages.pieces import Text, cut_band, num_rows, row_bytes
-from deployments.messages.prompt import Segmentation
-from deployments.parsing.model_calls import Calls, Deadline
+from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.pieces import LOGITS_TEXT_BYTES, Text, cut_band, cut_parts, num_rows, row_bytes
+from deployments.messages.segmentation import Segmentation
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.model_calls import ModelCalls
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -20,7 +21,7 @@ Piece: TypeAlias = Callable[[], Awaitable[Any]]
 """Sends the request for one piece."""
 
 
-class Encoders:
+class EncoderCalls:
     """What RequestParser asks of ResponseEncoder.
 
     Args:
@@ -28,7 +29,7 @@ class Encoders:
         calls: sends requests, and has the size of a band in its config.
     """
 
-    def __init__(self, encoder: "DeploymentHandle[Any]", calls: Calls) -> None:
+    def __init__(self, encoder: "DeploymentHandle[Any]", calls: ModelCalls) -> None:
         self._encoder = encoder
         self._calls = calls
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge
-from deployments.messages.prompt import AnswerSize, RgbArray
+from deployments.messages.arrays import RgbArray
+from deployments.messages.model_answers import AnswerSize
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image

@@ -20,18 +20,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, ServiceError, Unavailable
+from deployments.messages.arrays import RgbArray
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.prompt import (
-    AnswerSize,
-    EmbeddedImage,
-    ModelAnswer,
-    PixelsWanted,
-    Prompt,
-    RgbArray,
-    Segmentation,
-)
+from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 from deployments.model_status import ModelStatus
-from deployments.parsing.model_states import LOOK_EVERY_S, ControlPlane
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.model_states import LOOK_EVERY_S, ModelStates
 from deployments.settings import RequestParserConfig
 from deployments.telemetry.metrics import RequestMetrics
 
@@ -50,38 +46,12 @@ FORGET_TIMEOUT_S = 10.0
 LATE = "the request did not finish within its deadline"
 
 
-ASKED_SHARE = 0.95
-"""Of the time that a client gives a request; what is left is for the answer that says it was too short."""
-
-
-class Deadline:
-    """A point in time by which a request must be answered."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._at = time.monotonic() + timeout_s
-
-    @classmethod
-    def asked(cls, timeout_s: float, asked_s: float | None, elapsed_s: float) -> "Deadline":
-        """The service's own deadline, or the client's if that is sooner.
-
-        Args:
-            timeout_s: of the service, from now.
-            asked_s: of the client (`x-request-timeout-seconds`), from the request's arrival; None: it gave none.
-            elapsed_s: how long ago it arrived.
-        """
-        return cls(timeout_s if asked_s is None else min(timeout_s, asked_s * ASKED_SHARE - elapsed_s))
-
-    def remaining(self) -> float:
-        """Seconds left, never negative."""
-        return max(0.0, self._at - time.monotonic())
-
-
-class Calls:
+class ModelCalls:
     """What RequestParser asks of the models.
 
     Args:
         models: a handle for each model id.
-        control_plane: what the cluster says of the models.
+        model_states: what the cluster says of the models.
         config: time-outs and repeats.
         metrics: count repeats.
     """
@@ -89,12 +59,12 @@ class Calls:
     def __init__(
         self,
         models: dict[str, "DeploymentHandle[Any]"],
-        control_plane: ControlPlane,
+        model_states: ModelStates,
         config: RequestParserConfig,
         metrics: RequestMetrics,
     ) -> None:
         self._models = models
-        self._control_plane = control_plane
+        self._model_states = model_states
         self._metrics = metrics
         self.config = config
         self._awake_until: dict[str, float] = {}
@@ -222,7 +192,7 @@ class Calls:
         Raises:
             Unavailable: a replica did not answer in time.
         """
-        awake = [status.model_id for status in await self._control_plane.model_statuses() if status.state != "asleep"]
+        awake = [status.model_id for status in await self._model_states.model_statuses() if status.state != "asleep"]
         return any(await asyncio.gather(*(self._forget(model_id, image_id) for model_id in awake)))
 
     async def _forget(self, model_id: str, image_id: str) -> bool:
@@ -233,7 +203,7 @@ class Calls:
                 results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
             except DeploymentUnavailableError:
                 # No replica, no memory; but a handle that was never used learns of its replicas a moment later.
-                if (await self._control_plane.model_status(model_id)).state != "ready":
+                if (await self._model_states.model_status(model_id)).state != "ready":
                     return found
                 await asyncio.sleep(0.2)
                 continue
@@ -250,7 +220,7 @@ class Calls:
     async def _is_asleep(self, model_id: str) -> bool:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return False
-        return (await self._control_plane.model_status(model_id)).state == "asleep"
+        return (await self._model_states.model_status(model_id)).state == "asleep"
 
     async def _wake(self, model_id: str, deadline: Deadline) -> None:
         """Waits for a model that is asleep or loading, without the weight of an image in the queue."""
@@ -262,13 +232,13 @@ class Calls:
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
                 # A warm model that cannot be loaded has no replica that could say so.
-                status = await self._control_plane.model_status(model_id)
+                status = await self._model_states.model_status(model_id)
                 if status.state == "failed":
                     raise ModelUnavailable(f"model {model_id} failed to load: {status.detail}")
             await ready
         except DeadlineExceeded as error:
             if deadline.remaining():
-                status = await self._control_plane.model_status(model_id)
+                status = await self._model_states.model_status(model_id)
             elif status is None or status.state == "ready":
                 # No time is left to look.
                 raise

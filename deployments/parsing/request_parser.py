@@ -1,57 +1,33 @@
-"""RequestParser, the ingress deployment: HTTP routes and handle calls, from image and prompt to an answer."""
+"""RequestParser: the calls that Python programs make on the application's handle, from image and prompt to masks."""
 
-import logging
-from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
-from fastapi import FastAPI, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPBearer
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
 
-from deployments.errors import InvalidRequest, ServiceError
+from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.prompt import EmbeddedImage, Prompt, Segmentation
+from deployments.messages.model_answers import EmbeddedImage
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.encoder_calls import Encoders
-from deployments.parsing.http.image_routes import GenerateRoutes
-from deployments.parsing.http.middleware import on_http_exception, on_service_error, on_validation_error, outer_layers
-from deployments.parsing.http.request_context import Intake
-from deployments.parsing.http.status_routes import SideRoutes
+from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.images import ImageInput, named
-from deployments.parsing.model_calls import Calls
-from deployments.parsing.model_states import ControlPlane, is_flow_controlled
+from deployments.parsing.model_calls import ModelCalls
+from deployments.parsing.model_states import ModelStates
 from deployments.parsing.segmenter import Segmenter
-from deployments.parsing.stage_times import ServerTiming
-from deployments.settings import RequestParserConfig, ServiceSettings, auth_token
+from deployments.parsing.stage_times import StageTimes
+from deployments.settings import RequestParserConfig, ServiceSettings
 from deployments.telemetry.metrics import RequestMetrics
-
-logger = logging.getLogger("ray.serve")
-
-DESCRIPTION = """\
-Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
-
-[Click on an image and see the mask](./)
-"""
-
-
-class Routes(Protocol):
-    """Some routes of the HTTP application."""
-
-    def add_to(self, app: FastAPI) -> None:
-        """Registers them, as bound methods."""
 
 
 class RequestParser:
-    """Reads requests, calls the model, streams the answer that ResponseEncoder writes.
+    """Checks what a caller asks for, and calls the model and the encoder.
 
     Args:
         settings: the application's settings.
         models: a handle of a Sam2Model deployment for each configured model id.
         encoder: the handle of ResponseEncoder.
-        page: the routes of the click page.
     """
 
     def __init__(
@@ -59,34 +35,19 @@ class RequestParser:
         settings: ServiceSettings,
         models: dict[str, "DeploymentHandle[Any]"],
         encoder: "DeploymentHandle[Any]",
-        page: Routes,
     ) -> None:
         self._settings = settings
-        control_plane = ControlPlane(list(models))
+        self._model_states = ModelStates(list(models))
         self._metrics, config = RequestMetrics(), RequestParserConfig()
-        self._intake = Intake(self._metrics.in_progress)
-        self._calls = Calls(models, control_plane, config, self._metrics)
-        self._encoders = Encoders(encoder, self._calls)
+        self._calls = ModelCalls(models, self._model_states, config, self._metrics)
+        self._encoder_calls = EncoderCalls(encoder, self._calls)
         self._pixels_budget = ByteBudget(config.pixels_budget_bytes, "too many images are on their way to models")
         self._segmenter = Segmenter(settings, self._calls, self._pixels_budget)
-        self._answer_budget = ByteBudget(
-            config.answer_budget_bytes,
-            "too many answers are under way to clients that have not read them",
-            self._metrics.answer_bytes,
-        )
-        self._routes = (
-            GenerateRoutes(settings.limits, self._segmenter, self._calls, self._encoders, self._answer_budget),
-            SideRoutes(settings.default_model_id, control_plane),
-            page,
-        )
-        if not is_flow_controlled():
-            logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")
 
     # Async, since Serve runs what is not in a thread of its own, and the budget is the event loop's.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         self._calls.config = RequestParserConfig.model_validate(user_config)
-        self._answer_budget.set_limit(self._calls.config.answer_budget_bytes)
         self._pixels_budget.set_limit(self._calls.config.pixels_budget_bytes)
 
     # ---- handle calls
@@ -113,7 +74,7 @@ class RequestParser:
         self._segmenter.check(prompt)
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image, image_id)
-        return await self._segmenter.segment(model_id, identified, prompt, deadline, ServerTiming())
+        return await self._segmenter.segment(model_id, identified, prompt, deadline, StageTimes())
 
     async def auto(
         self,
@@ -137,7 +98,7 @@ class RequestParser:
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image, image_id)
         self._segmenter.check_grid(prompt, identified)
-        return await self._segmenter.auto(model_id, identified, prompt, deadline, ServerTiming())
+        return await self._segmenter.auto(model_id, identified, prompt, deadline, StageTimes())
 
     async def encode(self, masks: Segmentation | AutomaticMasks, answer_format: AnswerFormat) -> bytes:
         """Writes masks as the body of an HTTP answer.
@@ -159,7 +120,7 @@ class RequestParser:
             self._segmenter.size(masks.num_masks, answer_format).check(masks.image_size)
         elif answer_format.response_format == "json" or answer_format.mask_index is not None:
             raise InvalidRequest("answer_format: json and mask_index are for the masks of one prompt")
-        pieces = self._encoders.pull(masks, answer_format, self._segmenter.deadline())
+        pieces = self._encoder_calls.pull(masks, answer_format, self._segmenter.deadline())
         return b"".join([piece async for piece in pieces])
 
     async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
@@ -174,7 +135,7 @@ class RequestParser:
         """
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image)
-        return await self._segmenter.embed(identified, model_id, deadline, ServerTiming())
+        return await self._segmenter.embed(identified, model_id, deadline, StageTimes())
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it.
@@ -187,41 +148,3 @@ class RequestParser:
             Unavailable: a replica did not answer in time.
         """
         return await self._calls.forget(named(image_id).image_id)
-
-    async def drain(self, patience_s: float) -> int:
-        """Takes no more HTTP requests (503), and returns once those under way are answered.
-
-        For who is about to end the whole application: Serve would end models and encoders at the same time as the
-        requests that need them.
-
-        Args:
-            patience_s: seconds to wait at most.
-
-        Returns:
-            How many were still under way at the end.
-        """
-        return await self._intake.close(patience_s)
-
-    # ---- the HTTP application
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The FastAPI application. Bound methods are registered here, since the class is wrapped only in app.py."""
-        app = FastAPI(
-            title="Segment Anything 2",
-            description=DESCRIPTION,
-            version=version("segment-anything-2-serve"),
-            middleware=outer_layers(
-                auth_token(self._settings), self._settings.cors_origins, self._metrics, self._intake
-            ),
-            dependencies=[Security(HTTPBearer(auto_error=False, description="AUTH_TOKEN, if the operator set one"))],
-            exception_handlers={
-                ServiceError: on_service_error,
-                HTTPException: on_http_exception,
-                RequestValidationError: on_validation_error,
-            },
-            redoc_url=None,
-            redirect_slashes=False,
-        )
-        for routes in self._routes:
-            routes.add_to(app)
-        return app

@@ -11,12 +11,16 @@ from typing import Any, BinaryIO, TypeVar
 
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
 from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.arrays import RgbArray
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.prompt import AnswerSize, EmbeddedImage, ModelAnswer, Prompt, RgbArray, Segmentation
+from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
+from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
-from deployments.parsing.model_calls import Calls, Deadline, Pixels
-from deployments.parsing.stage_times import ServerTiming
+from deployments.parsing.model_calls import ModelCalls, Pixels
+from deployments.parsing.stage_times import StageTimes
 from deployments.settings import ServiceSettings
 from deployments.telemetry.tracing import span
 
@@ -34,7 +38,7 @@ class Segmenter:
         pixels_budget: for decoded images.
     """
 
-    def __init__(self, settings: ServiceSettings, calls: Calls, pixels_budget: ByteBudget) -> None:
+    def __init__(self, settings: ServiceSettings, calls: ModelCalls, pixels_budget: ByteBudget) -> None:
         self._settings = settings
         self._calls = calls
         self._pixels_budget = pixels_budget
@@ -134,15 +138,15 @@ class Segmenter:
         return await self._off_loop(identify, image, self._settings.limits, size)
 
     async def embed(
-        self, image: IdentifiedImage, model_id: str, deadline: Deadline, timing: ServerTiming
+        self, image: IdentifiedImage, model_id: str, deadline: Deadline, timing: StageTimes
     ) -> EmbeddedImage:
-        """Embeds an image; see `Calls.segment` for the errors."""
+        """Embeds an image; see `ModelCalls.segment` for the errors."""
         async with AsyncExitStack() as held:
             pixels = partial(self._decoded, image, deadline, held, timing)
             return await self._calls.embed(model_id, image.image_id, pixels, deadline)
 
     async def _decoded(
-        self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, timing: ServerTiming
+        self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, timing: StageTimes
     ) -> RgbArray:
         """The image's pixels, which have their share of the budget while `held` is open."""
         wait_s = min(deadline.remaining(), self._calls.config.max_wait_s)
@@ -157,10 +161,10 @@ class Segmenter:
         image: IdentifiedImage,
         prompt: Prompt,
         deadline: Deadline,
-        timing: ServerTiming,
+        timing: StageTimes,
         size: AnswerSize | None = None,
     ) -> Segmentation:
-        """Segments what the prompt points to; see `Calls.segment` for the errors."""
+        """Segments what the prompt points to; see `ModelCalls.segment` for the errors."""
 
         def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[Segmentation]]:
             return self._calls.segment(model_id, image.image_id, prompt, pixels, deadline, size)
@@ -168,9 +172,9 @@ class Segmenter:
         return await self._timed(ask, image, deadline, timing)
 
     async def auto(
-        self, model_id: str, image: IdentifiedImage, prompt: AutomaticPrompt, deadline: Deadline, timing: ServerTiming
+        self, model_id: str, image: IdentifiedImage, prompt: AutomaticPrompt, deadline: Deadline, timing: StageTimes
     ) -> AutomaticMasks:
-        """Segments everything; see `Calls.segment` for the errors."""
+        """Segments everything; see `ModelCalls.segment` for the errors."""
 
         def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[AutomaticMasks]]:
             most = self._settings.limits.max_compact_numbers
@@ -183,7 +187,7 @@ class Segmenter:
         ask: Callable[[Pixels | None], Awaitable[ModelAnswer[T]]],
         image: IdentifiedImage,
         deadline: Deadline,
-        timing: ServerTiming,
+        timing: StageTimes,
     ) -> T:
         """Asks the model, with the pixels only if it wants them; notes where the time went."""
         decoding_s = 0.0

@@ -1,17 +1,19 @@
-"""Where a request's time went: the `Server-Timing` header."""
+"""Where a request's time went."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deployments.messages.prompt import ModelAnswer
-
-HEADER = "Server-Timing"
+from deployments.messages.model_answers import ModelAnswer
 
 
-class ServerTiming:
-    """Collects durations, in seconds, and writes them as milliseconds (W3C Server Timing)."""
+class StageTimes:
+    """Seconds that a request spent in each stage.
+
+    Attributes:
+        cache: `hit` if the image was remembered, `miss` if not, "" while that is not known.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -40,8 +42,3 @@ class ServerTiming:
     def seconds(self) -> dict[str, float]:
         """The durations by now."""
         return dict(self._seconds)
-
-    def header(self) -> str:
-        """The header's value, such as `parse;dur=3.1, queue;dur=2.0, …, cache;desc="hit"`."""
-        durations = [f"{name};dur={seconds * 1000:.1f}" for name, seconds in self._seconds.items()]
-        return ", ".join([*durations, *([f'cache;desc="{self.cache}"'] if self.cache else [])])

@@ -1,5 +1,5 @@
 """Tests on several nodes. What the launcher sets must be set before any module here imports Ray."""
 
-from deployments.settings import prepare_environment
+from deployments.environment import prepare_environment
 
 prepare_environment()

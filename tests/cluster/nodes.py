@@ -26,7 +26,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
-from deployments.settings import APP_NAME, prepare_environment
+from deployments.environment import prepare_environment
+from deployments.settings import APP_NAME
 from tests.integration import conftest as local
 from tests.integration.conftest import free_port
 

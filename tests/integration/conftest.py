@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.settings import prepare_environment
+from deployments.environment import prepare_environment
 from tests.collector import Collector, collector
 from tests.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.messages.prompt import Prompt, Segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 from tests import caller_app
 from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
 
-from deployments.messages.prompt import Prompt, Segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation
 from deployments.model.checkpoints import load_model
 from deployments.settings import ModelSettings
 from tests.images import encoded, picture

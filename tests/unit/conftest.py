@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.messages.prompt import Segmentation, sorted_segmentation
+from deployments.messages.segmentation import Segmentation, sorted_segmentation
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
 from deployments.settings import ModelSettings

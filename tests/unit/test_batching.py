@@ -1,8 +1,8 @@
-"""Rounds: who comes while a batch is at work enters with the others when it is done."""
+"""Admission: who comes while a batch is at work enters with the others when it is done."""
 
 import asyncio
 
-from deployments.model.batching import Rounds
+from deployments.model.batching import Admission
 from tests.loops import run, settled
 
 
@@ -10,14 +10,14 @@ class Queue:
     """A batch queue with Serve's behaviour that matters here: whoever is inside when nothing else moves is a batch."""
 
     def __init__(self, size: int) -> None:
-        self.rounds = Rounds(size)
+        self.admission = Admission(size)
         self.batches: list[list[int]] = []
         self.done = asyncio.Event()
         self._inside: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def request(self, number: int) -> int:
-        async with self.rounds:
+        async with self.admission:
             self._inside.append(number)
             # Until no further request comes in by itself.
             for _ in range(5):
@@ -30,7 +30,7 @@ class Queue:
             return number
 
     async def _run(self) -> None:
-        with self.rounds.run():
+        with self.admission.run():
             await self.done.wait()
 
 
@@ -88,12 +88,12 @@ def test_a_request_that_is_cancelled_outside_never_enters_a_batch() -> None:
 
 def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_leaves_the_round_open() -> None:
     async def test() -> None:
-        rounds = Rounds(1)
-        await rounds.__aenter__()
-        with rounds.run():
-            entered = [asyncio.create_task(rounds.__aenter__()) for _ in range(2)]
+        admission = Admission(1)
+        await admission.__aenter__()
+        with admission.run():
+            entered = [asyncio.create_task(admission.__aenter__()) for _ in range(2)]
             await settled()
-        await rounds.__aexit__()
+        await admission.__aexit__()
         # Admitted, but it does not know yet.
         entered[0].cancel()
         await settled()
@@ -108,7 +108,7 @@ def test_a_new_size_counts_for_the_next_round() -> None:
         queue = Queue(2)
         requests = [asyncio.create_task(queue.request(number)) for number in range(6)]
         await settled()
-        queue.rounds.size = 4
+        queue.admission.size = 4
         await finish(queue)
         assert queue.batches == [[0, 1], [2, 3, 4, 5]]
         await finish(queue)
@@ -120,50 +120,50 @@ def test_a_new_size_counts_for_the_next_round() -> None:
 def test_who_comes_now_is_told_how_long_the_queue_is() -> None:
     async def test() -> None:
         waiting: list[int] = []
-        rounds = Rounds(2, waiting.append)
-        assert rounds.expected_wait_s() == 0
+        admission = Admission(2, waiting.append)
+        assert admission.expected_wait_s() == 0
 
         async def request(seconds: float) -> None:
-            async with rounds:
-                with rounds.run():
+            async with admission:
+                with admission.run():
                     await asyncio.sleep(seconds)
 
         # The first run tells.
         await request(0.1)
-        assert rounds.expected_wait_s() == 0
+        assert admission.expected_wait_s() == 0
         # One is at work; two rounds are full, and a third is begun.
         requests = [asyncio.create_task(request(0.1)) for _ in range(6)]
         await settled()
         assert waiting[-1] == 5
-        assert 0.15 < rounds.expected_wait_s() < 0.6
+        assert 0.15 < admission.expected_wait_s() < 0.6
         await asyncio.gather(*requests)
         assert waiting[-1] == 0
-        assert rounds.expected_wait_s() == 0
+        assert admission.expected_wait_s() == 0
 
     run(test)
 
 
 def test_a_batch_that_nobody_waits_for_any_more_is_still_at_work() -> None:
     async def test() -> None:
-        rounds, done = Rounds(1), asyncio.Event()
+        admission, done = Admission(1), asyncio.Event()
 
         async def batch() -> None:
-            with rounds.run():
+            with admission.run():
                 await done.wait()
 
         async def request() -> None:
-            async with rounds:
+            async with admission:
                 await asyncio.create_task(batch())
 
-        await rounds.__aenter__()
+        await admission.__aenter__()
         at_work = asyncio.create_task(batch())
         await settled()
         await asyncio.sleep(0.1)
         # Its only caller goes away.
-        await rounds.__aexit__()
+        await admission.__aexit__()
         next_one = asyncio.create_task(request())
         await settled()
-        assert rounds.waiting == 1
+        assert admission.waiting == 1
         done.set()
         await at_work
         await next_one
@@ -171,7 +171,7 @@ def test_a_batch_that_nobody_waits_for_any_more_is_still_at_work() -> None:
         done.clear()
         busy = asyncio.create_task(request())
         await settled()
-        assert rounds.expected_wait_s() > 0.05
+        assert admission.expected_wait_s() > 0.05
         done.set()
         await busy
 

@@ -75,7 +75,10 @@ def test_server_timing_is_read(header: str, expected: tuple[dict[str, float], st
 
 
 def test_failures_do_not_count_as_throughput() -> None:
-    load = Load([Exchange(200, 1.0), Exchange(503, 0.1, error="overloaded"), Exchange(200, 1.0, error="cut")], 2.0)
+    load = Load(
+        [Exchange(200, 1.0), Exchange(503, 0.1, error="overloaded"), Exchange(200, 1.0, error="cut")],
+        2.0,
+    )
     assert load.rate == 0.5
     assert load.record()["num_failed"] == 2
 

@@ -21,7 +21,7 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, merge_setup_commands
 
-from deployments import settings
+from deployments import environment
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -184,9 +184,9 @@ def test_the_image_holds_no_secret_and_fetches_nothing_unchecked() -> None:
 
 def test_the_images_environment_is_what_the_launcher_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(settings, "has_haproxy", lambda: True)
-    monkeypatch.setattr(settings, "_free_port", lambda wanted: wanted)
-    settings.prepare_environment()
+    monkeypatch.setattr(environment, "has_haproxy", lambda: True)
+    monkeypatch.setattr(environment, "_free_port", lambda wanted: wanted)
+    environment.prepare_environment()
     # Proxies on other nodes hear of a replica's end later.
     expected = {**os.environ, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
     found = {name: value for name, value in image_environment().items() if name.startswith("RAY_")}

@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from deployments.messages.answer_format import AnswerFormat
-from deployments.messages.prompt import Segmentation
+from deployments.messages.segmentation import Segmentation
 from deployments.parsing.http.compression import CODINGS, Coding, choose_coding, compressed
 
 BuildSegmentation = Callable[..., Segmentation]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from deployments.errors import Overloaded
-from deployments.messages.prompt import FloatArray, Prompt
+from deployments.messages.arrays import FloatArray
+from deployments.messages.prompt import Prompt
 from deployments.messages.upsampling import upsample
 from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model

@@ -18,16 +18,10 @@ from pycocotools import mask as coco
 from deployments.encoding import npz, png, polygons, rle
 from deployments.encoding.response_encoder import encode_part
 from deployments.errors import InvalidRequest
-from deployments.messages.answer_format import (
-    BYTES_PER_PART,
-    PIXELS_PER_PART,
-    AnswerFormat,
-    Masks,
-    ResponseFormat,
-    cut_parts,
-)
+from deployments.messages.answer_format import AnswerFormat, Masks, ResponseFormat
 from deployments.messages.everything import AutomaticMasks
-from deployments.messages.prompt import Segmentation
+from deployments.messages.pieces import BYTES_PER_PART, PIXELS_PER_PART, cut_parts
+from deployments.messages.segmentation import Segmentation
 from tests.images import iou
 
 Mask = NDArray[np.bool_]
@@ -170,7 +164,7 @@ def test_records_hold_the_default_answers_masks(
     segmentation_of: BuildSegmentation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("deployments.messages.answer_format.PIXELS_PER_PART", pixels_per_part)
+    monkeypatch.setattr("deployments.messages.pieces.PIXELS_PER_PART", pixels_per_part)
     segmentation = segmentation_of((40, 61), objects=objects, has_object_axis=has_object_axis)
     form = AnswerFormat(kind, tolerance=0 if kind == "polygons" else None)
     assert len(list(cut_parts(segmentation, form))) == (objects if pixels_per_part == 1 else 1)

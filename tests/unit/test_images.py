@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, features
 
 from deployments.errors import InvalidImage, TooLarge
-from deployments.messages.prompt import RgbArray
+from deployments.messages.arrays import RgbArray
 from deployments.parsing.images import identify
 from deployments.settings import Limits
 from tests.images import encoded, picture

@@ -11,7 +11,7 @@ import pytest
 
 from deployments.encoding.json_text import encode_band
 from deployments.messages.pieces import cut_band, num_rows
-from deployments.messages.prompt import Segmentation
+from deployments.messages.segmentation import Segmentation
 
 BuildSegmentation = Callable[..., Segmentation]
 

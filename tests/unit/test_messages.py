@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from deployments.errors import InvalidPrompt
-from deployments.messages.prompt import FloatArray, Prompt, Segmentation, sorted_segmentation
+from deployments.messages.arrays import FloatArray
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import Segmentation, sorted_segmentation
 
 BuildSegmentation = Callable[..., Segmentation]
 

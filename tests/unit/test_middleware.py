@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
 from deployments.parsing.http import middleware
+from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.middleware import (
     PUBLIC_PATHS,
     PUBLIC_PREFIX,
@@ -24,7 +25,6 @@ from deployments.parsing.http.middleware import (
     on_validation_error,
     outer_layers,
 )
-from deployments.parsing.http.request_context import Intake
 from deployments.telemetry.metrics import RequestMetrics
 
 
@@ -33,7 +33,7 @@ def application(
 ) -> FastAPI:
     """Every path says OK, or fails with `error`."""
     app = FastAPI(
-        middleware=outer_layers(token, cors_origins, RequestMetrics(), Intake()),
+        middleware=outer_layers(token, cors_origins, RequestMetrics(), InFlightRequests()),
         exception_handlers={
             ServiceError: on_service_error,
             HTTPException: on_http_exception,
@@ -209,7 +209,7 @@ def test_what_is_not_http_passes_through() -> None:
 
     async def ignore(_: Any) -> None: ...
 
-    asyncio.run(Boundary(inside, "s3cret", Intake())({"type": "lifespan"}, never, ignore))
+    asyncio.run(Boundary(inside, "s3cret", InFlightRequests())({"type": "lifespan"}, never, ignore))
 
     assert seen == ["lifespan"]
 

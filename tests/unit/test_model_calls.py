@@ -21,11 +21,14 @@ from deployments.errors import (
     Overloaded,
     Unavailable,
 )
+from deployments.messages.arrays import RgbArray
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.prompt import ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.messages.model_answers import ModelAnswer, PixelsWanted
+from deployments.messages.prompt import Prompt
 from deployments.model_status import ModelStatus
-from deployments.parsing.model_calls import Calls, Deadline, Pixels
-from deployments.parsing.model_states import ControlPlane
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.model_calls import ModelCalls, Pixels
+from deployments.parsing.model_states import ModelStates
 from deployments.settings import RequestParserConfig
 from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import run, settled
@@ -89,9 +92,9 @@ def ask(
         return ModelStatus("m", cast(Any, state))
 
     async def asked() -> ModelAnswer[Any]:
-        control_plane = cast(ControlPlane, SimpleNamespace(model_status=model_status))
-        calls = Calls(
-            {"m": cast(Any, handle)}, control_plane, RequestParserConfig(**config), metrics or RequestMetrics()
+        model_states = cast(ModelStates, SimpleNamespace(model_status=model_status))
+        calls = ModelCalls(
+            {"m": cast(Any, handle)}, model_states, RequestParserConfig(**config), metrics or RequestMetrics()
         )
         try:
             if auto is not None:

@@ -13,8 +13,10 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import Overloaded, ServiceError
+from deployments.parsing.http.access_log import AccessLogMiddleware
+from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.middleware import Boundary, on_service_error
-from deployments.parsing.http.request_context import ExchangeLog, Intake, exchange_of
+from deployments.parsing.http.request_context import context_of
 
 
 class Counted:
@@ -66,12 +68,12 @@ def counted() -> Counted:
 
 
 @pytest.fixture
-def intake(counted: Counted) -> Intake:
-    return Intake(counted.in_progress)
+def in_flight(counted: Counted) -> InFlightRequests:
+    return InFlightRequests(counted.in_progress)
 
 
 @pytest.fixture
-def client(counted: Counted, intake: Intake) -> TestClient:
+def client(counted: Counted, in_flight: InFlightRequests) -> TestClient:
     app = FastAPI(exception_handlers={ServiceError: on_service_error})
     answers: dict[str, Callable[[], Response]] = {
         "fine": lambda: JSONResponse({}),
@@ -82,16 +84,16 @@ def client(counted: Counted, intake: Intake) -> TestClient:
 
     @app.get("/images/{image_id}")
     async def _(image_id: str, request: Request) -> Response:
-        exchange = exchange_of(request)
-        exchange.model_id, exchange.image_id = "m", image_id
-        exchange.timing.add("decode", 0.25)
+        context = context_of(request)
+        context.model_id, context.image_id = "m", image_id
+        context.timing.add("decode", 0.25)
         if image_id == "refused":
             raise Overloaded("full")
         if image_id == "bug":
             raise ZeroDivisionError
         return answers[image_id]()
 
-    layers = ExchangeLog(Boundary(app, "s3cret", intake), counted, intake)  # type: ignore[arg-type]
+    layers = AccessLogMiddleware(Boundary(app, "s3cret", in_flight), counted, in_flight)  # type: ignore[arg-type]
     return TestClient(layers, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
 
 
@@ -140,21 +142,21 @@ def test_an_answer_that_the_service_breaks_off_is_no_client_that_went_away(
 
 
 def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
-    client: TestClient, counted: Counted, intake: Intake
+    client: TestClient, counted: Counted, in_flight: InFlightRequests
 ) -> None:
     async def test() -> None:
-        assert await intake.close(0) == 0
-        intake.count(2)
-        closing = asyncio.create_task(intake.close(5))
+        assert await in_flight.close(0) == 0
+        in_flight.count(2)
+        closing = asyncio.create_task(in_flight.close(5))
         await asyncio.sleep(0.1)
-        intake.count(-1)
+        in_flight.count(-1)
         await asyncio.sleep(0.1)
         assert not closing.done()
-        intake.count(-1)
+        in_flight.count(-1)
         assert await closing == 0
-        intake.count(1)
-        assert await intake.close(0.1) == 1
-        intake.count(-1)
+        in_flight.count(1)
+        assert await in_flight.close(0.1) == 1
+        in_flight.count(-1)
 
     asyncio.run(test())
     answer = client.get("/images/fine")

@@ -19,8 +19,10 @@ import torch
 from ray import serve
 
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded, TooLarge
+from deployments.messages.arrays import RgbArray
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.prompt import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted, Prompt, RgbArray
+from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
+from deployments.messages.prompt import Prompt
 from deployments.model import automatic_masks, checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
 from deployments.model.sam2_model import Sam2Model

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
+from deployments.environment import has_nvidia_gpu, prepare_environment, ray_address
 from deployments.settings import (
     HUB_MODEL_IDS,
     Limits,
@@ -17,11 +18,8 @@ from deployments.settings import (
     ServiceSettings,
     Settings,
     auth_token,
-    has_nvidia_gpu,
     model_deployment_name,
     parse_settings,
-    prepare_environment,
-    ray_address,
     use_compile_cache,
 )
 

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from deployments.errors import Overloaded, Unavailable
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.http.streaming import CHUNK_BYTES, BandedResponse, Delivery
-from deployments.parsing.stage_times import ServerTiming
+from deployments.parsing.stage_times import StageTimes
 from tests.loops import run, settled
 
 MB = 1_000_000
@@ -67,7 +67,7 @@ def delivery(budget: ByteBudget, share: int = MB, **changes: Any) -> Delivery:
 
 
 def response(bands: Bands, how: Delivery) -> BandedResponse:
-    timing = ServerTiming()
+    timing = StageTimes()
     timing.add("parse", 0.0123)
     return BandedResponse(bands(), how, timing, {"X-Image-Id": "abc"})
 

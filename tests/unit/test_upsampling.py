@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from deployments.messages.prompt import FloatArray
+from deployments.messages.arrays import FloatArray
 from deployments.messages.upsampling import row_chunks, upsample, upsample_rows
 
 SIZES = [

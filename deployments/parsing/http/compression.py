@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 import zstandard
 
 from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.arrays import LOW_RES_SIZE
 from deployments.messages.pieces import BYTES_PER_BIT, BYTES_PER_LOGIT
-from deployments.messages.prompt import LOW_RES_SIZE
 
 Coding = Literal["zstd", "gzip"]
 CODINGS: tuple[Coding, ...] = ("zstd", "gzip")

@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
-from deployments.messages.prompt import LOW_RES_SIZE, Prompt
-from deployments.parsing.http.request_context import exchange_of
+from deployments.messages.arrays import LOW_RES_SIZE
+from deployments.messages.prompt import Prompt
+from deployments.parsing.http.request_context import context_of
 from deployments.settings import Limits
 from deployments.telemetry.tracing import span
 
@@ -137,7 +138,7 @@ def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIR
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
-                timing = exchange_of(form_request).timing
+                timing = context_of(form_request).timing
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()):

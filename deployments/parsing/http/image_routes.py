@@ -12,17 +12,19 @@ from starlette.responses import Response
 
 from deployments.messages.answer_format import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.prompt import AnswerSize, Segmentation
+from deployments.messages.model_answers import AnswerSize
+from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.encoder_calls import Encoders
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.http import openapi
 from deployments.parsing.http.compression import choose_coding, compressed
+from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.form import form_of, form_route, parse_prompt
-from deployments.parsing.http.request_context import Exchange, exchange_of
+from deployments.parsing.http.request_context import RequestContext, context_of
 from deployments.parsing.http.streaming import BandedResponse, Delivery
 from deployments.parsing.images import IdentifiedImage, named
-from deployments.parsing.model_calls import Calls, Deadline
-from deployments.parsing.model_states import is_request_flow_controlled
+from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
 from deployments.settings import Limits
 
@@ -41,7 +43,7 @@ Tolerance = Annotated[
 ]
 
 
-class GenerateRoutes:
+class ImageRoutes:
     """What clients ask.
 
     Args:
@@ -53,12 +55,12 @@ class GenerateRoutes:
     """
 
     def __init__(
-        self, limits: Limits, segmenter: Segmenter, calls: Calls, encoders: Encoders, budget: ByteBudget
+        self, limits: Limits, segmenter: Segmenter, calls: ModelCalls, encoders: EncoderCalls, budget: ByteBudget
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
         self._calls = calls
-        self._encoders = encoders
+        self._encoder_calls = encoders
         self._budget = budget
 
     def add_to(self, app: FastAPI) -> None:
@@ -163,8 +165,8 @@ class GenerateRoutes:
         ] = None,
     ) -> Response:
         """Answers in the format that is asked for."""
-        exchange, deadline = exchange_of(request), self._deadline(request)
-        exchange.response_format = response_format
+        context, deadline = context_of(request), self._deadline(request)
+        context.response_format = response_format
         # The contract's default is for its own format; the others return logits only where they are asked for.
         logits = return_logits and (response_format == "json" or bool((await request.form()).get("return_logits")))
         answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
@@ -175,13 +177,13 @@ class GenerateRoutes:
             "mask_input": mask_input,
         }
         _check_given(image, image_id)
-        with exchange.timing.measure("parse"):
+        with context.timing.measure("parse"):
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
-        exchange.model_id = model_id = self._segmenter.known(model_id)
+        context.model_id = model_id = self._segmenter.known(model_id)
         size = self._segmenter.size(prompt.num_masks, answer_format)
-        identified = await self._identified(image, image_id, exchange, size)
-        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, exchange.timing, size)
+        identified = await self._identified(image, image_id, context, size)
+        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, context.timing, size)
         return self._respond(masks, answer_format, deadline, request)
 
     async def post_auto(
@@ -196,14 +198,14 @@ class GenerateRoutes:
         tolerance: Tolerance = None,
     ) -> Response:
         """Answers in the format that is asked for."""
-        exchange, deadline = exchange_of(request), self._deadline(request)
-        exchange.response_format = response_format
+        context, deadline = context_of(request), self._deadline(request)
+        context.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
         _check_given(image, image_id)
-        exchange.model_id = model_id = self._segmenter.known(model_id)
-        identified = await self._identified(image, image_id, exchange)
+        context.model_id = model_id = self._segmenter.known(model_id)
+        identified = await self._identified(image, image_id, context)
         self._segmenter.check_grid(prompt, identified)
-        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, exchange.timing)
+        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, context.timing)
         return self._respond(masks, answer_format, deadline, request)
 
     async def post_embed(
@@ -214,10 +216,10 @@ class GenerateRoutes:
         model_id: ModelId = "",
     ) -> openapi.EmbeddedImage:
         """Answers once the image is embedded."""
-        exchange, deadline = exchange_of(request), self._deadline(request)
-        exchange.model_id = model_id = self._segmenter.known(model_id)
-        identified = await self._identified(image, None, exchange)
-        embedded = await self._segmenter.embed(identified, model_id, deadline, exchange.timing)
+        context, deadline = context_of(request), self._deadline(request)
+        context.model_id = model_id = self._segmenter.known(model_id)
+        identified = await self._identified(image, None, context)
+        embedded = await self._segmenter.embed(identified, model_id, deadline, context.timing)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
         return openapi.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
@@ -229,24 +231,24 @@ class GenerateRoutes:
     # ---- the request
 
     def _deadline(self, request: Request) -> Deadline:
-        elapsed_s = time.perf_counter() - exchange_of(request).arrived_at
+        elapsed_s = time.perf_counter() - context_of(request).arrived_at
         return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s)
 
     async def _identified(
-        self, image: UploadFile | None, image_id: str | None, exchange: Exchange, size: AnswerSize | None = None
+        self, image: UploadFile | None, image_id: str | None, context: RequestContext, size: AnswerSize | None = None
     ) -> IdentifiedImage:
-        with exchange.timing.measure("parse"):
+        with context.timing.measure("parse"):
             # Not read yet: while it waits for the model, a large file stays on the disk that Starlette put it on.
             file = None if image is None else image.file
             identified = await self._segmenter.identified(file, image_id or "", size)
-        exchange.image_id = identified.image_id
+        context.image_id = identified.image_id
         return identified
 
     # ---- the answer
 
     def _respond(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
         """The answer, compressed where that pays."""
-        pieces: AsyncGenerator[bytes | memoryview, None] = self._encoders.pull(masks, answer_format, deadline)
+        pieces: AsyncGenerator[bytes | memoryview, None] = self._encoder_calls.pull(masks, answer_format, deadline)
         headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
         if answer_format.response_format == "png" and isinstance(masks, Segmentation):
             index = masks.best if answer_format.mask_index is None else answer_format.mask_index
@@ -256,13 +258,13 @@ class GenerateRoutes:
             headers["Content-Encoding"] = coding
             pieces = compressed(pieces, coding)
         delivery = self._delivery(masks, answer_format, deadline)
-        timing = exchange_of(request).timing
+        timing = context_of(request).timing
         return BandedResponse(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
     def _delivery(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
         config = self._calls.config
         flow_controlled = is_request_flow_controlled()
-        at_a_time = self._encoders.window_bytes if flow_controlled else self._encoders.answer_bytes
+        at_a_time = self._encoder_calls.window_bytes if flow_controlled else self._encoder_calls.answer_bytes
         return Delivery(
             budget=self._budget,
             share=at_a_time(masks, answer_format) + masks.low_res_logits.nbytes,

@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ServiceError, ShuttingDown, Unauthorized
-from deployments.parsing.http.request_context import ExchangeLog, Intake, note_refusal
+from deployments.parsing.http.access_log import AccessLogMiddleware
+from deployments.parsing.http.draining import InFlightRequests
+from deployments.parsing.http.request_context import note_refusal
 from deployments.telemetry.metrics import RequestMetrics
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
@@ -67,7 +69,7 @@ async def on_validation_error(_: Request, error: Exception) -> Response:
 
 
 def outer_layers(
-    token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics, intake: Intake
+    token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics, in_flight: InFlightRequests
 ) -> list[Middleware]:
     """The middleware of the application, the outermost first.
 
@@ -75,10 +77,10 @@ def outer_layers(
         token: see `Boundary`.
         cors_origins: whose pages may use the service from a browser; `*` for all.
         metrics: count what comes.
-        intake: says whether anything may come.
+        in_flight: says whether anything may come.
     """
-    log = Middleware(ExchangeLog, metrics=metrics, intake=intake)
-    layers = [log, Middleware(Boundary, token=token, intake=intake)]
+    log = Middleware(AccessLogMiddleware, metrics=metrics, in_flight=in_flight)
+    layers = [log, Middleware(Boundary, token=token, in_flight=in_flight)]
     if not cors_origins:
         return layers
     # Outside of the boundary: a browser asks whether it may before it sends the token, and reads a refusal too.
@@ -100,13 +102,13 @@ class Boundary:
     Args:
         app: the application inside.
         token: what `Authorization: Bearer` must carry on all but public paths; None accepts everyone.
-        intake: says whether the service takes anything new.
+        in_flight: says whether the service takes anything new.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, intake: Intake) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, in_flight: InFlightRequests) -> None:
         self._app = app
         self._token = token
-        self._intake = intake
+        self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -135,7 +137,7 @@ class Boundary:
 
     def _authorized(self, scope: Scope) -> ASGIApp:
         """The application, or the refusal."""
-        if self._intake.is_closed:
+        if self._in_flight.is_closed:
             late = ShuttingDown("the service is shutting down; send the request again")
             return _refusal(HTTPConnection(scope), late, {"Connection": "close"})
         path = get_route_path(scope)

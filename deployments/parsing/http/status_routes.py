@@ -7,20 +7,20 @@ from fastapi import FastAPI
 
 from deployments.errors import ModelUnavailable
 from deployments.parsing.http import openapi
-from deployments.parsing.model_states import ControlPlane, cluster_hardware
+from deployments.parsing.model_states import ModelStates, cluster_hardware
 
 
-class SideRoutes:
+class StatusRoutes:
     """What operators and load balancers ask.
 
     Args:
         default_model_id: the model whose state is the service's.
-        control_plane: whom they are answered by.
+        model_states: whom they are answered by.
     """
 
-    def __init__(self, default_model_id: str, control_plane: ControlPlane) -> None:
+    def __init__(self, default_model_id: str, model_states: ModelStates) -> None:
         self._default_model_id = default_model_id
-        self._control_plane = control_plane
+        self._model_states = model_states
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the routes, as bound methods."""
@@ -36,12 +36,12 @@ class SideRoutes:
 
     async def get_health(self) -> openapi.Health:
         """Whether the service is alive."""
-        state = (await self._control_plane.model_status(self._default_model_id)).state
+        state = (await self._model_states.model_status(self._default_model_id)).state
         return openapi.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
 
     async def get_ready(self) -> openapi.Ready:
         """Whether the default model can answer; 503 while it cannot."""
-        status = await self._control_plane.model_status(self._default_model_id)
+        status = await self._model_states.model_status(self._default_model_id)
         if status.state != "ready":
             raise ModelUnavailable(f"model {status}")
         return openapi.Ready(status="READY", model_id=status.model_id)
@@ -53,7 +53,7 @@ class SideRoutes:
     async def get_models(self) -> openapi.Models:
         """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
         default = self._default_model_id
-        statuses = await self._control_plane.model_statuses()
+        statuses = await self._model_states.model_statuses()
         return openapi.Models(
             models=[openapi.Model(default=status.model_id == default, **vars(status)) for status in statuses]
         )

@@ -11,7 +11,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.stage_times import HEADER, ServerTiming
+from deployments.parsing.http.server_timing import HEADER, server_timing
+from deployments.parsing.stage_times import StageTimes
 
 CHUNK_BYTES = 256 * 1024
 """Handed to the server at a time, which keeps all of it until the client has taken it, or is given up."""
@@ -56,7 +57,7 @@ class BandedResponse(StreamingResponse):
         self,
         bands: AsyncGenerator[bytes | memoryview, None],
         delivery: Delivery,
-        timing: ServerTiming,
+        timing: StageTimes,
         headers: dict[str, str],
         media_type: str = "application/json",
     ) -> None:
@@ -78,7 +79,7 @@ class BandedResponse(StreamingResponse):
     async def _send(self, send: Send) -> None:
         with self._timing.measure("encode"):
             first = await anext(self._bands)
-        self.headers[HEADER] = self._timing.header()
+        self.headers[HEADER] = server_timing(self._timing)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         # Too late for the header, but not for metrics and log.
         with self._timing.measure("send"):

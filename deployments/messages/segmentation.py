@@ -1,0 +1,133 @@
+"""Segmentation: the masks of one prompt."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.errors import InvalidPrompt
+from deployments.messages.arrays import LOGIT_LIMIT, FloatArray
+from deployments.messages.upsampling import upsample
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The masks of one prompt, kept small: full-size masks are computed where they are read.
+
+    Attributes:
+        image_id: digest of the image that was segmented.
+        model_id: the model that did it.
+        image_size: height and width of the image in pixels.
+        low_res_logits: `B×C×256×256` float32, not clamped, each object's masks by descending score.
+        iou_predictions: `B×C` float32, the model's estimate of each mask's IoU, descending.
+        has_object_axis: whether the prompt had the object axis `B`.
+    """
+
+    image_id: str
+    model_id: str
+    image_size: tuple[int, int]
+    low_res_logits: FloatArray
+    iou_predictions: FloatArray
+    has_object_axis: bool
+
+    @property
+    def scores(self) -> FloatArray:
+        """`C` (or `B×C`) float32: the estimated IoU of each mask."""
+        return self._without_object_axis(self.iou_predictions)
+
+    @property
+    def logits(self) -> FloatArray:
+        """`C×256×256` (or `B×C×256×256`) float32 in [-32, 32]: what a later prompt takes as `mask_input`."""
+        return self._without_object_axis(self.low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT))
+
+    def masks(self, return_logits: bool = False) -> NDArray[Any]:
+        """`C×H×W` (or `B×C×H×W`) masks at the image's size.
+
+        Args:
+            return_logits: float32 logits if True; else bool, True where the logit is above 0.
+        """
+        masks = upsample(self._without_object_axis(self.low_res_logits), self.image_size)
+        return masks if return_logits else masks > 0
+
+    @property
+    def num_objects(self) -> int:
+        """B."""
+        return len(self.iou_predictions)
+
+    @property
+    def num_masks(self) -> int:
+        """B × C."""
+        return int(self.iou_predictions.size)
+
+    @property
+    def masks_shape(self) -> tuple[int, ...]:
+        """C, H, W, with B before them if the prompt had the object axis."""
+        return (*self.scores.shape, *self.image_size)
+
+    @property
+    def best(self) -> int:
+        """The mask with the highest score, counted through objects and their candidates."""
+        return int(self.iou_predictions.argmax())
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """`H×W` bool: one mask, counted through objects and their candidates."""
+        return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What is said of that mask, beside its area and box."""
+        return {"score": self.iou_predictions.reshape(-1)[index]}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `facts` says of each mask, for all of them."""
+        return {"scores": self.scores}
+
+    def objects(self, first: int, last: int) -> "Segmentation":
+        """Some of the objects."""
+        # A copy: of a slice, Ray would send what it is a slice of.
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[first:last].copy(),
+            iou_predictions=self.iou_predictions[first:last].copy(),
+        )
+
+    def only(self, index: int) -> "Segmentation":
+        """A single mask, counted through objects and their candidates."""
+        row, column = divmod(index, self.iou_predictions.shape[1])
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[row : row + 1, column : column + 1].copy(),
+            iou_predictions=self.iou_predictions[row : row + 1, column : column + 1].copy(),
+        )
+
+    def _without_object_axis(self, array: FloatArray) -> FloatArray:
+        return array if self.has_object_axis else array[0]
+
+
+def sorted_segmentation(
+    image_id: str,
+    model_id: str,
+    image_size: tuple[int, int],
+    low_res_logits: FloatArray,
+    iou_predictions: FloatArray,
+    has_object_axis: bool,
+) -> Segmentation:
+    """A Segmentation from `B×C×256×256` logits and `B×C` scores in the model's order: sorts each object's masks.
+
+    Raises:
+        InvalidPrompt: they are not finite: the prompt's numbers overflow inside the model. JSON could not hold them.
+    """
+    if not (np.isfinite(low_res_logits).all() and np.isfinite(iou_predictions).all()):
+        raise InvalidPrompt(
+            "prompt: the model's answer is not finite; coordinates or mask_input are too large for it, or its weights "
+            "are broken"
+        )
+    order = np.argsort(-iou_predictions, axis=1, kind="stable")
+    return Segmentation(
+        image_id=image_id,
+        model_id=model_id,
+        image_size=image_size,
+        low_res_logits=np.take_along_axis(low_res_logits, order[:, :, None, None], axis=1),
+        iou_predictions=np.take_along_axis(iou_predictions, order, axis=1),
+        has_object_axis=has_object_axis,
+    )

@@ -1,0 +1,119 @@
+"""What is counted and logged of each HTTP request, from its first byte to the last of its answer."""
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import ServiceError
+from deployments.parsing.http.draining import InFlightRequests
+from deployments.parsing.http.request_context import RequestContext, context_of
+
+if TYPE_CHECKING:
+    from deployments.telemetry.metrics import RequestMetrics
+
+logger = logging.getLogger("ray.serve")
+
+CLIENT_CLOSED_REQUEST = 499
+"""Not sent, since nobody is there to read it: the client went away, took nothing of its answer for too long, or had no
+more of the time that it gave."""
+
+
+UNROUTED = "other"
+
+
+class AccessLogMiddleware:
+    """ASGI middleware: counts every HTTP request, and logs those that segment, fail or are refused.
+
+    A line holds names and numbers only: nothing of the image, no header, no form field.
+
+    Args:
+        app: the application inside.
+        metrics: counts.
+        in_flight: is told who comes and goes.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: "RequestMetrics", in_flight: InFlightRequests) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = context_of(HTTPConnection(scope))
+        status, complete, broken = CLIENT_CLOSED_REQUEST, False, 0
+
+        async def note(message: Message) -> None:
+            nonlocal status, complete
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body", False))
+
+        self._in_flight.count(1)
+        try:
+            await self._app(scope, receive, note)
+        except asyncio.CancelledError:
+            complete = False
+            raise
+        except Exception as error:
+            # It had begun; otherwise its status would have said so, and nothing would come to here.
+            broken = _note_break(context, error)
+            raise
+        finally:
+            self._in_flight.count(-1)
+            self._finish(scope, context, broken or (status if complete else CLIENT_CLOSED_REQUEST))
+
+    def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:
+        route, seconds = _route(scope), time.perf_counter() - context.arrived_at
+        stages = context.timing.seconds()
+        if context.reason:
+            self._metrics.rejected(context.reason)
+        self._metrics.finished(route, context.model_id, context.response_format, status, seconds, stages)
+        worth_a_line = status >= 400 or context.model_id
+        logger.log(
+            logging.INFO if worth_a_line else logging.DEBUG,
+            "%s %s %d in %.3f s",
+            scope["method"],
+            route,
+            status,
+            seconds,
+            extra=_fields(context, status, seconds, stages),
+        )
+
+
+def _note_break(context: RequestContext, error: Exception) -> int:
+    """The status that an answer would have had if it had not begun before what broke it off."""
+    # Starlette raises an error of its own for what it cannot answer any more.
+    cause = error.__cause__ or error
+    if not isinstance(cause, ServiceError):
+        return 500
+    context.reason = cause.rejection or ""
+    return cause.status
+
+
+def _route(scope: Scope) -> str:
+    """The path as it is registered, so that no image_id becomes a metric's tag."""
+    path = str(getattr(scope.get("route"), "path", UNROUTED))
+    return path.rstrip("/") or "/"
+
+
+def _fields(context: RequestContext, status: int, seconds: float, stages: dict[str, float]) -> dict[str, Any]:
+    """Of the structured log (`encoding: JSON`), which has request_id, route, deployment and replica from Serve."""
+    fields = {
+        "status": status,
+        "seconds": round(seconds, 4),
+        "model_id": context.model_id,
+        "image_id": context.image_id,
+        "response_format": context.response_format,
+        "cache": context.timing.cache,
+        "rejected": context.reason,
+        **{f"{stage}_ms": round(stage_s * 1000, 1) for stage, stage_s in stages.items()},
+    }
+    return {name: value for name, value in fields.items() if value != ""}

@@ -1,0 +1,110 @@
+"""HttpRequestParser, the ingress deployment: RequestParser's handle calls, and the HTTP application around them."""
+
+import logging
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from deployments.errors import ServiceError
+from deployments.parsing.byte_budget import ByteBudget
+from deployments.parsing.http.draining import InFlightRequests
+from deployments.parsing.http.flow_control import is_flow_controlled
+from deployments.parsing.http.image_routes import ImageRoutes
+from deployments.parsing.http.middleware import on_http_exception, on_service_error, on_validation_error, outer_layers
+from deployments.parsing.http.status_routes import StatusRoutes
+from deployments.parsing.request_parser import RequestParser
+from deployments.settings import ServiceSettings, auth_token
+
+logger = logging.getLogger("ray.serve")
+
+DESCRIPTION = """\
+Segment Anything 2: an image and a prompt (points, box, mask) in; masks, scores and logits out.
+
+[Click on an image and see the mask](./)
+"""
+
+
+class Routes(Protocol):
+    """Some routes of the HTTP application."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Registers them, as bound methods."""
+
+
+class HttpRequestParser(RequestParser):
+    """Reads HTTP requests, calls the model, and streams the answer that ResponseEncoder writes.
+
+    Args:
+        settings: the application's settings.
+        models: a handle of a Sam2Model deployment for each configured model id.
+        encoder: the handle of ResponseEncoder.
+        page: the routes of the click page.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        models: dict[str, "DeploymentHandle[Any]"],
+        encoder: "DeploymentHandle[Any]",
+        page: Routes,
+    ) -> None:
+        super().__init__(settings, models, encoder)
+        self._in_flight = InFlightRequests(self._metrics.in_progress)
+        self._answer_budget = ByteBudget(
+            self._calls.config.answer_budget_bytes,
+            "too many answers are under way to clients that have not read them",
+            self._metrics.answer_bytes,
+        )
+        self._routes = (
+            ImageRoutes(settings.limits, self._segmenter, self._calls, self._encoder_calls, self._answer_budget),
+            StatusRoutes(settings.default_model_id, self._model_states),
+            page,
+        )
+        if not is_flow_controlled():
+            logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
+        await super().reconfigure(user_config)
+        self._answer_budget.set_limit(self._calls.config.answer_budget_bytes)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Takes no more HTTP requests (503), and returns once those under way are answered.
+
+        The launcher calls it before it ends the application: Serve ends models and encoders at the same time as the
+        requests that need them.
+
+        Args:
+            timeout_s: seconds to wait at most.
+
+        Returns:
+            How many requests were still under way at the end.
+        """
+        return await self._in_flight.close(timeout_s)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The FastAPI application. Bound methods are registered here, since the class is wrapped only in app.py."""
+        app = FastAPI(
+            title="Segment Anything 2",
+            description=DESCRIPTION,
+            version=version("segment-anything-2-serve"),
+            middleware=outer_layers(
+                auth_token(self._settings), self._settings.cors_origins, self._metrics, self._in_flight
+            ),
+            dependencies=[Security(HTTPBearer(auto_error=False, description="AUTH_TOKEN, if the operator set one"))],
+            exception_handlers={
+                ServiceError: on_service_error,
+                HTTPException: on_http_exception,
+                RequestValidationError: on_validation_error,
+            },
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        for routes in self._routes:
+            routes.add_to(app)
+        return app
