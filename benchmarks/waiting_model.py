@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments import app
-from deployments.messages.model_answers import ModelAnswer
+from deployments.messages.calls import ModelAnswer
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
 from deployments.model_status import StatusReporter
 from deployments.settings import ModelSettings

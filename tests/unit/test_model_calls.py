@@ -22,8 +22,8 @@ from deployments.errors import (
     Unavailable,
 )
 from deployments.messages.arrays import RgbArray
+from deployments.messages.calls import ModelAnswer, PixelsWanted
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.model_answers import ModelAnswer, PixelsWanted
 from deployments.messages.prompt import Prompt
 from deployments.model_status import ModelStatus
 from deployments.parsing.deadline import Deadline

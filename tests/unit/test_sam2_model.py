@@ -20,8 +20,8 @@ from ray import serve
 
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded, TooLarge
 from deployments.messages.arrays import RgbArray
+from deployments.messages.calls import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
 from deployments.messages.prompt import Prompt
 from deployments.model import automatic_masks, checkpoints, devices, sam2_model
 from deployments.model import engine as engine_module
