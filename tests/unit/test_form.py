@@ -338,7 +338,7 @@ def test_bytes_that_are_no_text_in_a_refusal_still_make_json() -> None:
     assert answer["detail"]["msg"].endswith(": is given 2 times")
 
 
-def test_a_body_that_does_not_arrive_is_given_up() -> None:
+async def test_a_body_that_does_not_arrive_is_given_up() -> None:
     async def stalled() -> Message:
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
@@ -352,4 +352,4 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     route = form_route(DEFAULTS, lambda: 0.05)("/", endpoint, methods=["POST"])
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", CUT)], "query_string": b""}
     with pytest.raises(BodyTimeout, match=r"body: did not arrive within 0.05 s"):
-        asyncio.run(route.get_route_handler()(Request(scope, stalled, send)))
+        await route.get_route_handler()(Request(scope, stalled, send))

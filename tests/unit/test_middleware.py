@@ -168,7 +168,7 @@ def test_pages_of_an_origin_that_is_listed_may_read_answers_and_refusals(
         assert "X-Image-Id" in good.headers["access-control-expose-headers"]
 
 
-def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
+async def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
     async def preflight(origin: str) -> httpx.Response:
         transport = httpx.ASGITransport(application("s3cret", cors_origins=("https://example.org",)))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -179,11 +179,11 @@ def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
             }
             return await client.options("/segment-anything-2", headers=asked)
 
-    allowed = asyncio.run(preflight("https://example.org"))
+    allowed = await preflight("https://example.org")
     assert allowed.status_code == 200
     assert "POST" in allowed.headers["access-control-allow-methods"]
     assert "authorization" in allowed.headers["access-control-allow-headers"]
-    assert ALLOWED not in asyncio.run(preflight("https://evil.org")).headers
+    assert ALLOWED not in (await preflight("https://evil.org")).headers
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert compared == [(b"wrong", b"s3cret")]
 
 
-def test_what_is_not_http_passes_through() -> None:
+async def test_what_is_not_http_passes_through() -> None:
     seen: list[str] = []
 
     async def inside(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -209,7 +209,7 @@ def test_what_is_not_http_passes_through() -> None:
 
     async def ignore(_: Any) -> None: ...
 
-    asyncio.run(Boundary(inside, "s3cret", InFlightRequests())({"type": "lifespan"}, never, ignore))
+    await Boundary(inside, "s3cret", InFlightRequests())({"type": "lifespan"}, never, ignore)
 
     assert seen == ["lifespan"]
 

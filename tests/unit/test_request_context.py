@@ -141,24 +141,21 @@ def test_an_answer_that_the_service_breaks_off_is_no_client_that_went_away(
     assert counted.under_way[-1] == 0
 
 
-def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
+async def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
     client: TestClient, counted: Counted, in_flight: InFlightRequests
 ) -> None:
-    async def test() -> None:
-        assert await in_flight.close(0) == 0
-        in_flight.count(2)
-        closing = asyncio.create_task(in_flight.close(5))
-        await asyncio.sleep(0.1)
-        in_flight.count(-1)
-        await asyncio.sleep(0.1)
-        assert not closing.done()
-        in_flight.count(-1)
-        assert await closing == 0
-        in_flight.count(1)
-        assert await in_flight.close(0.1) == 1
-        in_flight.count(-1)
-
-    asyncio.run(test())
+    assert await in_flight.close(0) == 0
+    in_flight.count(2)
+    closing = asyncio.create_task(in_flight.close(5))
+    await asyncio.sleep(0.1)
+    in_flight.count(-1)
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    in_flight.count(-1)
+    assert await closing == 0
+    in_flight.count(1)
+    assert await in_flight.close(0.1) == 1
+    in_flight.count(-1)
     answer = client.get("/images/fine")
     assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "5")
     assert "shutting down" in answer.json()["detail"]["msg"]
