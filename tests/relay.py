@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.middleware import Boundary
+from deployments.parsing.http.middleware import AuthMiddleware
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding", "host", "keep-alive"}
 
@@ -67,7 +66,7 @@ def relay(target: str, token: str | None = None) -> Iterator[Relay]:
     """A relay on a port of its own; with a token, behind the service's own check of it."""
     one = Relay(target)
     routes = [Route("/{path:path}", one.handle, methods=["GET", "POST", "DELETE"])]
-    app = Boundary(Starlette(routes=routes), token, InFlightRequests())
+    app = AuthMiddleware(Starlette(routes=routes), token)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -14,8 +14,8 @@ from starlette.types import Message
 
 from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarge
 from deployments.messages.prompt import Prompt
+from deployments.parsing.http.error_responses import on_http_exception, on_service_error
 from deployments.parsing.http.form import form_route, parse_prompt
-from deployments.parsing.http.middleware import on_http_exception, on_service_error
 from deployments.settings import Limits
 
 DEFAULTS = Limits()
@@ -99,7 +99,7 @@ def test_text_longer_than_any_sensible_prompt_is_not_parsed(field: str) -> None:
 def application(limits: Limits) -> FastAPI:
     """One route that takes a form, and answers with what arrived."""
     app = FastAPI(exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception})
-    app.router.route_class = form_route(limits, lambda: 60.0)
+    app.router.route_class = form_route(limits, {"image": limits.max_image_bytes}, lambda: 60.0)
 
     @app.post("/")
     async def _(
@@ -349,7 +349,7 @@ async def test_a_body_that_does_not_arrive_is_given_up() -> None:
     async def endpoint(image: Annotated[UploadFile, File()]) -> None:
         """Never reached."""
 
-    route = form_route(DEFAULTS, lambda: 0.05)("/", endpoint, methods=["POST"])
+    route = form_route(DEFAULTS, {"image": 1}, lambda: 0.05)("/", endpoint, methods=["POST"])
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", CUT)], "query_string": b""}
     with pytest.raises(BodyTimeout, match=r"body: did not arrive within 0.05 s"):
         await route.get_route_handler()(Request(scope, stalled, send))

@@ -11,20 +11,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
 from deployments.parsing.http import middleware
 from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.middleware import (
-    PUBLIC_PATHS,
-    PUBLIC_PREFIX,
-    Boundary,
-    on_http_exception,
-    on_service_error,
-    on_validation_error,
-    outer_layers,
-)
+from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
+from deployments.parsing.http.middleware import PUBLIC_PATHS, PUBLIC_PREFIX, outer_layers
 from deployments.telemetry.metrics import RequestMetrics
 
 
@@ -199,7 +192,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert compared == [(b"wrong", b"s3cret")]
 
 
-async def test_what_is_not_http_passes_through() -> None:
+async def test_the_servers_own_messages_pass_through() -> None:
     seen: list[str] = []
 
     async def inside(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -209,7 +202,12 @@ async def test_what_is_not_http_passes_through() -> None:
 
     async def ignore(_: Any) -> None: ...
 
-    await Boundary(inside, "s3cret", InFlightRequests())({"type": "lifespan"}, never, ignore)
+    in_flight = InFlightRequests()
+    await in_flight.close(0)
+    app: ASGIApp = inside
+    for layer in reversed(outer_layers("s3cret", [], RequestMetrics(), in_flight)):
+        app = layer.cls(app, *layer.args, **layer.kwargs)
+    await app({"type": "lifespan"}, never, ignore)
 
     assert seen == ["lifespan"]
 

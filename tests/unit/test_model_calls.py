@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,19 +22,19 @@ from deployments.errors import (
     Unavailable,
 )
 from deployments.messages.arrays import RgbArray
-from deployments.messages.calls import ModelAnswer, PixelsWanted
+from deployments.messages.calls import AutoCall, ModelAnswer, ModelCall, SegmentCall, Wanted
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
 from deployments.model_status import ModelStatus
 from deployments.parsing.deadline import Deadline
-from deployments.parsing.model_calls import ModelCalls, Pixels
+from deployments.parsing.model_calls import ModelCalls, Sources
 from deployments.parsing.model_states import ModelStates
 from deployments.settings import RequestParserConfig
 from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import settled
 
 ANSWER: ModelAnswer[Any] = ModelAnswer(cast(Any, None), "hit", 0.0, 0.0)
-ASKING = ("segment", "auto")
+Pixels = Callable[[], Awaitable[RgbArray]]
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -44,7 +44,7 @@ class Response(asyncio.Future[Any]):
 
 @dataclass
 class Handle:
-    """A model's handle: `segment` gives the outcomes one after the other."""
+    """A model's handle: `ask` gives the outcomes one after the other."""
 
     outcomes: list[Any]
     wakes: bool = True
@@ -55,20 +55,24 @@ class Handle:
         return self
 
     def __getattr__(self, method: str) -> Any:
-        def remote(*arguments: Any, **options: Any) -> Awaitable[Any]:
-            if method in (*ASKING, "give_up"):
-                self.names.append(arguments[1] if method == "give_up" else options["sender"])
+        def remote(*arguments: Any) -> Awaitable[Any]:
+            if method in ("ask", "give_up"):
+                self.names.append(arguments[1] if method == "give_up" else arguments[2].name)
             return self._answer(method, *arguments)
 
         return SimpleNamespace(remote=remote)
 
     def _answer(self, method: str, *arguments: Any) -> Awaitable[Any]:
-        with_pixels = method in ASKING and arguments[2] is not None
-        self.asked.append(f"{method} with pixels" if with_pixels else method)
+        asking = method == "ask"
+        if asking:
+            call, supplies, _ = arguments
+            method = {SegmentCall: "segment", AutoCall: "auto"}[type(call)]
+            method += "" if supplies.pixels is None else " with pixels"
+        self.asked.append(method)
         answer = Response(loop=asyncio.get_running_loop())
         if method == "wait_until_ready" and not self.wakes:
             return answer
-        outcome = self.outcomes.pop(0) if method in ASKING else None
+        outcome = self.outcomes.pop(0) if asking else None
         # Models answer that they are overloaded; whatever else is wrong, they raise.
         if isinstance(outcome, Exception) and not isinstance(outcome, Overloaded):
             answer.set_exception(outcome)
@@ -96,9 +100,10 @@ async def ask(
         {"m": cast(Any, handle)}, model_states, RequestParserConfig(**config), metrics or RequestMetrics()
     )
     try:
-        if auto is not None:
-            return await calls.auto("m", "a" * 64, auto, pixels, Deadline(timeout_s), 1000)
-        return await calls.segment("m", "a" * 64, Prompt(), pixels, Deadline(timeout_s))
+        image_id = "a" * 64
+        call: ModelCall[Any] = SegmentCall(image_id, Prompt()) if auto is None else AutoCall(image_id, auto, 1000)
+        sources: Sources = {} if pixels is None else {"pixels": pixels}
+        return await calls.ask("m", call, sources, Deadline(timeout_s))
     finally:
         # What goes on in the background.
         await settled()
@@ -115,7 +120,7 @@ async def damaged() -> RgbArray:
 async def test_pixels_go_only_to_a_model_that_wants_them() -> None:
     for outcomes, asked in (
         ([ANSWER], ["segment"]),
-        ([PixelsWanted(), ANSWER], ["segment", "segment with pixels"]),
+        ([Wanted(), ANSWER], ["segment", "segment with pixels"]),
     ):
         handle = Handle(outcomes)
         assert await ask(handle, decoded) is ANSWER
@@ -124,7 +129,7 @@ async def test_pixels_go_only_to_a_model_that_wants_them() -> None:
 
 @pytest.mark.parametrize(
     ("outcomes", "pixels", "error"),
-    [([PixelsWanted()], damaged, InvalidImage), ([PixelsWanted(), Overloaded("full")], decoded, Overloaded)],
+    [([Wanted()], damaged, InvalidImage), ([Wanted(), Overloaded("full")], decoded, Overloaded)],
 )
 async def test_a_request_that_fails_gives_up_its_promise_of_pixels(
     outcomes: list[Any], pixels: Pixels, error: type[Exception]
@@ -135,7 +140,7 @@ async def test_a_request_that_fails_gives_up_its_promise_of_pixels(
     assert handle.asked[-1] == "give_up"
 
 
-@pytest.mark.parametrize(("outcome", "error"), [(PixelsWanted(), ImageNotCached), (Overloaded("full"), Overloaded)])
+@pytest.mark.parametrize(("outcome", "error"), [(Wanted(), ImageNotCached), (Overloaded("full"), Overloaded)])
 async def test_a_request_by_id_takes_back_nobodys_promise(outcome: Any, error: type[Exception]) -> None:
     handle = Handle([outcome])
     with pytest.raises(error):
@@ -160,7 +165,7 @@ async def test_a_request_by_id_wakes_no_sleeping_model() -> None:
 
 
 async def test_everything_is_asked_for_in_two_steps_and_with_crops_in_one() -> None:
-    handle = Handle([PixelsWanted(), ANSWER])
+    handle = Handle([Wanted(), ANSWER])
     assert await ask(handle, decoded, auto=AutomaticPrompt()) is ANSWER
     assert handle.asked == ["wait_until_ready", "auto", "auto with pixels"]
     handle = Handle([ANSWER])
@@ -170,14 +175,14 @@ async def test_everything_is_asked_for_in_two_steps_and_with_crops_in_one() -> N
 
 async def test_a_request_for_everything_that_fails_gives_up_only_what_it_promised() -> None:
     for crops, outcomes, asked in (
-        (0, [PixelsWanted(), Overloaded("full")], ["auto", "auto with pixels", "give_up"]),
+        (0, [Wanted(), Overloaded("full")], ["auto", "auto with pixels", "give_up"]),
         (1, [Overloaded("full")], ["auto with pixels"]),
     ):
         handle = Handle(outcomes)
         with pytest.raises(Overloaded):
             await ask(handle, decoded, auto=AutomaticPrompt(crop_n_layers=crops))
         assert handle.asked == ["wait_until_ready", *asked]
-    handle = Handle([PixelsWanted()])
+    handle = Handle([Wanted()])
     with pytest.raises(ImageNotCached):
         await ask(handle, None, auto=AutomaticPrompt())
     assert handle.asked == ["wait_until_ready", "auto"]
@@ -186,7 +191,7 @@ async def test_a_request_for_everything_that_fails_gives_up_only_what_it_promise
 async def test_all_steps_of_a_request_go_by_one_name() -> None:
     names = []
     for _ in range(2):
-        handle = Handle([PixelsWanted(), Overloaded("full")])
+        handle = Handle([Wanted(), Overloaded("full")])
         with pytest.raises(Overloaded):
             await ask(handle, decoded)
         assert len(handle.names) == 3

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from deployments.errors import ModelUnavailable, Overloaded
-from deployments.model.refusals import overload_returned
+from deployments.model.batching import overload_returned
 
 
 class Model:

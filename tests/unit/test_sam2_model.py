@@ -20,7 +20,17 @@ from ray import serve
 
 from deployments.errors import ModelLoadError, ModelUnavailable, Overloaded, TooLarge
 from deployments.messages.arrays import RgbArray
-from deployments.messages.calls import AnswerSize, EmbeddedImage, ModelAnswer, PixelsWanted
+from deployments.messages.calls import (
+    AnswerSize,
+    AutoCall,
+    Caller,
+    EmbedCall,
+    EmbeddedImage,
+    ModelAnswer,
+    SegmentCall,
+    Supplies,
+    Wanted,
+)
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
 from deployments.model import automatic_masks, checkpoints, devices, sam2_model
@@ -72,6 +82,15 @@ def image(value: int) -> RgbArray:
     return np.full((2, 2, 3), value, np.uint8)
 
 
+async def segment(model: Sam2Model, image_id: str, pixels: RgbArray | None = None, **caller: Any) -> Any:
+    return await model.ask(SegmentCall(image_id, PROMPT), Supplies(pixels), Caller(**caller))
+
+
+async def embed(model: Sam2Model, image_id: str, pixels: RgbArray | None = None) -> Any:
+    answer = await model.ask(EmbedCall(image_id), Supplies(pixels))
+    return answer.result if isinstance(answer, ModelAnswer) else answer
+
+
 @pytest.fixture
 def engine() -> RecordingEngine:
     return RecordingEngine()
@@ -105,14 +124,14 @@ def model(engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 async def ask(model: Sam2Model, value: int) -> int:
     """A request for an image of that value; what the answer was made of."""
-    answer = await model.segment(str(value), PROMPT)
-    if isinstance(answer, PixelsWanted):
-        answer = await model.segment(str(value), PROMPT, image(value))
+    answer = await segment(model, str(value))
+    if isinstance(answer, Wanted):
+        answer = await segment(model, str(value), image(value))
     if isinstance(answer, Overloaded):
         raise answer
     assert isinstance(answer, ModelAnswer)
-    assert answer.masks.image_id == str(value)
-    return int(answer.masks.low_res_logits[0, 0, 0, 0])
+    assert answer.result.image_id == str(value)
+    return int(answer.result.low_res_logits[0, 0, 0, 0])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -215,9 +234,9 @@ async def test_answers_tell_hits_from_misses_and_what_took_how_long(
 ) -> None:
     replica = await model()
     engine.go.set()
-    assert await replica.segment("1", PROMPT) == PixelsWanted()
-    missed = await replica.segment("1", PROMPT, image(1))
-    hit = await replica.segment("1", PROMPT)
+    assert await segment(replica, "1") == Wanted()
+    missed = await segment(replica, "1", image(1))
+    hit = await segment(replica, "1")
     assert (missed.cache, hit.cache) == ("miss", "hit")
     assert hit.embed_s < 0.01
     assert min(missed.decode_s, hit.decode_s) >= engine.seconds
@@ -228,7 +247,7 @@ async def test_another_is_asked_for_the_pixels_when_the_first_gives_up(
 ) -> None:
     replica = await model()
     engine.go.set()
-    assert await replica.segment("1", PROMPT) == PixelsWanted()
+    assert await segment(replica, "1") == Wanted()
     waiting = asyncio.create_task(ask(replica, 1))
     await asyncio.sleep(0.02)
     assert not waiting.done()
@@ -241,10 +260,10 @@ async def test_an_id_alone_is_answered_only_where_the_image_is_remembered(
 ) -> None:
     replica = await model()
     engine.go.set()
-    assert await replica.segment("1", PROMPT, has_pixels=False) == PixelsWanted()
+    assert await segment(replica, "1", offers=frozenset()) == Wanted()
     # That was no promise of pixels, for which this one would wait.
     assert await ask(replica, 1) == 1
-    answer = await replica.segment("1", PROMPT, has_pixels=False)
+    answer = await segment(replica, "1", offers=frozenset())
     assert isinstance(answer, ModelAnswer)
     assert answer.cache == "hit"
     assert engine.images == [[1]]
@@ -260,9 +279,9 @@ async def test_an_answer_that_would_be_too_large_is_refused_before_it_is_decoded
     # Three masks of 2×2 and their logits.
     most = 3 * (4 + 256 * 256)
     with pytest.raises(TooLarge, match=f"{most} numbers, more than the {most - 1}"):
-        await replica.segment("1", PROMPT, answer_size=AnswerSize(3, most - 1))
+        await replica.ask(SegmentCall("1", PROMPT, AnswerSize(3, most - 1)))
     assert not engine.prompts
-    assert isinstance(await replica.segment("1", PROMPT, answer_size=AnswerSize(3, most)), ModelAnswer)
+    assert isinstance(await replica.ask(SegmentCall("1", PROMPT, AnswerSize(3, most))), ModelAnswer)
 
 
 async def test_embedding_asks_for_the_pixels_and_tells_the_size(
@@ -270,19 +289,19 @@ async def test_embedding_asks_for_the_pixels_and_tells_the_size(
 ) -> None:
     replica = await model()
     engine.go.set()
-    assert await replica.embed("1") == PixelsWanted()
+    assert await embed(replica, "1") == Wanted()
     for pixels in (image(1), None):
-        assert await replica.embed("1", pixels) == EmbeddedImage("1", "sam2-demo", (2, 2))
+        assert await embed(replica, "1", pixels) == EmbeddedImage("1", "sam2-demo", (2, 2))
     assert (engine.images, engine.prompts) == ([[1]], [])
 
 
 async def test_embedding_and_prompts_at_once_share_one_run(model: Callable[..., Any], engine: RecordingEngine) -> None:
     replica = await model()
-    assert await replica.embed("1") == PixelsWanted()
+    assert await embed(replica, "1") == Wanted()
     prompts = [asyncio.create_task(ask(replica, 1)) for _ in range(3)]
-    by_id = asyncio.create_task(replica.segment("1", PROMPT, has_pixels=False))
+    by_id = asyncio.create_task(segment(replica, "1", offers=frozenset()))
     await settled()
-    embedded = [asyncio.create_task(replica.embed("1", pixels)) for pixels in (image(1), None)]
+    embedded = [asyncio.create_task(embed(replica, "1", pixels)) for pixels in (image(1), None)]
     await settled()
     engine.go.set()
     assert await asyncio.gather(*embedded) == [EmbeddedImage("1", "sam2-demo", (2, 2))] * 2
@@ -297,7 +316,7 @@ async def test_a_forgotten_image_is_asked_for_again(model: Callable[..., Any], e
     await ask(replica, 1)
     assert await replica.forget("1")
     assert not await replica.forget("1")
-    assert await replica.segment("1", PROMPT) == PixelsWanted()
+    assert await segment(replica, "1") == Wanted()
 
 
 # ---- everything
@@ -330,11 +349,11 @@ def steps(monkeypatch: pytest.MonkeyPatch, engine: RecordingEngine) -> None:
 
 
 async def auto(model: Sam2Model, value: int, **options: Any) -> Any:
-    answer = await model.auto(str(value), AutomaticPrompt(**options), image(value), max_numbers=7)
+    answer = await model.ask(AutoCall(str(value), AutomaticPrompt(**options), 7), Supplies(image(value)))
     if isinstance(answer, Overloaded):
         raise answer
     assert isinstance(answer, ModelAnswer)
-    given: Any = answer.masks
+    given: Any = answer.result
     assert given == (str(value), "sam2-demo", 7)
     return answer
 
@@ -360,8 +379,8 @@ async def test_everything_remembers_the_image_and_embeds_crops_anew(
     model: Callable[..., Any], engine: RecordingEngine
 ) -> None:
     replica = await model()
-    assert isinstance(await replica.auto("4", AutomaticPrompt()), PixelsWanted)
-    assert await replica.auto("5", AutomaticPrompt(), has_pixels=False) == PixelsWanted()
+    assert isinstance(await replica.ask(AutoCall("4", AutomaticPrompt())), Wanted)
+    assert await replica.ask(AutoCall("5", AutomaticPrompt()), caller=Caller(offers=frozenset())) == Wanted()
     missed = await auto(replica, 4)
     assert engine.images == [[4]]
     assert (await auto(replica, 4)).cache == "hit" != missed.cache
@@ -385,7 +404,7 @@ async def test_whoever_is_gone_or_failed_makes_room_for_the_next(
     engine.prompts.clear()
     await auto(replica, 3)
     assert engine.prompts == [[1003]] * 3
-    assert replica._auto_rounds.waiting == 0
+    assert replica._auto_turns.admission.waiting == 0
 
 
 @pytest.mark.usefixtures("steps")
@@ -409,27 +428,27 @@ async def test_who_wants_everything_waits_no_longer_than_it_may(
     await auto(replica, 1)
     tasks = [asyncio.create_task(auto(replica, 1)) for _ in range(3)]
     await settled()
-    assert "takes about" in str(await replica.auto("1", AutomaticPrompt(), wait_s=0.2))
+    assert "takes about" in str(await replica.ask(AutoCall("1", AutomaticPrompt()), caller=Caller(wait_s=0.2)))
     # It takes longer than was to be expected.
-    replica._auto_rounds._round_s = 0.001
-    assert "take too long" in str(await replica.auto("1", AutomaticPrompt(), wait_s=0.2))
+    replica._auto_turns.admission._batch_s = 0.001
+    assert "take too long" in str(await replica.ask(AutoCall("1", AutomaticPrompt()), caller=Caller(wait_s=0.2)))
     await asyncio.gather(*tasks)
-    assert isinstance(await replica.auto("1", AutomaticPrompt(), wait_s=5), ModelAnswer)
+    assert isinstance(await replica.ask(AutoCall("1", AutomaticPrompt()), caller=Caller(wait_s=5)), ModelAnswer)
 
 
 async def test_one_callers_deadline_is_not_that_of_others_who_wait_for_the_image(
     model: Callable[..., Any], engine: RecordingEngine
 ) -> None:
     replica = await model()
-    assert await replica.segment("1", PROMPT, sender="hasty", wait_s=0.3) == PixelsWanted()
+    assert await segment(replica, "1", name="hasty", wait_s=0.3) == Wanted()
     others = [asyncio.create_task(ask(replica, 1)) for _ in range(3)]
     await settled()
     # Since then, many have come.
     engine.go.clear()
     busy = asyncio.create_task(ask(replica, 2))
     await until(lambda: engine.images == [[2]])
-    replica._embed_rounds._round_s = 1.0
-    assert isinstance(await replica.segment("1", PROMPT, image(1), sender="hasty", wait_s=0.2), Overloaded)
+    replica._embed_stage.admission._batch_s = 1.0
+    assert isinstance(await segment(replica, "1", image(1), name="hasty", wait_s=0.2), Overloaded)
     engine.go.set()
     assert await asyncio.gather(*others) == [1, 1, 1]
     assert await busy == 2
@@ -441,21 +460,21 @@ async def test_who_would_wait_too_long_is_told_so_before_it_sends_pixels(
     replica = await model(max_batch_size=1, batch_wait_timeout_s=0.001, max_wait_s=60)
     engine.go.set()
     # A run takes some 0.1 s of ten that are to come.
-    replica._embed_rounds._round_s = 0.1
+    replica._embed_stage.admission._batch_s = 0.1
     engine.go.clear()
     requests = [asyncio.create_task(ask(replica, value)) for value in range(10)]
     await until(lambda: bool(engine.images))
-    refused = await replica.segment("10", PROMPT, wait_s=0.3)
+    refused = await segment(replica, "10", wait_s=0.3)
     assert isinstance(refused, Overloaded)
     assert "the queue of sam2-demo takes about" in refused.message
     assert refused.retry_after_s == 1
     # It is promised to nobody: who has more time is asked for the pixels.
-    assert isinstance(await replica.segment("10", PROMPT, wait_s=30), PixelsWanted)
+    assert isinstance(await segment(replica, "10", wait_s=30), Wanted)
     await replica.give_up("10")
     # Also who has them, and came too late with them.
-    assert isinstance(await replica.segment("11", PROMPT, image(11), wait_s=0.3), Overloaded)
+    assert isinstance(await segment(replica, "11", image(11), wait_s=0.3), Overloaded)
     await replica.reconfigure(Sam2ModelConfig(cache_bytes=1000, max_wait_s=0.3).model_dump())
-    assert isinstance(await replica.embed("12"), Overloaded)
+    assert isinstance(await embed(replica, "12"), Overloaded)
     engine.go.set()
     assert await asyncio.gather(*requests) == list(range(10))
 
@@ -467,10 +486,10 @@ async def test_a_remembered_image_needs_no_turn_of_the_encoder(
     engine.go.set()
     await ask(replica, 1)
     engine.go.clear()
-    replica._embed_rounds._round_s = 100.0
+    replica._embed_stage.admission._batch_s = 100.0
     busy = asyncio.create_task(ask(replica, 2))
     await until(lambda: len(engine.images) == 2)
-    answer = await replica.segment("1", PROMPT, wait_s=5)
+    answer = await segment(replica, "1", wait_s=5)
     assert isinstance(answer, ModelAnswer)
     engine.go.set()
     await busy
@@ -516,4 +535,4 @@ async def test_a_replica_whose_model_is_not_loaded_is_healthy(
     replica = await model()
     await replica.check_health()
     with pytest.raises(ModelUnavailable, match="no network"):
-        await replica.segment("1", PROMPT)
+        await segment(replica, "1")

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
+from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
 from deployments.errors import ShuttingDown, Unauthorized
 from deployments.parsing.http.access_log import AccessLogMiddleware
@@ -93,15 +93,15 @@ class ErrorMiddleware:
 
         try:
             await self._app(scope, receive, note_start)
-        except ClientDisconnect:
+        except (ClientDisconnect, WebSocketDisconnect):
             logger.info("request %r: the client went away, or stopped reading", request_id)
         # The last resort: whatever it is, the replica lives on.
         except Exception:
             logger.exception("request %r failed", request_id)
-            if started and scope["type"] == "websocket":
-                await WebSocketClose(INTERNAL_ERROR)(scope, receive, send)
-                return
             if started:
+                if scope["type"] == "websocket":
+                    await WebSocketClose(INTERNAL_ERROR)(scope, receive, send)
+                # On to the access log, and to the server, which breaks the connection.
                 raise
             response = error_response(500, "internal error; the log has it under this answer's X-Request-Id")
             await reject(response, INTERNAL_ERROR, scope, receive, note_start)
