@@ -74,7 +74,7 @@ class ClientError(Exception):
         return f"{self.status}: {self.message}" if self.status else self.message
 
 
-# ---- what a call takes
+# ---- arguments
 
 ImageSource: TypeAlias = "str | Path | bytes | NDArray[np.uint8] | Image.Image | ImageFile"
 """A file's path or bytes, an `H×W×3` uint8 RGB array, a PIL image, or the result of `Client.image`."""
@@ -136,7 +136,7 @@ class SegmentFields(TypedDict, total=False):
     return_logits: bool
 
 
-# ---- what a call returns
+# ---- results
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,7 @@ clients differ only in how they send a request."""
 
 
 class _AnyClient(Generic[Http]):
-    """The part that both clients share: which images the service has seen, and what a call sends."""
+    """The part that both clients share: the images that the service has seen, and the requests of each call."""
 
     _http_class: type[Http]
 
@@ -317,7 +317,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
 
 
-# ---- what an answer means
+# ---- from an answer to a result or an error
 
 
 def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
@@ -340,7 +340,7 @@ def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float
 
 
 def _detail(answer: httpx.Response) -> dict[str, Any]:
-    """Returns what the service says of an error, as `msg` and perhaps `code`; {} if the answer is a proxy's."""
+    """Returns the service's description of an error: `msg` and perhaps `code`; {} if the answer is a proxy's."""
     try:
         detail = answer.json()["detail"]
         if isinstance(detail, list):

@@ -1,4 +1,4 @@
-// The click page: which control does what.
+// The click page: wires each control to its action.
 
 import * as downloads from "./downloads.js";
 import * as editing from "./editing.js";

@@ -1,4 +1,4 @@
-// Runs what the user asks for as jobs, one at a time for each purpose: a job can be cancelled, waits for a token if the
+// Runs the user's requests as jobs, one at a time for each purpose: a job can be cancelled, waits for a token if the
 // service asks for one, and tells its fault as a sentence.
 
 import { Fault, token } from "./service.js";

@@ -7,7 +7,7 @@ import { showProgram } from "./program.js";
 import { $, page, view } from "./state.js";
 import { keepFocus } from "./status.js";
 
-let acts; // what the buttons in the panels call: {pick(index), select(id), rename(id, name), remove(id)}
+let acts; // called by the buttons in the panels: {pick(index), select(id), rename(id, name), remove(id)}
 
 // Called once, before the first render().
 export function connect(handlers) {

@@ -1,4 +1,4 @@
-// The image with masks and prompts over it: what is shown, and which part of it at which size.
+// The image with masks and prompts over it: shows them, zooms and moves them.
 //
 // Image and overlay are elements at the image's own resolution, which the browser scales and moves. Mouse, fingers and
 // keys become events, in pixels of the image: "click" {x, y, label}, "box" {box}, "hover" {x, y} or null, and "cross"
@@ -20,7 +20,7 @@ export class View extends EventTarget {
     super();
     this.stage = stage;
     this.image = stage.querySelector("#image");
-    this.tool = "add"; // what a click does: "add", "remove", "box" or "move"
+    this.tool = "add"; // the purpose of a click: "add", "remove", "box" or "move"
     this.width = this.height = 0;
     this.isFitted = true;
     this._world = stage.querySelector("#world");
@@ -43,7 +43,7 @@ export class View extends EventTarget {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 
-  // ---- what is shown
+  // ---- content
 
   async show(url) {
     this.image.src = url;
