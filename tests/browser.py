@@ -20,7 +20,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
-    # What a browser says to its maker: nothing here may leave the machine.
+    # Browsers send data to their makers; tests send none.
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
     "--window-size=1400,900",
 )
@@ -28,19 +28,19 @@ WAIT_S = 60.0
 
 
 class NoBrowser(Exception):
-    """There is no browser on this machine; the message says how to get one."""
+    """No browser is installed; the message says how to install one."""
 
 
 def found(*names: str) -> str | None:
-    """The first of these programs that is installed."""
+    """Returns the first of these programs that is installed."""
     return next(filter(None, map(shutil.which, names)), None)
 
 
 def launch(downloads: Path) -> webdriver.Chrome:
-    """A new browser, whose downloads go to that folder.
+    """Starts a new browser, whose downloads go to that folder.
 
     Raises:
-        NoBrowser: there is none on this machine.
+        NoBrowser: none is installed.
     """
     chromium, chromedriver = found("chromium", "chromium-browser", "google-chrome"), found("chromedriver")
     if chromium is None or chromedriver is None:
@@ -55,11 +55,11 @@ def launch(downloads: Path) -> webdriver.Chrome:
 
 
 class Page:
-    """The page, and what a person does there.
+    """The page in a browser, with the actions of a user.
 
     Args:
         browser: the browser.
-        downloads: where its files go.
+        downloads: the folder of its downloads.
     """
 
     def __init__(self, browser: webdriver.Chrome, downloads: Path) -> None:
@@ -67,7 +67,7 @@ class Page:
         self._downloads = downloads
 
     def open(self, url: str) -> None:
-        """Loads the page anew, without what an earlier one left."""
+        """Loads the page anew, without an earlier one's logs and token."""
         self.browser.get("about:blank")
         # Reading the logs empties them.
         self.log("browser")
@@ -77,15 +77,19 @@ class Page:
         self.wait(lambda: self("model").is_enabled() or self("token").is_displayed() or self("fault").is_displayed())
 
     def __call__(self, element_id: str) -> WebElement:
-        """An element by its id."""
+        """Returns an element by its id."""
         return self.browser.find_element(By.ID, element_id)
 
     def all(self, selector: str) -> list[WebElement]:
-        """Elements by a CSS selector."""
+        """Returns elements by a CSS selector."""
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
-        """Waits until something is so, and returns it."""
+        """Waits until the condition's value is true, and returns that value.
+
+        Raises:
+            TimeoutError: it did not become true in time; the message gives the page's status and fault.
+        """
         deadline = time.monotonic() + timeout_s
         while not (result := condition()):
             if time.monotonic() > deadline:
@@ -95,42 +99,42 @@ class Page:
 
     @property
     def status(self) -> str:
-        """What the page says."""
+        """The status line's text."""
         return self("status").text
 
     @property
     def fault(self) -> str:
-        """What it complains about."""
+        """The fault's text; "" if there is none."""
         return self("fault-text").text
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """A log of the browser's, since it was asked last."""
+        """Returns the entries of one of the browser's logs since the last call."""
         entries: list[dict[str, Any]] = self.browser.get_log(kind)  # type: ignore[no-untyped-call]
         return entries
 
     def complaints(self) -> list[str]:
-        """What the browser's console says is wrong, the policy's refusals among it, since it was asked last."""
+        """Returns the errors in the browser's console since the last call, violations of the policy included."""
         return [entry["message"] for entry in self.log("browser") if entry["level"] == "SEVERE"]
 
     # ---- images
 
     def choose(self, *paths: Path) -> None:
-        """Picks a file."""
+        """Chooses files, as in the browser's file dialog."""
         self("file").send_keys("\n".join(map(str, paths)))
 
     def show(self, path: Path) -> None:
-        """Picks an image and waits until it can be clicked on."""
+        """Chooses an image and waits until it can be clicked on."""
         self.choose(path)
         self.wait(lambda: self.status.startswith("Ready"))
 
     # ---- prompts
 
     def use(self, tool: str) -> None:
-        """Chooses what a click does."""
+        """Chooses a tool: `add`, `remove`, `box` or `move`."""
         ActionChains(self.browser).move_to_element(self.all(f"[value={tool}] + span")[0]).click().perform()
 
     def at(self, x: float, y: float) -> tuple[int, int]:
-        """Where a pixel of the image is, from the middle of the stage, as Selenium counts."""
+        """Returns where a pixel of the image is: its offset from the middle of the stage, as Selenium counts."""
         script = """
             const image = document.getElementById("image"), stage = document.getElementById("stage");
             const shown = image.getBoundingClientRect(), frame = stage.getBoundingClientRect();
@@ -143,13 +147,13 @@ class Page:
 
     @contextmanager
     def answer(self) -> Iterator[None]:
-        """Waits for the answer to what is done inside."""
+        """Waits for the answer to the request that the block causes."""
         self.browser.execute_script("document.getElementById('latency').textContent = ''")
         yield
         self.wait(lambda: self("latency").text or self.fault)
 
     def point_to(self, x: float, y: float) -> ActionChains:
-        """Begins with the mouse at a pixel of the image."""
+        """Returns actions that begin with the mouse at a pixel of the image."""
         return ActionChains(self.browser).move_to_element_with_offset(self("stage"), *self.at(x, y))
 
     def click(self, x: float, y: float) -> None:
@@ -158,7 +162,7 @@ class Page:
             self.point_to(x, y).click().perform()
 
     def exclude(self, x: float, y: float) -> None:
-        """The same with the right button."""
+        """Clicks on a pixel of the image with the right button and waits for the answer."""
         with self.answer():
             self.point_to(x, y).context_click().perform()
 
@@ -184,11 +188,11 @@ class Page:
         self.all("#objects input")[-1].send_keys(Keys.CONTROL + "a" + Keys.NULL + name + Keys.TAB)
 
     def undo(self) -> None:
-        """As the keyboard does it."""
+        """Presses Ctrl+Z."""
         self.press("z", Keys.CONTROL)
 
     def frame(self) -> tuple[float, float, float]:
-        """Where the image is in the window: left, top, width."""
+        """Returns where the image is in the window, in CSS pixels: left, top, width."""
         script = "const f = document.getElementById('image').getBoundingClientRect(); return [f.left, f.top, f.width]"
         left, top, width = self.browser.execute_script(script)
         return left, top, width
@@ -196,35 +200,35 @@ class Page:
     # ---- fingers
 
     def touch(self, *steps: Sequence[tuple[float, float]]) -> None:
-        """Fingers that go through these places of the window; each step has the places of all of them."""
+        """Moves fingers over the window; each step has the places of all fingers, in CSS pixels."""
         for index, places in enumerate([*steps, ()]):
             kind = "touchStart" if index == 0 else "touchMove" if places else "touchEnd"
             points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
             self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
-    # ---- what is seen
+    # ---- masks, scores and files
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The overlay at its own resolution, H×W×4."""
+        """Returns the overlay at its own resolution, H×W×4 uint8 RGBA."""
         url = self.browser.execute_script("return document.getElementById('overlay').toDataURL()")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
     def shown(self) -> NDArray[np.bool_]:
-        """Where the overlay covers the image, H×W."""
+        """Returns where the overlay covers the image, H×W bool."""
         return self.overlay()[..., 3] > 0
 
     def scores(self) -> list[str]:
-        """The candidates' scores as they are written."""
+        """Returns the candidates' scores as the page writes them."""
         return [button.text for button in self.all("#candidates button")]
 
     def downloaded(self, kind: str) -> Path:
-        """Presses a download button and waits for the file."""
+        """Presses a download button, waits for the file and returns its path."""
         before = set(self._downloads.iterdir())
         self.browser.find_element(By.CSS_SELECTOR, f"[data-download={kind}]").click()
 
         def arrived() -> Path | None:
             new = [path for path in self._downloads.iterdir() if path not in before]
-            # Not what is still being written.
+            # Files that Chromium still writes have other names.
             whole = (path for path in new if path.suffix != ".crdownload" and not path.name.startswith("."))
             return next(whole, None)
 

@@ -1,4 +1,4 @@
-"""Draws README's picture of the page from a running service: `make serve`, then `python -m tests.page_picture`."""
+"""Takes README's picture of the page at a running service: `make serve`, then `python -m tests.page_picture`."""
 
 import argparse
 import tempfile
