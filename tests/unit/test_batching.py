@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
+
+from deployments.model import batching
 from deployments.model.batching import Admission
-from tests.loops import settled
+from tests.loops import Clock, settled
 
 
 class Queue:
@@ -102,24 +105,32 @@ async def test_a_new_size_counts_for_the_next_round() -> None:
     await asyncio.gather(*requests)
 
 
-async def test_who_comes_now_is_told_how_long_the_queue_is() -> None:
+async def test_who_comes_now_is_told_how_long_the_queue_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, done = Clock(), asyncio.Event()
+    monkeypatch.setattr(batching, "time", clock)
     waiting: list[int] = []
     admission = Admission(2, waiting.append)
     assert admission.expected_wait_s() == 0
 
-    async def request(seconds: float) -> None:
+    async def request() -> None:
         async with admission:
             with admission.run():
-                await asyncio.sleep(seconds)
+                await done.wait()
 
     # The first run tells.
-    await request(0.1)
+    first = asyncio.create_task(request())
+    await settled()
+    clock.now += 0.1
+    done.set()
+    await first
+    done.clear()
     assert admission.expected_wait_s() == 0
     # One is at work; two rounds are full, and a third is begun.
-    requests = [asyncio.create_task(request(0.1)) for _ in range(6)]
+    requests = [asyncio.create_task(request()) for _ in range(6)]
     await settled()
     assert waiting[-1] == 5
-    assert 0.15 < admission.expected_wait_s() < 0.6
+    assert admission.expected_wait_s() == pytest.approx(0.3)
+    done.set()
     await asyncio.gather(*requests)
     assert waiting[-1] == 0
     assert admission.expected_wait_s() == 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from deployments.errors import Overloaded
+from deployments.model import embedding_cache
 from deployments.model.embedding_cache import EmbeddingCache
-from tests.loops import settled
+from tests.loops import Clock, settled, until
 
 
 @dataclass(eq=False)
@@ -218,13 +219,16 @@ async def test_lower_limits_evict_at_once() -> None:
     assert await cache.get("c") is not None
 
 
-async def test_what_is_too_old_is_forgotten_also_when_nobody_asks() -> None:
+async def test_what_is_too_old_is_forgotten_also_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(embedding_cache, "time", clock)
     cache, counts = new_cache(ttl_s=0.05)
     await cache.compute("a", made(Embedding()))
-    await asyncio.sleep(0.03)
+    clock.now = 0.03
     # Used, but not younger for it.
     assert await cache.get("a") is not None
-    await asyncio.sleep(0.05)
+    clock.now = 0.05
+    await until(lambda: not len(cache))
     assert (len(cache), counts.held, counts.evictions) == (0, (0, 0), 1)
 
 
@@ -252,8 +256,7 @@ async def test_a_time_to_live_that_is_set_later_counts_for_what_is_there() -> No
     cache, _ = new_cache()
     await cache.compute("a", made(Embedding()))
     cache.configure(1000, 0.03, 5)
-    await asyncio.sleep(0.08)
-    assert len(cache) == 0
+    await until(lambda: not len(cache))
 
 
 # ---- single flight
