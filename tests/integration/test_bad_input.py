@@ -14,8 +14,8 @@ import pytest
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge, UnknownModel
 from deployments.messages.prompt import Prompt
+from harness.images import encoded, picture
 from tests.bad_images import NOT_IMAGES, TOO_LARGE
-from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service
 
 ROUTE = "/segment-anything-2"

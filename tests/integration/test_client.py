@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deployments.client import AsyncClient, Client, ServiceError
-from tests.images import iou, picture
+from harness.images import iou, picture
 from tests.integration.conftest import Service
 from tests.integration.test_readme import ROOT
 

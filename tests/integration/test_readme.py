@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from deployments import settings
 from deployments.messages.everything import AutomaticPrompt
-from tests.images import iou
+from harness.images import iou
 from tests.integration.conftest import Service
 
 ROOT = Path(__file__).parents[2]

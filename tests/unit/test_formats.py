@@ -22,7 +22,7 @@ from deployments.messages.answer_format import AnswerFormat, Masks, ResponseForm
 from deployments.messages.everything import AutomaticMasks
 from deployments.messages.pieces import BYTES_PER_PART, PIXELS_PER_PART, cut_parts
 from deployments.messages.segmentation import Segmentation
-from tests.images import iou
+from harness.images import iou
 
 Mask = NDArray[np.bool_]
 BuildSegmentation = Callable[..., Segmentation]
