@@ -104,4 +104,4 @@ def _read(call: ast.Call, made: Any, kind: str, module: ModuleType) -> Metric:
         )
     except NameError as error:
         raise ValueError(f"{where}: a metric is made of what only a running function knows: {error}") from error
-    return Metric(where, kind, name, description or "", tuple(tags))
+    return Metric(where, kind, str(name), str(description or ""), tuple(tags))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 
 ROUTE = "/segment-anything-2"
 IMAGE = encoded(picture(40, 30))

@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.browser import Page, launch
+from harness.browser import Page, launch
 
 FOLDER = Path(__file__).parents[1] / "deployments" / "model" / "demo"
 # A click, or a box from corner to corner.

@@ -14,6 +14,7 @@ import pytest
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge, UnknownModel
 from deployments.messages.prompt import Prompt
+from harness.images import encoded
 from tests.bad_images import NOT_IMAGES, TOO_LARGE
 from tests.forms import (
     BOUNDARY,
@@ -29,7 +30,6 @@ from tests.forms import (
     text_parts,
     zeros,
 )
-from tests.images import encoded
 from tests.integration.conftest import DEMO, Service
 
 WITHIN_S = 20

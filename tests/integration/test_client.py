@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from deployments.client import AsyncClient, Client, ClientError
-from tests.images import iou, picture
+from harness.images import iou, picture
+from tests.documents import ROOT
 from tests.integration.conftest import Service
-from tests.integration.test_readme import ROOT
 
 EXAMPLE = ROOT / "deployments" / "model" / "demo" / "example.png"
 TRUTH = np.array(Image.open(EXAMPLE.with_name("example_truth.png"))) > 0

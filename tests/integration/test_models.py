@@ -8,7 +8,7 @@ from typing import TypeAlias
 import httpx
 import pytest
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import DEMO, MISSING_FILE, NOT_CACHED, OWN, WRONG_CHECKPOINT, Service
 
 IMAGE = encoded(picture(160, 120))

@@ -22,8 +22,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from tests.browser import NoBrowser, Page, launch
-from tests.images import encoded, iou, picture
+from harness.browser import NoBrowser, Page, launch
+from harness.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, WRONG_CHECKPOINT, Service
 from tests.relay import relay
 

@@ -1,4 +1,5 @@
-"""The documents are in step with the code, and what they name exists; `python -m tests.unit.test_documents` writes tables.
+"""The documents are in step with the code, and what they name exists; `python -m tests.unit.test_documents` writes
+their tables.
 
 Their Bash and Python blocks are run in tests/integration/test_documents.py.
 """
@@ -88,6 +89,7 @@ def settings_table(names: str) -> str:
 def options_table(_: str) -> str:
     """The options for segmenting everything."""
     rows = ["| field | default | range | meaning |", "|---|---|---|---|"]
+    option: Any
     for option in dataclasses.fields(AutomaticPrompt):
         low, high = (number_text(bound) for bound in option.metadata["range"])
         meaning = option.metadata["description"]

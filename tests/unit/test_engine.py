@@ -19,8 +19,8 @@ from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
-from tests.images import iou, picture
-from tests.weights import random_model
+from harness.images import iou, picture
+from harness.weights import random_model
 
 TOLERANCE = 1e-4
 

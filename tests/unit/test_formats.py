@@ -23,7 +23,7 @@ from deployments.messages.everything import AutomaticMasks
 from deployments.messages.mask_set import MaskSet
 from deployments.messages.pieces import BYTES_PER_PART, PIXELS_PER_PART, cut
 from deployments.messages.segmentation import Segmentation
-from tests.images import iou
+from harness.images import iou
 
 Mask = NDArray[np.bool_]
 BuildSegmentation = Callable[..., Segmentation]
