@@ -58,7 +58,7 @@ def encode_band(band: Band, return_logits: bool) -> bytes:
     return b"".join(parts)
 
 
-def _stack(band: Band, height: int, pieces: tuple[LogitRows, ...], rows: Rows, start: int, stop: int) -> bytes:
+def _stack(band: Band, height: int, of_masks: tuple[LogitRows, ...], rows: Rows, start: int, stop: int) -> bytes:
     """Writes rows `start` to `stop` of masks of this height, with the brackets of masks and objects at their ends."""
     candidates = band.iou_predictions.shape[1]
     parts = []
