@@ -122,8 +122,8 @@ def test_a_request_is_one_trace_through_parser_model_and_encoder(service: Servic
         # The stages of the model are inside Serve's span of the call, and that inside the request's.
         complete = (
             {"parse", "decode image", "embed", "decode"} <= set(names)
-            and any("ResponseEncoder encode_part" in name for name in names)
-            and any(f"Sam2Model:{DEMO} segment" in name for name in around)
+            and any("ResponseEncoder encode" in name for name in names)
+            and any(f"Sam2Model:{DEMO} ask" in name for name in around)
             and f"POST {ROUTE}" in around
         )
         if complete:
