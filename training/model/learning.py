@@ -96,6 +96,9 @@ class AffinityHead(nn.Module):
 
 # ---- Muon for weight matrices, for more progress a step, and AdamW for everything else
 
+# torch.optim.Muon is the same but for bfloat16 in its iteration, which only some processors multiply: on one that does
+# not, a step over these matrices took it 0.97 s, and this one 0.2 to 0.3 s.
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
