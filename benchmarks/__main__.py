@@ -37,7 +37,6 @@ PARTS = {
     "faults": ("replicas.faults", "run"),
     "scaling": ("replicas.scaling", "run"),
     "memory": ("requests.memory", "run"),
-    "ingress": ("requests.proxies", "run"),
     "ongoing": ("replicas.ongoing", "run"),
 }
 """By name: a module and a function of it. They run in this order, the quick and the most important ones first."""

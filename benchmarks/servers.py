@@ -199,6 +199,8 @@ def _is_deployed(configuration: Configuration) -> bool:
     application = serve.status().applications.get(APP_NAME)
     if application is None:
         return False
+    if application.status == "DEPLOY_FAILED":
+        raise RuntimeError(f"the deploy failed: {application.message}")
     deployment = application.deployments.get(configuration.deployment_name)
     # Of a rolling update the last old replica may still be stopping; it is then told beside those that run.
     states = deployment.replica_states if deployment else {}

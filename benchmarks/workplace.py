@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from deployments.settings import APP_NAME, model_deployment_name
 from harness.weights import fill_hub_cache
-from tuning.fragment import local_deployments, model_options
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "facebook/sam2-hiera-tiny"
@@ -96,3 +97,15 @@ def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
     entries = local_deployments()
     return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
+
+
+def model_options() -> dict[str, Any]:
+    """`ray_actor_options` of a model in cluster/local.yaml."""
+    return dict(local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"])
+
+
+def local_deployments() -> dict[str, dict[str, Any]]:
+    """The `deployments` of cluster/local.yaml by their names."""
+    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+    [application] = document["applications"]
+    return {entry["name"]: entry for entry in application["deployments"]}

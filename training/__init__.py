@@ -1,1 +1,1 @@
-"""Training of the bundled demo model: scenes, losses, the loop, export and evaluation."""
+"""Training of the bundled demo model: scenes, prompts, the model and the loop, export and evaluation."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.model import CHECKPOINT_PATH, build_model
+from training.model.network import CHECKPOINT_PATH, build_model
 from training.train import RUNS
 
 

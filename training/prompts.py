@@ -1,10 +1,133 @@
-"""Prompts drawn from masks: clicks, boxes and corrections. Masks and clicks are at a quarter of the input's size."""
+"""What is asked: batches of augmented crops with a mask for each object; clicks, boxes and corrections from masks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
+
+# ---- batches
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+SMALLEST_PART = 0.004  # of the picture; less than this is not asked for
+SMALLEST = (SMALLEST_PART, 0.002, 0.0015)  # objects, their parts, the parts of those
+LEVEL_WEIGHTS = (1.0, 0.45, 0.3)  # how often each is asked for, where all are there
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, who is seen where at a quarter of the size, and the objects asked for."""
+
+    images: Tensor  # N x 3 x size x size, normalised
+    objects: Tensor  # N x size/4 x size/4, object numbers
+    owner: Tensor  # P: which image each prompt belongs to
+    targets: Tensor  # P x 1 x size/4 x size/4, coverage 0 to 1
+    levels: Tensor  # P: 0 for whole objects, 1 for their parts, 2 for the parts of those
+
+
+class Pool:
+    """The rendered scenes on disk, looked through again as more are rendered."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder, self._size = folder, size
+        self._blocks: dict[str, NDArray[np.uint8]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in files that have come since."""
+        for path in sorted(self._folder.glob(f"{self._size}-*.npy")):
+            if path.name not in self._blocks:
+                self._blocks[path.name] = np.load(path, mmap_mode="r")
+        if not self._blocks:
+            raise FileNotFoundError(
+                f"no scenes of size {self._size} in {self._folder}: run training.scenes.render first"
+            )
+
+    def __len__(self) -> int:
+        return sum(len(block) for block in self._blocks.values())
+
+    def crop(self, rng: Generator, smallest: float) -> NDArray[np.uint8]:
+        """A square crop of a random scene, at least `smallest` of its side, mirrored and turned at random."""
+        names = list(self._blocks)
+        block = self._blocks[names[int(rng.integers(len(names)))]]
+        scene = block[int(rng.integers(len(block)))]
+        side = round(self._size * min(1.0, float(rng.uniform(smallest, 1.2))))
+        top, left = (int(v) for v in rng.integers(0, self._size - side + 1, 2))
+        part = np.rot90(scene[top : top + side, left : left + side], int(rng.integers(4)))
+        return np.array(part[:, ::-1] if rng.random() < 0.5 else part, order="C")
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixels 0 to 1 as the model takes them."""
+    normalised: Tensor = (pixels - MEAN) / STD
+    return normalised
+
+
+def jitter(rng: Generator, pixels: Tensor) -> Tensor:
+    """Change the colours of an image (3 x H x W, 0 to 1) as cameras and light do, and now and then swap channels."""
+    if rng.random() < 0.5:
+        pixels = pixels[torch.from_numpy(rng.permutation(3))]
+    gain = torch.from_numpy(rng.uniform(0.75, 1.25, (3, 1, 1)).astype(np.float32))
+    offset = float(rng.uniform(-0.1, 0.1))
+    return (pixels * gain + offset).clamp(0, 1)
+
+
+def choose_targets(rng: Generator, labels: Tensor, count: int) -> list[tuple[int, int]]:
+    """Level and number of `count` things big enough to ask for; empty where no whole object is.
+
+    Each is asked for once before any is asked for again.
+    """
+    candidates: list[tuple[int, int]] = []
+    weights: list[float] = []
+    for level, smallest in enumerate(SMALLEST):
+        numbers, areas = torch.unique(labels[level], return_counts=True)
+        found = numbers[(numbers > 0) & (areas > smallest * labels[level].numel())].tolist()
+        candidates += [(level, int(number)) for number in found]
+        weights += [LEVEL_WEIGHTS[level] / max(1, len(found))] * len(found)
+    if not any(level == 0 for level, _ in candidates):
+        return []
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count:
+        share = np.array(weights) / sum(weights)
+        order = rng.choice(len(candidates), min(len(candidates), count - len(chosen)), replace=False, p=share)
+        chosen += [candidates[index] for index in order]
+    return chosen
+
+
+def make_batch(rng: Generator, pool: Pool, size: int, images: int, prompts: int, smallest: float) -> Batch:
+    """`images` augmented crops at size x size with `prompts` objects asked for in each."""
+    pixels: list[Tensor] = []
+    maps: list[Tensor] = []
+    owner: list[int] = []
+    targets: list[Tensor] = []
+    levels: list[int] = []
+    while len(pixels) < images:
+        crop = torch.from_numpy(pool.crop(rng, smallest))
+        halves = F.interpolate(crop[..., 3:].permute(2, 0, 1)[None].float(), size=size // 2, mode="nearest-exact")[0]
+        labels = halves[:, ::2, ::2].to(torch.uint8)
+        wanted = choose_targets(rng, labels, prompts)
+        if not wanted:
+            continue
+        image = crop[..., :3].permute(2, 0, 1).float() / 255
+        image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
+        owner += [len(pixels)] * len(wanted)
+        levels += [level for level, _ in wanted]
+        each = torch.stack([halves[level] == number for level, number in wanted])
+        targets.append(F.avg_pool2d(each.float(), 2))
+        pixels.append(jitter(rng, image))
+        maps.append(labels[0])
+    normalised = normalise(torch.stack(pixels))
+    return Batch(normalised, torch.stack(maps), torch.tensor(owner), torch.cat(targets)[:, None], torch.tensor(levels))
+
+
+# ---- prompts; masks and clicks are at a quarter of the input's size
 
 BACKGROUND, FOREGROUND, BOX_START, BOX_END, NO_POINT = 0, 1, 2, 3, -1
 STRIDE = 4

@@ -17,12 +17,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from training import scenes, together
-from training.attention import short_attention
-from training.data import Pool, make_batch
-from training.losses import ious
-from training.model import CHECKPOINT_PATH, build_model, decode, encode, set_size
-from training.prompts import first_prompt
+from training.model import learning
+from training.model.learning import ious
+from training.model.network import CHECKPOINT_PATH, build_model, decode, encode, set_size, short_attention
+from training.prompts import Pool, first_prompt, make_batch
+from training.scenes import render as scenes
 
 SIZE = 1024
 PROMPTS = 10  # mostly all that is there, so that weights can say what is meant how often
@@ -50,11 +49,11 @@ def fit(rank: int, checkpoint: Path, minutes: float, lr: float, half: bool) -> N
             group["lr"] = lr * (1 - spent / (60 * minutes))
         loss = _loss(model, rng, pool, half)
         loss.backward()  # type: ignore[no-untyped-call]
-        together.mean_gradients([head])
+        learning.mean_gradients([head])
         optimiser.step()
         optimiser.zero_grad()
         errors.append(float(loss.detach()))
-        spent = together.latest(spent + time.process_time() - started)
+        spent = learning.latest(spent + time.process_time() - started)
         if rank == 0 and len(errors) % REPORT_EVERY == 0:
             recent = np.mean(errors[-REPORT_EVERY:])
             print(f"{spent / 60:5.1f} min  {len(errors)} images  squared error {recent:.4f}", flush=True)
@@ -96,7 +95,7 @@ def main() -> None:
         "--bfloat16", action=argparse.BooleanOptionalAction, default=torch.cpu._is_avx512_bf16_supported()
     )
     args = parser.parse_args()
-    together.run(2, fit, args.checkpoint, args.minutes, args.lr, args.bfloat16)
+    learning.run(2, fit, args.checkpoint, args.minutes, args.lr, args.bfloat16)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The training loop: small pictures first, then larger ones, by the processor's clock; it can be stopped and resumed.
 
 A schedule is a list of stages `size:minutes:images:prompts`; minutes are of a process's own computing, so that a
-busy machine takes longer but teaches as much; images are of one step of all processes together.
+busy machine takes longer but teaches as much; images are of one step of all processes learning.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from training import scenes, together
-from training.attention import short_attention
-from training.check import held_out_iou
-from training.data import Batch, Pool, make_batch
-from training.losses import AffinityHead, prompt_loss
-from training.model import Decoded, Features, build_model, decode, ease_start, encode, set_size
-from training.optim import make_optimisers
-from training.prompts import correction, first_prompt
+from training.evaluation.held_out import held_out_iou
+from training.model import learning
+from training.model.learning import AffinityHead, make_optimisers, prompt_loss
+from training.model.network import Decoded, Features, build_model, decode, ease_start, encode, set_size, short_attention
+from training.prompts import Batch, Pool, correction, first_prompt, make_batch
+from training.scenes import render as scenes
 
 RUNS = Path(__file__).resolve().parent / "runs"
 DEFAULT_STAGES = "128:17:16:5,256:40:16:5,512:60:8:5,1024:45:4:4"
@@ -124,7 +122,7 @@ class Trainer:
                 current, pool = stage, Pool(scenes.POOL_FOLDER, 1024 if stage.size == 1024 else 512)
                 set_size(self.model, stage.size)
             self._step(rng, kinds, stage, pool)
-            self.progress.seconds = together.latest(self.progress.seconds + time.process_time() - started)
+            self.progress.seconds = learning.latest(self.progress.seconds + time.process_time() - started)
             bar.update(self.progress.seconds / 60 - bar.n)
             if self.rank == 0:
                 self._report(stage)
@@ -140,7 +138,7 @@ class Trainer:
         with short_attention():
             loss, reached = self._loss(kinds, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-        together.mean_gradients([self.model, self.helper])
+        learning.mean_gradients([self.model, self.helper])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -296,7 +294,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the state that the run has saved")
     parser.add_argument("--init", type=Path, help="begin with the weights of this checkpoint (.safetensors)")
     args = parser.parse_args()
-    together.run(args.processes, work, args)
+    learning.run(args.processes, work, args)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from deployments.errors import ModelLoadError, Overloaded
 from deployments.messages.answer_format import RESPONSE_FORMATS
 from deployments.settings import ModelSettings, parse_settings
 from tuning.capacity import DoesNotFit, Load, plan, propose
-from tuning.fragment import ROOT, check, fragment, model_options
-from tuning.hardware import describe, summary
+from tuning.fragment import check, fragment, model_options
+from tuning.hardware import ROOT, describe, summary
 from tuning.measuring import Effort, measure
 from tuning.tables import Table, measured_tables, plan_table, proposal_table, table_lines
 

@@ -2,17 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from deployments.settings import APP_NAME, RequestParserConfig, Sam2ModelConfig, model_deployment_name
 from tuning.capacity import Measured, Plan, Proposal
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # As in serve_config.yaml, for config files that do not say: most calls of a parser wait, an encoder's do not.
 TARGETS = {"RequestParser": 16, "ResponseEncoder": 2}
@@ -67,7 +61,7 @@ def _model_entry(
 
 
 def _shared_entry(name: str, count: int, entries: Mapping[str, Entry], num_cpus: int) -> Entry:
-    entry = copy.deepcopy(entries[name] if name in entries else local_deployments()[name])
+    entry = copy.deepcopy(entries[name] if name in entries else default_entry(name))
     entry.pop("num_replicas", None)
     scaling = {"target_ongoing_requests": TARGETS[name], **entry.get("autoscaling_config", {})}
     entry["autoscaling_config"] = {**scaling, "min_replicas": 1, "max_replicas": count}
@@ -98,13 +92,16 @@ def check(document: dict[str, list[Entry]]) -> str:
 
 
 def model_options() -> Entry:
-    """`ray_actor_options` of a model in cluster/local.yaml."""
-    return dict(local_deployments()["Sam2Model:sam2-demo"]["ray_actor_options"])
+    """`ray_actor_options` of a model on a CPU, as in cluster/local.yaml."""
+    # Imported here, as in default_entry: it imports Ray.
+    from deployments.app import KEEP_FREED_MEMORY
+
+    return {"num_cpus": 0, "runtime_env": KEEP_FREED_MEMORY}
 
 
-@cache
-def local_deployments() -> dict[str, Entry]:
-    """The `deployments` of cluster/local.yaml by their names."""
-    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
-    [application] = document["applications"]
-    return {entry["name"]: entry for entry in application["deployments"]}
+def default_entry(name: str) -> Entry:
+    """RequestParser's or ResponseEncoder's entry, for config files that have none."""
+    from deployments.app import FLOW_CONTROL
+
+    environment = {"runtime_env": FLOW_CONTROL} if name == "RequestParser" else {}
+    return {"name": name, "ray_actor_options": {"num_cpus": 0, **environment}}

@@ -16,6 +16,7 @@ from deployments.messages.segmentation import sorted_segmentation
 from harness.images import encoded, iou, picture, pixels
 from harness.load import ROUTE, TIMEOUT_S
 from harness.reference import Reference, json_text, parse_answer
+from tuning.measuring import embed
 
 SIZES = ((640, 480), (333, 517), (1920, 1080))
 
@@ -85,7 +86,7 @@ def bfloat16_ious(num_images: int) -> list[float]:
     ious = []
     for seed in range(num_images):
         image = encoded(picture(640, 480, seed))
-        [embedding] = engines.embed(engine, [pixels(image)])
+        [embedding] = embed(engine, [pixels(image)])
         for fields in prompts((640, 480), seed):
             logits, scores = engines.decode(engine, embedding, Prompt(**fields))
             masks = sorted_segmentation("", "", (480, 640), logits, scores, False).masks()

@@ -19,6 +19,7 @@ from benchmarks.report import Findings, Row, Spread, ratios
 from benchmarks.workplace import ROOT, Workplace
 from deployments.app import KEEP_FREED_MEMORY
 from deployments.messages.prompt import Prompt
+from tuning.measuring import embed
 from tuning.tables import Table
 
 IMAGES, PROMPTS = (1, 2, 4), (1, 4, 16)
@@ -69,9 +70,9 @@ def measure(precision: str) -> Seconds:
     seconds: Seconds = {}
     for count in IMAGES:
         batch = images[:count]
-        took = engines.median_seconds(lambda batch=batch: engines.embed(engine, batch), 2)  # type: ignore[misc]
+        took = engines.median_seconds(lambda batch=batch: embed(engine, batch), 2)  # type: ignore[misc]
         seconds[f"{count} image{'s' * (count > 1)}"] = took / count
-    [embedding] = engines.embed(engine, images[:1])
+    [embedding] = embed(engine, images[:1])
     for count in PROMPTS:
         engine.objects_at_once = count
         items: Any = [(embedding, Prompt(point_coords=[[x, 100]], point_labels=[1])) for x in range(count)]

@@ -14,6 +14,7 @@ from benchmarks.workplace import Workplace
 from deployments.messages.arrays import RgbArray
 from deployments.model.engine import Engine
 from harness.images import noise, pixels
+from tuning.measuring import embed
 from tuning.tables import Table
 
 LONGEST_MATMUL_S = 0.5
@@ -29,7 +30,7 @@ def run(workplace: Workplace) -> Findings:
     engine = engines.engine(engines.hiera(size), precision)
     images = [pixels(noise(1024, 1024, seed)) for seed in range(batch)]
     flops = count_flops(engine, images)
-    seconds = Spread.of(engines.all_seconds(lambda: engines.embed(engine, images), repeats))
+    seconds = Spread.of(engines.all_seconds(lambda: embed(engine, images), repeats))
     floors = {name: flops / rate for name, rate in rates.items()}
     lines = [
         [name, f"{rates[name] / 1e9:,.1f}", f"{floor:.4g}", f"{seconds.median / floor:.3g}"]
@@ -59,7 +60,7 @@ def _row(seconds: Spread, floors: dict[str, float], precision: str, note: str, o
 def count_flops(engine: Engine, images: list[RgbArray]) -> int:
     """Floating point operations of one run of the encoder; a multiplication with its addition counts as two."""
     with FlopCounterMode(display=False) as counter:
-        engines.embed(engine, images)
+        embed(engine, images)
     return int(counter.get_total_flops())
 
 

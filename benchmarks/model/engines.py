@@ -13,9 +13,6 @@ from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
 from harness.weights import random_model, sam2_package
-from tuning.measuring import embed
-
-__all__ = ["embed"]
 
 HIERA_CONFIGS = {"tiny": "configs/sam2/sam2_hiera_t.yaml", "large": "configs/sam2/sam2_hiera_l.yaml"}
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from benchmarks.report import Findings, Row, budget_row
 from benchmarks.servers import Server, deploy, kill_replica, local_service
-from benchmarks.workplace import DEMO, Configuration, Workplace
+from benchmarks.workplace import DEMO, Configuration, Workplace, model_options
 from harness.images import noise
 from harness.load import Load, continuous_load, percentile, point_request
-from tuning.fragment import model_options
 from tuning.tables import Table
 
 SIZE = (320, 240)

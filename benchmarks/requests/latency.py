@@ -11,6 +11,7 @@ from benchmarks.workplace import Configuration, Workplace
 from deployments.messages.prompt import Prompt
 from harness.images import noise, pixels
 from harness.load import Exchange, Request, load, percentile, point_request
+from tuning.measuring import embed
 from tuning.tables import Table
 
 SIZE, FULL_HD = (256, 256), (1920, 1080)
@@ -52,10 +53,10 @@ def engine_seconds(image: bytes, precision: str, repeats: int) -> dict[str, floa
     """Median seconds of the engine's two steps on that image, without Ray."""
     engine = engines.engine(engines.hiera("tiny"), precision)
     array = pixels(image)
-    [embedding] = engines.embed(engine, [array])
+    [embedding] = embed(engine, [array])
     prompt = Prompt(point_coords=[[100, 100]], point_labels=[1], multimask_output=False)
     return {
-        "embed": engines.median_seconds(lambda: engines.embed(engine, [array]), max(2, repeats // 5)),
+        "embed": engines.median_seconds(lambda: embed(engine, [array]), max(2, repeats // 5)),
         "decode": engines.median_seconds(lambda: engines.decode(engine, embedding, prompt), repeats),
     }
 

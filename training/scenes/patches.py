@@ -9,8 +9,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from training import photos, sprites, textures
-from training.textures import Field
+from training.scenes import sprites, textures
+from training.scenes.textures import Field
 
 PHOTO_SHARE = 0.3  # of the shapes have a photograph for a surface, as a leopard, a lawn or a wall has many colours
 MARKED_SHARE = 0.45  # of the shapes have marks on them, which are their parts
@@ -50,8 +50,8 @@ def shape_patch(rng: Generator, ground: Field, side: int, held_out: bool) -> Pat
         height, width = width, height
     alpha = textures.shape_alpha(rng, height, width)
     base = textures.colour_unlike(rng, ground)
-    if photos.found(held_out) and rng.random() < PHOTO_SHARE:
-        surface = photos.ground(rng, height, width, held_out).copy()
+    if textures.photographs(held_out) and rng.random() < PHOTO_SHARE:
+        surface = textures.photograph(rng, height, width, held_out).copy()
     else:
         surface = textures.texture(rng, height, width, base).copy()
     parts = np.zeros((height, width, 2), np.uint8)

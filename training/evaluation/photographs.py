@@ -4,7 +4,7 @@ photographs.yaml says which they are: some that scikit-image and scikit-learn br
 are held out from training. The two packages are only read, never imported, so they can lie in a folder of their own:
 
     pip install --target FOLDER --no-deps scikit-image scikit-learn
-    PYTHONPATH=FOLDER python -m training.photographs --sheet sheet.png
+    PYTHONPATH=FOLDER python -m training.evaluation.photographs --sheet sheet.png
 
 A photograph that is not there is left out, and said to be.
 """
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from training import photos, sheets
-from training.evaluate import ROW_SIDE, Mask, iou, load_predictor, measure
-from training.model import CHECKPOINT_PATH
+from training.evaluation import sheets
+from training.evaluation.held_out import ROW_SIDE, Mask, iou, load_predictor, measure
+from training.model.network import CHECKPOINT_PATH
+from training.scenes import textures
 
 Point = tuple[float, float]
 
@@ -70,7 +71,7 @@ class Photograph:
     def find(self) -> Path | None:
         """Where its file lies, if it does."""
         if self.module is None:
-            return next((path for path in photos.found(held_out=True) if path.match(self.file)), None)
+            return next((path for path in textures.photographs(held_out=True) if path.match(self.file)), None)
         spec = find_spec(self.module)
         if spec is None or spec.origin is None:
             return None

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.images import iou
-from training import photos, scenes, sheets, sprites
-from training.parts import find_parts
+from training.evaluation import sheets
+from training.scenes import render as scenes
+from training.scenes import sprites, textures
+from training.scenes.sprites import find_parts
 
 Picture = NDArray[np.uint8]
 
@@ -64,7 +66,7 @@ def known_sprites(monkeypatch: pytest.MonkeyPatch) -> None:
     square[20:60, 20:60] = (20, 250, 20, 255, 1, 0)
     square[30:50, 30:50] = (20, 20, 250, 255, 1, 2)
     monkeypatch.setattr(sprites, "load", lambda held_out: [square])
-    monkeypatch.setattr(photos, "found", lambda held_out: ())
+    monkeypatch.setattr(textures, "photographs", lambda held_out: ())
 
 
 def rendered(seed: int) -> scenes.Scene:

@@ -10,8 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from training import evaluate, photographs, photos
-from training.photographs import Photograph
+from training.evaluation import held_out as evaluate
+from training.evaluation import photographs
+from training.evaluation.photographs import Photograph
+from training.scenes import textures
 
 # ---- evaluation
 
@@ -160,7 +162,7 @@ def test_a_packages_photograph_is_found_without_importing_it(monkeypatch: pytest
 def test_a_wallpaper_is_found_only_where_it_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Path("/wallpapers/Lake/contents/images/2560x1600.jpg")
     monkeypatch.setattr(
-        photos, "found", lambda held_out: (Path("/a/hill.jpg"), lake) if held_out else (Path("/b.jpg"),)
+        textures, "photographs", lambda held_out: (Path("/a/hill.jpg"), lake) if held_out else (Path("/b.jpg"),)
     )
 
     assert photograph(file="Lake/contents/images/2560x1600.jpg").find() == lake

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.pools import SIDE, write_pool
-from training import data, scenes, scores
-from training.model import Decoded, build_model
+from training import prompts, scores
+from training.model.network import Decoded, build_model
 from training.prompts import BOX_START
+from training.scenes import render as scenes
+from training.tests.pools import SIDE, write_pool
 
 HEAD = "sam_mask_decoder.iou_prediction_head."
 
@@ -30,7 +31,7 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(scores, "REPORT_EVERY", 10)
     monkeypatch.setattr(scores, "time", SimpleNamespace(process_time=count().__next__))
     monkeypatch.setattr(
-        scores, "together", SimpleNamespace(mean_gradients=lambda _: None, latest=lambda seconds: seconds)
+        scores, "learning", SimpleNamespace(mean_gradients=lambda _: None, latest=lambda seconds: seconds)
     )
     threads = torch.get_num_threads()
     yield
@@ -60,10 +61,10 @@ def test_only_the_scores_change(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.usefixtures("pool")
 def test_an_error_counts_by_how_often_such_a_thing_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    batches: list[data.Batch] = []
+    batches: list[prompts.Batch] = []
 
-    def make_batch(*arguments: Any) -> data.Batch:
-        batches.append(data.make_batch(*arguments))
+    def make_batch(*arguments: Any) -> prompts.Batch:
+        batches.append(prompts.make_batch(*arguments))
         return batches[-1]
 
     def decode(_: Any, features: str, owner: Tensor, points: Tensor, labels: Tensor, previous: None) -> Decoded:
@@ -78,7 +79,7 @@ def test_an_error_counts_by_how_often_such_a_thing_is_meant(monkeypatch: pytest.
     monkeypatch.setattr(scores, "encode", lambda *_: "features")
     monkeypatch.setattr(scores, "decode", decode)
 
-    loss = scores._loss(None, np.random.default_rng(0), data.Pool(tmp_path, SIDE), half=False)
+    loss = scores._loss(None, np.random.default_rng(0), prompts.Pool(tmp_path, SIDE), half=False)
 
     wholes, parts, smaller = torch.bincount(batches[0].levels, minlength=3).tolist()
     assert min(wholes, parts, smaller) > 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training import together
+from training.model import learning
 
 
 def share_gradients(rank: int, folder: Path) -> None:
@@ -14,6 +14,6 @@ def share_gradients(rank: int, folder: Path) -> None:
     layer.weight.grad = torch.full((2, 3), 1.0 + rank)
     if rank == 0:
         layer.bias.grad = torch.full((2,), 4.0)
-    together.mean_gradients([layer, unused])
+    learning.mean_gradients([layer, unused])
     gradients = [weight.grad for weight in [*layer.parameters(), *unused.parameters()]]
-    torch.save({"gradients": gradients, "clock": together.latest(3.0 - rank)}, folder / f"{rank}.pt")
+    torch.save({"gradients": gradients, "clock": learning.latest(3.0 - rank)}, folder / f"{rank}.pt")

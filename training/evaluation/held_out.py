@@ -1,4 +1,7 @@
-"""Measure a checkpoint on held-out scenes through SAM2ImagePredictor, as a Markdown table and a sheet to look at."""
+"""Measure a checkpoint on held-out scenes through SAM2ImagePredictor, as a Markdown table and a sheet to look at.
+
+Also a quick look at a model while it trains, which needs no predictor.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from torch import Tensor
 from tqdm import tqdm
 
-from training import scenes, sheets
-from training.model import CHECKPOINT_PATH, build_model
-from training.prompts import depth
+from training.evaluation import sheets
+from training.model.learning import ious
+from training.model.network import CHECKPOINT_PATH, build_model, decode, encode, set_size
+from training.prompts import SMALLEST_PART, depth, first_prompt, normalise
+from training.scenes import render as scenes
 
 Mask = NDArray[np.bool_]
 SEED = 2026
@@ -203,6 +209,60 @@ def calibration(rated: list[tuple[float, float]]) -> str:
             lines.append(f"| {max(low, 0):g} to {high:g} | {inside.sum()} | {true[inside].mean():.3f} |")
     error = np.abs(predicted - true).mean()
     return "\n".join([*lines, f"\nmean error {error:.3f}, correlation {np.corrcoef(predicted, true)[0, 1]:.2f}"])
+
+
+# ---- while a model trains: click and box on fixed scenes, at the size in training
+
+CHECK_SEED = 99
+CHECK_SIZE = 512
+CHECK_ROWS = 8
+CHECK_ROW_SIDE = 240
+
+
+def resized(scene: scenes.Scene, size: int) -> tuple[Tensor, Tensor]:
+    """The picture of a scene at size x size, normalised, and the masks of its objects at a quarter of that."""
+    image = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None].float() / 255
+    image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    objects = torch.from_numpy(scene.objects)[None, None].float()
+    objects = F.interpolate(objects, size=(size // 4, size // 4), mode="nearest-exact")[0, 0]
+    each = torch.stack([objects == number for number in range(1, int(objects.max()) + 1)]).float()
+    return normalise(image), each[each.mean(dim=(1, 2)) > SMALLEST_PART][:, None]
+
+
+def _strip(image: NDArray[np.uint8], click: Tensor, size: int, logits: Tensor, reached: Tensor) -> Image.Image:
+    """The scene with the masks of one prompt (4 x h x w, of which the last three are drawn)."""
+    full = F.interpolate(logits[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0, 1:]
+    captions = [f"IoU {value:.2f}" for value in reached[1:]]
+    x, y = (click * image.shape[0] / size).tolist()
+    return sheets.strip(image, (x, y), list((full > 0).numpy()), captions, CHECK_ROW_SIDE)
+
+
+@torch.no_grad()
+def held_out_iou(model: Any, size: int, count: int, sheet: Path | None = None) -> tuple[float, float]:
+    """Mean IoUs on held-out objects, at a quarter of the size: of the best of three masks for one click, and of the
+    single mask for a box. The sheet shows the click in one object of each of the first scenes.
+    """
+    set_size(model, size)
+    rng = np.random.default_rng(CHECK_SEED)
+    found: dict[str, list[Tensor]] = {"click": [], "box": []}
+    strips: list[Image.Image] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(CHECK_SEED)
+        for _ in range(count):
+            scene = scenes.render(rng, CHECK_SIZE, CHECK_SIZE, held_out=True)
+            image, masks = resized(scene, size)
+            if not len(masks):
+                continue
+            features, owner = encode(model, image), torch.zeros(len(masks), dtype=torch.long)
+            for kind, reached in found.items():
+                points, labels = first_prompt(kind, masks)
+                decoded = decode(model, features, owner, points, labels, None)
+                reached.append(ious(decoded.masks, masks))
+                if kind == "click" and points is not None and len(strips) < CHECK_ROWS:
+                    strips.append(_strip(scene.image, points[0, 0], size, decoded.masks[0], reached[-1][0]))
+    if sheet is not None:
+        sheets.save(strips, sheet)
+    return float(torch.cat(found["click"])[:, 1:].amax(1).mean()), float(torch.cat(found["box"])[:, 0].mean())
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from training import photos, sprites, textures
-from training.patches import Patch, blend, cast_shadow, shape_patch, sprite_patch
-from training.textures import Field
+from training.scenes import sprites, textures
+from training.scenes.patches import Patch, blend, cast_shadow, shape_patch, sprite_patch
+from training.scenes.textures import Field
 
-POOL_FOLDER = Path(__file__).resolve().parent / "runs" / "pool"
+POOL_FOLDER = Path(__file__).resolve().parents[1] / "runs" / "pool"
 SPRITE_SHARE = 0.6
 PHOTO_SHARE = 0.4
 ATTACHED_SHARE = 0.25  # of the objects carry another one
@@ -151,8 +151,8 @@ def _compressed(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 def render(rng: Generator, height: int, width: int, held_out: bool) -> Scene:
     """One random scene of three to nine objects, the bigger ones put down first."""
-    if photos.found(held_out) and rng.random() < PHOTO_SHARE:
-        canvas = photos.ground(rng, height, width, held_out).copy()
+    if textures.photographs(held_out) and rng.random() < PHOTO_SHARE:
+        canvas = textures.photograph(rng, height, width, held_out).copy()
     else:
         canvas = textures.texture(rng, height, width, textures.colour(rng)).copy()
     painter = Painter(rng, canvas, held_out)

@@ -13,9 +13,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.gradients import share_gradients
-from training import attention, losses, photos, scenes, sprites, together, train
-from training.model import build_model, decode, encode, set_size
+from training import train
+from training.model import learning, network
+from training.model.network import build_model, decode, encode, set_size
+from training.scenes import render as scenes
+from training.scenes import sprites, textures
+from training.tests.gradients import share_gradients
 
 # ---- attention
 
@@ -33,7 +36,7 @@ def test_attention_and_its_gradients_are_those_of_torchs_fused_one(queries: int,
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     towards = torch.randn(2, 3, queries, 8, dtype=torch.float64)
 
-    ours, theirs = (outcome(attend, tensors, towards) for attend in (attention.attention, attention.fused_attention))
+    ours, theirs = (outcome(attend, tensors, towards) for attend in (network.attention, network.fused_attention))
 
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
@@ -44,8 +47,8 @@ def test_short_attention_puts_back_what_it_replaced_even_after_an_error() -> Non
     before = namespace.scaled_dot_product_attention
 
     def fail() -> None:
-        with attention.short_attention():
-            assert namespace.scaled_dot_product_attention is attention.attention
+        with network.short_attention():
+            assert namespace.scaled_dot_product_attention is network.attention
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -60,17 +63,17 @@ def test_sam2_uses_the_short_attention_and_answers_the_same(monkeypatch: pytest.
     image, owner = torch.randn(1, 3, 64, 64), torch.zeros(2, dtype=torch.long)
     points, labels = torch.tensor([[[10.0, 20.0]], [[40.0, 30.0]]]), torch.ones(2, 1)
     calls: list[int] = []
-    short = attention.attention
+    short = network.attention
 
     def counted(*tensors: Any, **options: Any) -> Tensor:
         calls.append(1)
         return short(*tensors, **options)
 
-    monkeypatch.setattr(attention, "attention", counted)
+    monkeypatch.setattr(network, "attention", counted)
     with torch.no_grad():
         expected = decode(model, encode(model, image), owner, points, labels, None)
         assert not calls
-        with attention.short_attention():
+        with network.short_attention():
             answer = decode(model, encode(model, image), owner, points, labels, None)
 
     # Eight blocks of the trunk; seven attentions of the decoder.
@@ -99,14 +102,14 @@ def test_ious_are_of_masks_cut_at_one_half() -> None:
     target[0, 0, :2] = 0.6
     target[0, 0, 2:] = 0.4
 
-    torch.testing.assert_close(losses.ious(logits, target), torch.tensor([[1.0, 4 / 12, 0.0]]))
+    torch.testing.assert_close(learning.ious(logits, target), torch.tensor([[1.0, 4 / 12, 0.0]]))
 
 
 def test_only_the_best_of_three_masks_learns_in_full() -> None:
     logits, target = four_guesses()
-    full = torch.autograd.grad(losses.mask_losses(logits, target).sum(), logits)[0].norm(dim=(2, 3))
+    full = torch.autograd.grad(learning.mask_losses(logits, target).sum(), logits)[0].norm(dim=(2, 3))
 
-    loss, _ = losses.prompt_loss(logits, torch.zeros(2, 4), target, torch.ones(2))
+    loss, _ = learning.prompt_loss(logits, torch.zeros(2, 4), target, torch.ones(2))
     share = torch.autograd.grad(loss, logits)[0].norm(dim=(2, 3)) / full * len(logits)
 
     assert (share[:, 2] > 1).all()
@@ -118,7 +121,7 @@ def test_the_single_mask_does_not_learn_where_it_is_not_clear_what_is_meant() ->
     logits, target = four_guesses()
     scores = torch.full((2, 4), 0.9, requires_grad=True)
 
-    loss, _ = losses.prompt_loss(logits, scores, target, torch.tensor([1.0, 0.0]))
+    loss, _ = learning.prompt_loss(logits, scores, target, torch.tensor([1.0, 0.0]))
     by_mask, by_score = torch.autograd.grad(loss, (logits, scores))
 
     learns = by_mask.abs().amax((2, 3)) > 0
@@ -128,17 +131,17 @@ def test_the_single_mask_does_not_learn_where_it_is_not_clear_what_is_meant() ->
 
 def test_scores_learn_the_ious_that_were_reached() -> None:
     logits, target = (tensor.detach() for tensor in four_guesses())
-    reached = losses.ious(logits, target)
-    right, returned = losses.prompt_loss(logits, reached, target, torch.ones(2))
-    wrong, _ = losses.prompt_loss(logits, reached + 0.5, target, torch.ones(2))
+    reached = learning.ious(logits, target)
+    right, returned = learning.prompt_loss(logits, reached, target, torch.ones(2))
+    wrong, _ = learning.prompt_loss(logits, reached + 0.5, target, torch.ones(2))
 
     assert torch.equal(returned, reached)
-    assert float(wrong - right) == pytest.approx(losses.SCORE_WEIGHT * 0.25)
+    assert float(wrong - right) == pytest.approx(learning.SCORE_WEIGHT * 0.25)
 
 
 def test_features_that_tell_objects_apart_have_less_loss() -> None:
     torch.manual_seed(0)
-    helper = losses.AffinityHead(channels=(2, 2, 2), width=2)
+    helper = learning.AffinityHead(channels=(2, 2, 2), width=2)
     for level in helper.levels:
         level.load_state_dict({"weight": torch.eye(2)[..., None, None], "bias": torch.zeros(2)})
     objects = torch.zeros(1, 16, 16)
@@ -154,7 +157,7 @@ def test_features_that_tell_objects_apart_have_less_loss() -> None:
 
 
 def test_processes_take_the_mean_of_their_gradients(tmp_path: Path) -> None:
-    together.run(2, share_gradients, tmp_path)
+    learning.run(2, share_gradients, tmp_path)
 
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -183,7 +186,7 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two scenes to learn from, and few to check with."""
     square = np.full((60, 60, 6), (230, 40, 40, 255, 0, 0), np.uint8)
     monkeypatch.setattr(sprites, "load", lambda held_out: [square])
-    monkeypatch.setattr(photos, "found", lambda held_out: ())
+    monkeypatch.setattr(textures, "photographs", lambda held_out: ())
     monkeypatch.setattr(scenes, "POOL_FOLDER", tmp_path / "pool")
     monkeypatch.setattr(train, "CHECK_SCENES", {64: 2})
     scenes.fill_pool(512, shards=1, per_shard=2, seed=1)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
 
-from tests.pools import SIDE, write_pool
-from training import data, prompts
+from training import prompts
+from training.tests.pools import SIDE, write_pool
 
 # ---- batches
 
 
-def make_batch(folder: Path, rng: Generator, images: int = 6) -> data.Batch:
-    return data.make_batch(rng, data.Pool(folder, SIDE), size=SIDE, images=images, prompts=4, smallest=0.8)
+def make_batch(folder: Path, rng: Generator, images: int = 6) -> prompts.Batch:
+    return prompts.make_batch(rng, prompts.Pool(folder, SIDE), size=SIDE, images=images, prompts=4, smallest=0.8)
 
 
 def test_a_batch_is_of_the_asked_size(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_batch_is_of_the_asked_size(tmp_path: Path) -> None:
 def test_targets_are_what_is_seen_in_the_picture_however_it_was_turned(tmp_path: Path) -> None:
     write_pool(tmp_path)
     batch = make_batch(tmp_path, np.random.default_rng(1), images=20)
-    brightness = F.avg_pool2d((batch.images * data.STD + data.MEAN).mean(1), 4)
+    brightness = F.avg_pool2d((batch.images * prompts.STD + prompts.MEAN).mean(1), 4)
 
     lit = brightness > 0.5 * brightness.amax((1, 2), keepdim=True)
     assert ((batch.objects > 0) == lit).float().mean((1, 2)).min() > 0.85
@@ -58,7 +58,7 @@ def test_everything_is_asked_for_once_before_anything_is_asked_for_again() -> No
     labels = labels_of((0, 1, slice(0, 9)), (0, 2, slice(10, 19)), (1, 4, slice(2, 6)), (2, 9, slice(3, 5)))
     everything = {(0, 1), (0, 2), (1, 4), (2, 9)}
     for seed in range(10):
-        chosen = data.choose_targets(np.random.default_rng(seed), labels, 6)
+        chosen = prompts.choose_targets(np.random.default_rng(seed), labels, 6)
         assert len(chosen) == 6
         assert set(chosen[:4]) == everything
 
@@ -66,15 +66,15 @@ def test_everything_is_asked_for_once_before_anything_is_asked_for_again() -> No
 def test_what_is_too_small_is_not_asked_for_nor_are_parts_without_a_whole() -> None:
     labels = labels_of((0, 1, slice(0, 9)))
     labels[0, 39, :6] = 2
-    assert set(data.choose_targets(np.random.default_rng(0), labels, 5)) == {(0, 1)}
-    assert data.choose_targets(np.random.default_rng(0), labels_of((1, 1, slice(0, 9))), 5) == []
+    assert set(prompts.choose_targets(np.random.default_rng(0), labels, 5)) == {(0, 1)}
+    assert prompts.choose_targets(np.random.default_rng(0), labels_of((1, 1, slice(0, 9))), 5) == []
 
 
 def test_a_pool_takes_in_what_comes_later(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no scenes of size 64 in .*: run training.scenes first"):
-        data.Pool(tmp_path, SIDE)
+    with pytest.raises(FileNotFoundError, match=r"no scenes of size 64 in .*: run training.scenes.render first"):
+        prompts.Pool(tmp_path, SIDE)
     write_pool(tmp_path)
-    pool = data.Pool(tmp_path, SIDE)
+    pool = prompts.Pool(tmp_path, SIDE)
     write_pool(tmp_path, "64-1-001.npy")
     write_pool(tmp_path, "128-1-000.npy")
     assert len(pool) == 2

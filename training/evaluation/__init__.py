@@ -1,0 +1,1 @@
+"""Figures and sheets of a checkpoint: on held-out scenes, and on real photographs."""
