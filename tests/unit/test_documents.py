@@ -1,4 +1,6 @@
-"""The documents are in step with the code, and what they name exists; `python -m tests.unit.test_documents` writes tables.
+"""The documents are in step with the code, and what they name exists.
+
+`python -m tests.unit.test_documents` writes the tables that the code generates.
 
 Their Bash and Python blocks are run in tests/integration/test_documents.py.
 """
