@@ -15,33 +15,32 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.findings import Findings
-from benchmarks.hardware import describe, slug
 from benchmarks.plot import draw
 from benchmarks.report import Report
 from benchmarks.workplace import Workplace
 from deployments.environment import prepare_environment
 from deployments.model.devices import choose_precision
+from tuning.hardware import describe, slug
 
 RESULTS = Path(__file__).parent / "results"
 
-# In this order; each is a module with `run`. The quick and the most important ones come first.
-PARTS = (
-    "encoder",
-    "batches",
-    "parity",
-    "overhead",
-    "page",
-    "scenarios",
-    "objects",
-    "everything",
-    "affinity",
-    "faults",
-    "scaling",
-    "memory",
-    "ingress",
-    "ongoing",
-)
+PARTS = {
+    "encoder": ("model.encoder", "run"),
+    "batches": ("model.batches", "run"),
+    "parity": ("comparison.parity", "run"),
+    "overhead": ("requests.latency", "run"),
+    "page": ("requests.page", "run"),
+    "scenarios": ("comparison.scenarios", "run"),
+    "objects": ("requests.latency", "run_objects"),
+    "everything": ("comparison.everything", "run"),
+    "affinity": ("replicas.affinity", "run"),
+    "faults": ("replicas.faults", "run"),
+    "scaling": ("replicas.scaling", "run"),
+    "memory": ("requests.memory", "run"),
+    "ingress": ("requests.proxies", "run"),
+    "ongoing": ("replicas.ongoing", "run"),
+}
+"""By name: a module and a function of it. They run in this order, the quick and the most important ones first."""
 
 BUSY = 0.5
 """A load average at the start from which on the figures are doubtful."""
@@ -98,8 +97,8 @@ def _run_part(part: str, workplace: Workplace, report: Report) -> None:
     started = time.monotonic()
     try:
         # Imported here: a part whose imports fail takes none of the others with it.
-        findings: Findings = importlib.import_module(f"benchmarks.{part}").run(workplace)
-        report.findings[part] = findings
+        module, function = PARTS[part]
+        report.findings[part] = getattr(importlib.import_module(f"benchmarks.{module}"), function)(workplace)
     # Whatever it is, the other parts are still worth running.
     except Exception as error:
         traceback.print_exc()

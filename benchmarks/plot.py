@@ -8,10 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from benchmarks.budgets import BUDGETS
-from benchmarks.findings import Row
-from benchmarks.hardware import summary
-from benchmarks.report import Report
+from benchmarks.report import BUDGETS, Report, Row
+from tuning.hardware import summary
 
 WIDTH, MARGIN, LINE = 1800, 60, 46
 BAR_LEFT, BAR_RIGHT = 820, 1560

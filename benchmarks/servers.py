@@ -1,7 +1,7 @@
-"""Starts and stops what is measured: the naive server and the service, each as a user would start it."""
+"""Starts, redeploys and stops what is measured: the plain server and the service, each as a user would start it."""
 
+import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,14 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import httpx
 import psutil
+import ray
 import yaml
+from ray import serve
+from ray.serve._private.common import ReplicaState
+from ray.util import list_named_actors
 
-from benchmarks.configuration import Configuration
-from benchmarks.process_tree import ProcessTree
-from benchmarks.workplace import ROOT, TINY, Workplace
+from benchmarks.workplace import ROOT, TINY, Configuration, Workplace
+from deployments.settings import APP_NAME
+from harness.processes import ProcessTree
+from harness.serve import answers, free_port, shut_down, wait_for_http, wait_until
+from harness.serve import deploy as deploy_document
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
@@ -49,9 +56,9 @@ class Server:
 
 @contextmanager
 def naive_server(workplace: Workplace, model_id: str = TINY) -> Iterator[Server]:
-    """The plain way: benchmarks/naive_server.py, by uvicorn with one worker."""
+    """The plain way: benchmarks/comparison/naive_server.py, by uvicorn with one worker."""
     port = free_port()
-    command = ["-m", "benchmarks.naive_server", "--port", str(port), "--model-id", model_id]
+    command = ["-m", "benchmarks.comparison.naive_server", "--port", str(port), "--model-id", model_id]
     with _server("naive", command, port, workplace, {}) as server:
         yield server
 
@@ -119,18 +126,10 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
         if process.poll() is not None:
             raise ServerError(f"ended with code {process.returncode}: {_tail(log)}")
         launched = launched or "ready:" in log.read_text(errors="replace")
-        if launched and answers(server.url):
+        if launched and answers(server.url, "/ready"):
             return
         time.sleep(0.25)
     raise ServerError(f"was not ready within {START_TIMEOUT_S:g} s: {_tail(log)}")
-
-
-def answers(url: str) -> bool:
-    """Whether the server's default model can answer."""
-    try:
-        return httpx.get(f"{url}/ready", timeout=10).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _tail(log: Path) -> str:
@@ -155,8 +154,61 @@ def _stop(process: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
             continue
 
 
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+# ---- a running service from the inside
+
+
+@contextmanager
+def local_service(configuration: Configuration) -> Iterator[Server]:
+    """The service on a Ray cluster that this very process starts, and so may deploy to and call handles on."""
+    port = free_port()
+    server = Server(f"http://127.0.0.1:{port}", ProcessTree(os.getpid()))
+    # Replicas import the benchmark's own model.
+    with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
+        ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        deploy(server, configuration)
+        wait_for_http(server.url, "/ready", START_TIMEOUT_S)
+        yield server
+    finally:
+        shut_down()
+
+
+def app_handle() -> Any:
+    """The handle of the application, as Python programs get it."""
+    return serve.get_app_handle(APP_NAME)
+
+
+def deploy(server: Server, configuration: Configuration) -> None:
+    """Deploys a changed config, and waits until the whole of it runs.
+
+    Raises:
+        RuntimeError: the deploy failed.
+        TimeoutError: it did not end in time.
+    """
+    deploy_document(configuration.document(server.port), START_TIMEOUT_S)
+    wait_until(lambda: _is_deployed(configuration), START_TIMEOUT_S, "deployed")
+
+
+def _is_deployed(configuration: Configuration) -> bool:
+    application = serve.status().applications.get(APP_NAME)
+    if application is None:
+        return False
+    deployment = application.deployments.get(configuration.deployment_name)
+    # Of a rolling update the last old replica may still be stopping; it is then told beside those that run.
+    states = deployment.replica_states if deployment else {}
+    return application.status == "RUNNING" and states == {ReplicaState.RUNNING: configuration.replicas}
+
+
+def kill_replica(deployment: str) -> int:
+    """Kills one replica of a deployment, as a crash would; returns how many there were."""
+    names = [entry["name"] for entry in list_named_actors(all_namespaces=True)]
+    replicas = sorted(name for name in names if name.startswith("SERVE_REPLICA::") and f"#{deployment}#" in name)
+    if replicas:
+        ray.kill(ray.get_actor(replicas[0], namespace="serve"))
+    return len(replicas)

@@ -33,7 +33,7 @@ KEEP_FREED_MEMORY = {
 """On a CPU, lets a model's run reuse the memory of the one before it.
 
 By default glibc's malloc returns each large tensor to the system, which clears its pages anew for the next one: about a
-fifth of the time that hiera-tiny's image encoder takes (benchmarks/batches.py). It costs a replica some hundreds of MB
+fifth of the time that hiera-tiny's image encoder takes (`make bench`: batches). It costs a replica some hundreds of MB
 between runs, 380 MB with hiera-tiny. For models alone: elsewhere there is nothing to gain.
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

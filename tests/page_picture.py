@@ -1,10 +1,10 @@
-"""Draws README's picture of the page from a running service: `make serve`, then `python -m tests.page_picture`."""
+"""Takes README's picture of the page at a running service: `make serve`, then `python -m tests.page_picture`."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from tests.browser import Page, launch
+from harness.browser import Page, launch
 
 FOLDER = Path(__file__).parents[1] / "deployments" / "model" / "demo"
 # A click, or a box from corner to corner.

@@ -1,4 +1,4 @@
-"""What may stand between a page and the service: passes requests on, asks for a token, is busy, counts."""
+"""A server between the page and the service: passes requests on, asks for a token, is busy, counts."""
 
 import asyncio
 import threading
@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.middleware import Boundary
+from deployments.parsing.http.middleware import AuthMiddleware
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding", "host", "keep-alive"}
 
@@ -26,25 +25,25 @@ class Relay:
 
     Attributes:
         target: the service's address.
-        busy: how many of the next requests for a path are answered 503, with Retry-After.
-        slow_s: how long a request for a path is held back.
-        refusal: what the next request for a path is answered, with status 400.
-        seen: how many requests came for each path.
-        answered: how many of them got the service's answer.
-        bodies: the last body for each path.
+        busy: for each path, how many of the next requests are answered 503, with Retry-After.
+        slow_s: for each path, for how many seconds a request is held back.
+        rejection: for each path, the message of a 400 that the next request is answered with.
+        seen: for each path, how many requests came.
+        answered: for each path, how many requests got the service's answer.
+        bodies: for each path, the last body.
     """
 
     target: str
     busy: Counter[str] = field(default_factory=Counter)
     slow_s: dict[str, float] = field(default_factory=dict)
-    refusal: dict[str, str] = field(default_factory=dict)
+    rejection: dict[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
     bodies: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
     async def handle(self, request: Request) -> Response:
-        """One request."""
+        """Answers one request."""
         path = request.url.path
         self.seen[path] += 1
         body = self.bodies[path] = await request.body()
@@ -52,7 +51,7 @@ class Relay:
         if self.busy[path] > 0:
             self.busy[path] -= 1
             return JSONResponse({"detail": {"msg": "the queue is full"}}, 503, {"Retry-After": "2"})
-        if message := self.refusal.pop(path, None):
+        if message := self.rejection.pop(path, None):
             return JSONResponse({"detail": {"msg": message}}, 400)
         headers = {name: value for name, value in request.headers.items() if name not in HOP_BY_HOP}
         async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
@@ -64,10 +63,10 @@ class Relay:
 
 @contextmanager
 def relay(target: str, token: str | None = None) -> Iterator[Relay]:
-    """A relay on a port of its own; with a token, behind the service's own check of it."""
+    """Runs a relay on a port of its own; with a token, the service's own middleware checks it."""
     one = Relay(target)
     routes = [Route("/{path:path}", one.handle, methods=["GET", "POST", "DELETE"])]
-    app = Boundary(Starlette(routes=routes), token, InFlightRequests())
+    app = AuthMiddleware(Starlette(routes=routes), token)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

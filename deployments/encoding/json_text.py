@@ -12,12 +12,18 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import LOGIT_LIMIT, LOW_RES_SIZE
-from deployments.messages.pieces import Band, Piece
+from deployments.messages.pieces import Band, LogitRows
 from deployments.messages.upsampling import upsample_rows
 
-Rows = Callable[[Piece, int, int], NDArray[Any]]
+Rows = Callable[[LogitRows, int, int], NDArray[Any]]
 """Some rows of a mask: the piece that they are made of, the first row, one past the last."""
+
+
+def write(band: Band, answer_format: AnswerFormat) -> bytes:
+    """The text of a band."""
+    return encode_band(band, answer_format.return_logits)
 
 
 def encode_band(band: Band, return_logits: bool) -> bytes:
@@ -28,44 +34,44 @@ def encode_band(band: Band, return_logits: bool) -> bytes:
         return_logits: un-thresholded float masks, or 0 and 1.
     """
 
-    def mask_rows(piece: Piece, first: int, last: int) -> NDArray[Any]:
-        rows = upsample_rows(piece.rows, band.image_size, first, last, LOW_RES_SIZE, piece.start)
+    def mask_rows(source: LogitRows, first: int, last: int) -> NDArray[Any]:
+        rows = upsample_rows(source.rows, band.image_size, first, last, LOW_RES_SIZE, source.start)
         return rows if return_logits else (rows > 0).view(np.uint8)
 
-    def logits_rows(piece: Piece, first: int, last: int) -> NDArray[Any]:
-        return piece.rows[first - piece.start : last - piece.start].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    def logits_rows(source: LogitRows, first: int, last: int) -> NDArray[Any]:
+        return source.rows[first - source.start : last - source.start].clip(-LOGIT_LIMIT, LOGIT_LIMIT)
 
     parts = []
     start, stop = band.start, band.stop
     between = b'","scores":"' + _text(band.scores) + b'","logits":"'
-    for opening, height, pieces, rows in (
+    for opening, height, of_masks, rows in (
         (b'{"masks":"', band.image_size[0], band.masks, mask_rows),
         (between, LOW_RES_SIZE, band.logits, logits_rows),
     ):
         count = band.iou_predictions.size * height
         first, last = max(start, 0), min(stop, count)
         if first < last:
-            parts += [opening + b"[" if first == 0 else b"", _stack(band, height, pieces, rows, first, last)]
+            parts += [opening + b"[" if first == 0 else b"", _stack(band, height, of_masks, rows, first, last)]
             parts.append(b"]" if last == count else b"")
         start, stop = start - count, stop - count
     parts.append(b'"}' if stop == 0 else b"")
     return b"".join(parts)
 
 
-def _stack(band: Band, height: int, pieces: tuple[Piece, ...], rows: Rows, start: int, stop: int) -> bytes:
+def _stack(band: Band, height: int, of_masks: tuple[LogitRows, ...], rows: Rows, start: int, stop: int) -> bytes:
     """Rows `start` to `stop` of masks of this height, with the brackets of the masks and objects that they touch."""
     candidates = band.iou_predictions.shape[1]
     parts = []
-    for piece in pieces:
-        first = start - piece.mask * height
-        last = min(height, stop - piece.mask * height)
-        candidate = piece.mask % candidates
+    for source in of_masks:
+        first = start - source.mask * height
+        last = min(height, stop - source.mask * height)
+        candidate = source.mask % candidates
         if first == 0:
             opens_object = band.has_object_axis and candidate == 0
-            parts.append((b"," if piece.mask else b"") + (b"[[" if opens_object else b"["))
+            parts.append((b"," if source.mask else b"") + (b"[[" if opens_object else b"["))
         else:
             parts.append(b",")
-        parts.append(_text(rows(piece, first, last))[1:-1])
+        parts.append(_text(rows(source, first, last))[1:-1])
         if last == height:
             closes_object = band.has_object_axis and candidate == candidates - 1
             parts.append(b"]]" if closes_object else b"]")

@@ -8,6 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.pieces import Part
+
+
+def write(part: Part, answer_format: AnswerFormat) -> bytes:
+    """The archive of an answer; `logits` are in it if they were asked for."""
+    masks = part.masks
+    arrays = masks.arrays() | ({"logits": masks.logits} if answer_format.return_logits else {})
+    return encode(map(masks.mask, range(masks.num_masks)), masks.masks_shape, arrays)
+
 
 def encode(masks: Iterable[NDArray[np.bool_]], shape: tuple[int, ...], arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """An archive of `masks`, bool, and of more arrays.

@@ -7,8 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.pieces import Part
+
 # Level 1 packs masks nearly as well as higher ones, several times as fast.
 COMPRESS_LEVEL = 1
+
+
+def write(part: Part, _: AnswerFormat) -> bytes:
+    """The image of an answer: one mask of a prompt, or everything as labels."""
+    masks = part.masks
+    if masks.shown(None) is None:
+        return encode_labels(map(masks.mask, range(masks.num_masks)), masks.image_size)
+    return encode(masks.mask(0))
 
 
 def encode(mask: NDArray[np.bool_]) -> bytes:

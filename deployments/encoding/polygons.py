@@ -4,6 +4,7 @@ The pixel in column x and row y is the square from (x, y) to (x + 1, y + 1), so 
 mask's. Rings are closed, the outer ones counterclockwise as seen with y upwards (RFC 7946), holes the other way round.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,22 @@ import shapely
 from numpy.typing import NDArray
 from rasterio import features
 
+from deployments.encoding.records import encode_part
+from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.pieces import Part
+
 DEFAULT_TOLERANCE = 1.0
 
 LOSS_PER_PIXEL = 0.01
 """How much of its IoU with the mask simplifying may cost, for each pixel of the tolerance."""
 
 TRIES = 3
+
+
+def write(part: Part, answer_format: AnswerFormat) -> bytes:
+    """The records of a part."""
+    tolerance = DEFAULT_TOLERANCE if answer_format.tolerance is None else answer_format.tolerance
+    return encode_part(part, partial(segmentation, tolerance=tolerance), answer_format.return_logits)
 
 
 def segmentation(mask: NDArray[np.bool_], tolerance: float = DEFAULT_TOLERANCE) -> dict[str, Any]:

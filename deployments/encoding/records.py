@@ -7,10 +7,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from deployments.messages.answer_format import Masks
 from deployments.messages.arrays import LOGIT_LIMIT
+from deployments.messages.mask_set import MaskSet
 from deployments.messages.pieces import Part
-from deployments.messages.segmentation import Segmentation
 
 Geometry = Callable[[NDArray[np.bool_]], Any]
 """A mask, `H×W` bool, as a format writes it under `segmentation`."""
@@ -31,19 +30,11 @@ def encode_part(part: Part, geometry: Geometry, return_logits: bool) -> bytes:
     head = {"image_id": masks.image_id, "model_id": masks.model_id, "size": masks.image_size, "masks": []}
     opening = orjson.dumps(head).removesuffix(b"]}") if part.is_first else b","
     records = [_record(masks, index, geometry, return_logits) for index in range(masks.num_masks)]
-    listed = _by_object(masks, records)
-    text = orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    text = orjson.dumps(masks.grouped(records), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
     return opening + text + (b"]}" if part.is_last else b"")
 
 
-def _by_object(masks: Masks, records: list[dict[str, Any]]) -> list[Any]:
-    if not (isinstance(masks, Segmentation) and masks.has_object_axis):
-        return records
-    candidates = masks.num_masks // masks.num_objects
-    return [records[start : start + candidates] for start in range(0, len(records), candidates)]
-
-
-def _record(masks: Masks, index: int, geometry: Geometry, return_logits: bool) -> dict[str, Any]:
+def _record(masks: MaskSet, index: int, geometry: Geometry, return_logits: bool) -> dict[str, Any]:
     mask = masks.mask(index)
     record = {
         "segmentation": geometry(mask),

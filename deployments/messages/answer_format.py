@@ -5,13 +5,11 @@ from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
 from deployments.errors import InvalidRequest
-from deployments.messages.everything import AutomaticMasks
-from deployments.messages.segmentation import Segmentation
 
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
 AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
-"""Those of everything that is in an image: nobody knows ahead how much that will be."""
+"""Formats for everything in an image. `json` is not one: the number of masks, and so its size, is not known ahead."""
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
@@ -22,28 +20,28 @@ class Traits:
 
     Attributes:
         media_type: its Content-Type.
-        by_object: it is written object by object, and can be cut between them.
-        shrinks: Content-Encoding makes it much smaller.
+        cut_by: how its writing is shared out among encoders: by rows of all masks, by objects, or not at all.
+        shrinks: Content-Encoding makes it much smaller, unless it holds logits.
+        is_full_text: it holds every pixel as text, and low-resolution logits: the contract's own format.
+        holds_one_mask: it holds a single mask of a prompt.
     """
 
     media_type: str
-    by_object: bool = False
+    cut_by: Literal["rows", "objects", "nothing"] = "nothing"
     shrinks: bool = False
+    is_full_text: bool = False
+    holds_one_mask: bool = False
 
 
 TRAITS: dict[ResponseFormat, Traits] = {
-    # In bands of rows, not in parts; what it shrinks to depends on its options.
-    "json": Traits("application/json"),
-    "rle": Traits("application/json", by_object=True),
-    "polygons": Traits("application/json", by_object=True, shrinks=True),
-    "png": Traits("image/png"),
+    "json": Traits("application/json", cut_by="rows", shrinks=True, is_full_text=True),
+    "rle": Traits("application/json", cut_by="objects"),
+    "polygons": Traits("application/json", cut_by="objects", shrinks=True),
+    "png": Traits("image/png", holds_one_mask=True),
     "npz": Traits("application/zip"),
 }
 
 MAX_TOLERANCE = 100.0
-
-
-Masks: TypeAlias = Segmentation | AutomaticMasks
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class AnswerFormat:
         return TRAITS[self.response_format]
 
     def check_index(self, num_masks: int) -> None:
-        """Refuses a `mask_index` that is not among so many masks.
+        """Rejects a `mask_index` that is not among so many masks.
 
         Raises:
             InvalidRequest: it is not.

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.errors import InvalidPrompt
+from deployments.errors import InvalidPrompt, InvalidRequest
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import LOGIT_LIMIT, FloatArray
 from deployments.messages.upsampling import upsample
 
@@ -175,3 +176,23 @@ class AutomaticMasks:
             self.point_coords[rows].copy(),
             self.crop_boxes[rows].copy(),
         )
+
+    def only(self, index: int) -> "AutomaticMasks":
+        """A single mask."""
+        return self.objects(index, index + 1)
+
+    def shown(self, mask_index: int | None) -> None:
+        """None: an image shows all of the masks, as labels."""
+
+    def grouped(self, records: list[Any]) -> list[Any]:
+        """A record for each mask."""
+        return records
+
+    def check_format(self, answer_format: AnswerFormat) -> None:
+        """Rejects what is for the masks of one prompt only.
+
+        Raises:
+            InvalidRequest: it is.
+        """
+        if answer_format.traits.is_full_text or answer_format.mask_index is not None:
+            raise InvalidRequest("answer_format: json and mask_index are for the masks of one prompt")

@@ -6,13 +6,14 @@ first those of all full-size masks, over objects and their candidates, then thos
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import LOW_RES_SIZE, FloatArray
+from deployments.messages.mask_set import MaskSet
 from deployments.messages.segmentation import Segmentation
 from deployments.messages.upsampling import source_rows
 
@@ -24,7 +25,7 @@ BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class LogitRows:
     """Some rows of the low-resolution logits of one mask.
 
     Attributes:
@@ -48,7 +49,7 @@ class Band:
         has_object_axis: whether the answer leads with the object axis `B`.
         start: first row, from 0.
         stop: one past the last row.
-        masks: what the rows of full-size masks are interpolated from, a piece for each mask.
+        masks: the logits that rows of full-size masks are interpolated from, for each mask.
         logits: the rows of low-resolution logits, likewise.
     """
 
@@ -57,8 +58,8 @@ class Band:
     has_object_axis: bool
     start: int
     stop: int
-    masks: tuple[Piece, ...]
-    logits: tuple[Piece, ...]
+    masks: tuple[LogitRows, ...]
+    logits: tuple[LogitRows, ...]
 
     @property
     def scores(self) -> FloatArray:
@@ -82,11 +83,11 @@ def cut_band(segmentation: Segmentation, start: int, stop: int) -> Band:
     height = segmentation.image_size[0]
     full_rows = int(segmentation.iou_predictions.size) * height
     masks = [
-        _piece(segmentation, mask, *source_rows(height, LOW_RES_SIZE, first, last))
+        _logit_rows(segmentation, mask, *source_rows(height, LOW_RES_SIZE, first, last))
         for mask, first, last in _touched(start, min(stop, full_rows), height)
     ]
     logits = [
-        _piece(segmentation, mask, first, last)
+        _logit_rows(segmentation, mask, first, last)
         for mask, first, last in _touched(max(start - full_rows, 0), stop - full_rows, LOW_RES_SIZE)
     ]
     return Band(
@@ -100,10 +101,10 @@ def cut_band(segmentation: Segmentation, start: int, stop: int) -> Band:
     )
 
 
-def _piece(segmentation: Segmentation, mask: int, first: int, last: int) -> Piece:
+def _logit_rows(segmentation: Segmentation, mask: int, first: int, last: int) -> LogitRows:
     index = divmod(mask, segmentation.iou_predictions.shape[1])
     # A copy: of a slice, Ray would send what it is a slice of.
-    return Piece(mask, first, segmentation.low_res_logits[index][first:last].copy())
+    return LogitRows(mask, first, segmentation.low_res_logits[index][first:last].copy())
 
 
 def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int]]:
@@ -137,22 +138,56 @@ class Part:
         is_last: the text ends with them.
     """
 
-    masks: Masks
+    masks: MaskSet
     is_first: bool
     is_last: bool
 
 
-def cut_parts(masks: Masks, form: AnswerFormat) -> Iterator[Part]:
-    """The parts of an answer: one, unless its format is written object by object."""
-    if form.response_format == "png" and isinstance(masks, Segmentation):
-        masks = masks.only(masks.best if form.mask_index is None else form.mask_index)
-    if not form.traits.by_object or not masks.num_objects:
-        yield Part(masks, True, True)
+Piece: TypeAlias = Band | Part
+
+
+def cut(masks: MaskSet, answer_format: AnswerFormat, band_bytes: int) -> Iterator[Piece]:
+    """The pieces of an answer; the texts that are written of them follow each other.
+
+    Args:
+        masks: what is answered, of which `check_format` has accepted the format.
+        answer_format: how it is written.
+        band_bytes: about the longest text of a band.
+    """
+    if answer_format.traits.cut_by == "rows":
+        # The only masks whose `check_format` accepts such a format.
+        yield from _cut_by_rows(cast(Segmentation, masks), answer_format.return_logits, band_bytes)
         return
+    if answer_format.traits.holds_one_mask and (index := masks.shown(answer_format.mask_index)) is not None:
+        masks = masks.only(index)
+    if answer_format.traits.cut_by == "objects" and masks.num_objects:
+        yield from _cut_by_objects(masks, answer_format.return_logits)
+        return
+    yield Part(masks, True, True)
+
+
+def text_bytes(masks: MaskSet, answer_format: AnswerFormat) -> int:
+    """Estimates the length of an answer in bytes."""
+    if answer_format.traits.cut_by == "rows":
+        segmentation = cast(Segmentation, masks)
+        return num_rows(segmentation) * row_bytes(segmentation, answer_format.return_logits)
+    # No format packs a mask into more than what it is made of, noise apart.
+    logits_as_text = answer_format.return_logits and answer_format.traits.cut_by == "objects"
+    return masks.low_res_logits.nbytes + (LOGITS_TEXT_BYTES * masks.num_masks if logits_as_text else 0)
+
+
+def _cut_by_rows(segmentation: Segmentation, return_logits: bool, band_bytes: int) -> Iterator[Band]:
+    rows = num_rows(segmentation)
+    count = max(1, band_bytes // row_bytes(segmentation, return_logits))
+    for start in range(0, rows, count):
+        yield cut_band(segmentation, start, min(start + count, rows))
+
+
+def _cut_by_objects(masks: MaskSet, return_logits: bool) -> Iterator[Part]:
     height, width = masks.image_size
     of_each = masks.num_masks // masks.num_objects
     count = max(1, PIXELS_PER_PART // (height * width * of_each))
-    if form.return_logits:
+    if return_logits:
         count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * of_each)))
     for first in range(0, masks.num_objects, count):
         last = min(first + count, masks.num_objects)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import InvalidPrompt
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import LOGIT_LIMIT, FloatArray
 from deployments.messages.upsampling import upsample
 
@@ -99,6 +100,25 @@ class Segmentation:
             low_res_logits=self.low_res_logits[row : row + 1, column : column + 1].copy(),
             iou_predictions=self.iou_predictions[row : row + 1, column : column + 1].copy(),
         )
+
+    def shown(self, mask_index: int | None) -> int:
+        """The mask that an answer of a single mask shows: the one that was asked for, or the best."""
+        return self.best if mask_index is None else mask_index
+
+    def grouped(self, records: list[Any]) -> list[Any]:
+        """A record for each mask, in a list for each object if the prompt had the object axis."""
+        if not self.has_object_axis:
+            return records
+        candidates = self.num_masks // self.num_objects
+        return [records[start : start + candidates] for start in range(0, len(records), candidates)]
+
+    def check_format(self, answer_format: AnswerFormat) -> None:
+        """Rejects a `mask_index` that is not among the masks.
+
+        Raises:
+            InvalidRequest: it is not.
+        """
+        answer_format.check_index(self.num_masks)
 
     def _without_object_axis(self, array: FloatArray) -> FloatArray:
         return array if self.has_object_axis else array[0]

@@ -24,8 +24,8 @@ from torchvision.ops.boxes import batched_nms, box_area
 
 from deployments.errors import InvalidPrompt, Overloaded, TooLarge
 from deployments.messages.arrays import LOW_RES_SIZE, FloatArray
+from deployments.messages.calls import AnswerSize
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.model_answers import AnswerSize
 from deployments.model.engine import Engine, ImageEmbedding
 
 CLEANED_LOGIT = 10.0
@@ -89,7 +89,7 @@ class Candidates:
         return Candidates(*(tensor[rows] for tensor in vars(self).values()))
 
 
-Decoded: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+DecodedPoints: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Logits, predicted IoU and point of some masks."""
 
 
@@ -178,7 +178,7 @@ class AutomaticMaskGenerator:
         )
 
     @torch.inference_mode()
-    def _decoded(self, embedding: ImageEmbedding, points: FloatArray) -> Decoded:
+    def _decoded(self, embedding: ImageEmbedding, points: FloatArray) -> DecodedPoints:
         """The masks of some points whose predicted IoU is good enough."""
         logits, predicted_iou = self._engine.decode_points(embedding, points)
         with self._engine.decoding():

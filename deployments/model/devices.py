@@ -13,7 +13,7 @@ from deployments.errors import ModelLoadError
 CPU_CACHE_LIMIT_BYTES = 2 * 2**30
 """What an embedding cache takes of the CPU's memory at most, unless told otherwise."""
 
-# Larger runs are no faster on two cores (benchmarks/batches.py); they only take memory, and make the first one wait.
+# Larger runs are no faster on two cores (`make bench`: batches); they only take memory, and make the first one wait.
 OBJECTS_PER_THREAD, MOST_OBJECTS = 2, 32
 
 CUDA_MEMORY_ERRORS = (2, 701)

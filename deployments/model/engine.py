@@ -23,8 +23,8 @@ from deployments.model.devices import check_device, objects_at_once, on_stream, 
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
 
-Decoded: TypeAlias = tuple[FloatArray, FloatArray]
-"""Low-resolution logits and IoU predictions."""
+DecodedPrompt: TypeAlias = tuple[FloatArray, FloatArray]
+"""Low-resolution logits and IoU predictions of a prompt's objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,8 @@ class ImageEmbedding:
     """What the image encoder makes of one image.
 
     Attributes:
-        image_embed: `1×C×h×w` in the engine's precision, the coarsest feature map (for SAM 2, C = 256, h = w = 64).
+        image_embed: `1×C×h×w` in the engine's precision, the coarsest feature map as `SAM2Base.forward_image` gives it
+            (for SAM 2, C = 256, h = w = 64), without the no-memory vector that image mode adds.
         high_res_feats: finer feature maps for the mask decoder, finest first, each `1×C'×h'×w'`.
         image_size: height and width of the original image in pixels.
     """
@@ -70,11 +71,14 @@ class Engine:
         self.device = device
         self.precision = precision
         self.objects_at_once = objects_at_once(device)
-        # The video tracker's, 88 MB an image; nobody reads it here. It holds a cache, the one thing written by a run.
+        # The same for every image, so it is taken out of the encoder's run, where it would cost 88 MB an image.
+        self._position_encoding = model.image_encoder.neck.position_encoding
         model.image_encoder.neck.position_encoding = torch.nn.Identity()
         if precision != torch.float32:
             _set_encoder_precision(model, precision)
         self._model = model.to(device).eval()
+        # Image mode's stand-in for a memory of earlier frames, which a video has.
+        self._no_memory = model.no_mem_embed.reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else None
         self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
         self._encode = (
@@ -94,6 +98,12 @@ class Engine:
         for size in self._batch_sizes or (1,):
             embedding = self.embed([image] * size)[0]
         self.decode([(embedding, Prompt(point_coords=[[32, 32]], point_labels=[1]))])
+
+    @torch.inference_mode()
+    def position_encoding(self, embedding: ImageEmbedding) -> torch.Tensor:
+        """The position encoding of an embedding's `image_embed`, `1×C×h×w` float32, as memory attention takes it."""
+        encoding: torch.Tensor = self._position_encoding(embedding.image_embed)
+        return encoding.float()
 
     def check_device(self) -> None:
         """Makes sure that the device still works; see `devices.check_device`."""
@@ -161,10 +171,8 @@ class Engine:
         return pinned.to(self.device, non_blocking=True)
 
     def _image_features(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps `B×C×h×w` as the mask decoder wants them, finest first."""
+        """Feature maps `B×C×h×w` as `SAM2Base.forward_image` gives them, finest first."""
         feats: list[torch.Tensor] = self._model.forward_image(batch)["backbone_fpn"][-self._model.num_feature_levels :]
-        if self._model.directly_add_no_mem_embed:
-            feats[-1] = feats[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
         return feats
 
     def _one_of(self, batch: torch.Tensor, index: int) -> torch.Tensor:
@@ -173,7 +181,7 @@ class Engine:
 
     # ---- prompts
 
-    def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[Decoded]:
+    def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[DecodedPrompt]:
         """`decode_each`, for who wants all or nothing.
 
         Raises:
@@ -182,7 +190,7 @@ class Engine:
         return all_or_error(self.decode_each(items))
 
     @torch.inference_mode()
-    def decode_each(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[Decoded | Overloaded]:
+    def decode_each(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[DecodedPrompt | Overloaded]:
         """Runs prompt encoder and mask decoder for all objects of many prompts, those that are alike together.
 
         Returns:
@@ -190,7 +198,7 @@ class Engine:
             decoder's order; or the error if one of its objects does not fit into the device's memory even alone.
         """
         embeddings = [embedding for embedding, _ in items]
-        answers: list[list[Decoded | Overloaded]] = [[] for _ in items]
+        answers: list[list[DecodedPrompt | Overloaded]] = [[] for _ in items]
         with on_stream(self._decode_stream):
             for together in decodable_together(self._objects(items), self.objects_at_once):
                 run = partial(self._decode_objects, embeddings)
@@ -246,8 +254,9 @@ class Engine:
         # The decoder repeats a single image's features by itself, and the finer ones without copying them.
         images = images[:1] if one_image else images
         levels = [image.high_res_feats for image in images]
+        image_embed = _joined([image.image_embed for image in images])
         low_res_logits, iou_predictions, _, _ = self._model.sam_mask_decoder(
-            image_embeddings=_joined([image.image_embed for image in images]),
+            image_embeddings=image_embed if self._no_memory is None else image_embed + self._no_memory,
             image_pe=self._model.sam_prompt_encoder.get_dense_pe(),
             # Without points and masks there is a single, empty prompt, which stands for all objects.
             sparse_prompt_embeddings=sparse.expand(len(objects), -1, -1),
@@ -273,7 +282,7 @@ class Engine:
         return torch.from_numpy(np.stack(arrays)).to(self.device) if arrays else None
 
 
-def _stacked_or_error(objects: Sequence[Decoded | Overloaded]) -> Decoded | Overloaded:
+def _stacked_or_error(objects: Sequence[DecodedPrompt | Overloaded]) -> DecodedPrompt | Overloaded:
     """The objects of one prompt as one answer, or the first error among them."""
     try:
         logits, scores = zip(*all_or_error(objects), strict=True)

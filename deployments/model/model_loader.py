@@ -4,9 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deployments.errors import ModelLoadError
+from deployments.settings import ModelSettings, use_compile_cache
 
 if TYPE_CHECKING:
     from deployments.model.engine import Engine
@@ -17,6 +19,50 @@ SHORTEST_PAUSE_S = 1.0
 """Between two attempts, however many requests ask for one."""
 
 logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """What suits the device, where the configuration leaves it open; known once the model is loaded.
+
+    Attributes:
+        images: embedded in one batch.
+        prompts: decoded in one batch.
+        cache_bytes: memory for embeddings.
+    """
+
+    images: int = 1
+    prompts: int = 1
+    cache_bytes: int = 0
+
+
+def load_engine(
+    settings: ModelSettings, gpu_fraction: float, report: Callable[[str, int, int], None]
+) -> "tuple[Engine, DeviceDefaults]":
+    """Loads the weights, moves them to the device, and runs the model once, so that no request pays for that.
+
+    Args:
+        settings: the model.
+        gpu_fraction: share of the GPU that Ray assigned.
+        report: told what is being done, bytes done and bytes in all (0 and 0 where there is nothing to count).
+
+    Raises:
+        ModelLoadError: the weights cannot be loaded, or there is no such device.
+    """
+    # Imported here: they bring torch, which takes seconds, and app.py imports this file only to draw the graph.
+    import deployments.model.automatic_masks  # noqa: F401 for AutoCall, whose first request is not to wait for it
+    from deployments.model.checkpoints import load_model
+    from deployments.model.devices import choose_precision, default_batch_sizes, default_cache_bytes, start_device
+    from deployments.model.engine import Engine
+
+    model = load_model(settings, report)
+    report("compiling and warming up" if settings.torch_compile else "warming up", 0, 0)
+    device = start_device(settings.device, gpu_fraction, settings.torch_threads)
+    use_compile_cache(settings.compile_cache)
+    batch_sizes = settings.compile_batch_sizes if settings.torch_compile else ()
+    engine = Engine(model, device, choose_precision(settings.precision, device), batch_sizes)
+    engine.warm_up()
+    return engine, DeviceDefaults(*default_batch_sizes(device), default_cache_bytes(device))
 
 
 class ModelLoader:

@@ -1,4 +1,4 @@
-"""The click page: static files at `/` and below `/page`, with headers that let them load nothing but themselves."""
+"""Serves the click page: static files at `/` and below `/page`, with headers that allow no other files."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,13 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        # blob: is the image that the user chose.
+        # blob: the image that the user chose.
         "img-src 'self' blob:",
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # Texts become HTML nowhere: a browser that knows Trusted Types refuses it.
+        # Browsers that know Trusted Types reject every text that would become HTML.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     ]
@@ -33,25 +33,25 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Asked about each time and mostly answered 304: after an update no browser mixes old files with new ones.
+    # The browser asks for each file every time, and mostly gets 304: after an update it never mixes old and new files.
     "Cache-Control": "no-cache",
 }
 
 
 class PageFiles(StaticFiles):
-    """The files that the page loads."""
+    """Serves the files that the page loads, with the page's headers."""
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """As StaticFiles, with the page's headers."""
+        """Returns StaticFiles' response with the page's headers."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(HEADERS)
         return response
 
 
 class PageRoutes:
-    """What a person sees in a browser."""
+    """The routes of the page and its files."""
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the page and its files."""
@@ -59,5 +59,5 @@ class PageRoutes:
         app.mount(PREFIX, PageFiles(directory=FOLDER), name="page")
 
     async def get_page(self) -> Response:
-        """The page itself, which names its files relative to the address that it was loaded from."""
+        """Returns index.html. It names its files relative to its own address, so that a proxy may add a prefix."""
         return FileResponse(FOLDER / "index.html", headers=HEADERS, media_type="text/html")

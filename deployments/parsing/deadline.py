@@ -7,7 +7,7 @@ ASKED_SHARE = 0.95
 
 
 class Deadline:
-    """A point in time by which a request must be answered."""
+    """A point in time by which a request, or a step of one, must be answered."""
 
     def __init__(self, timeout_s: float) -> None:
         self._at = time.monotonic() + timeout_s
@@ -26,3 +26,7 @@ class Deadline:
     def remaining(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self._at - time.monotonic())
+
+    def step(self, timeout_s: float) -> "Deadline":
+        """The deadline of one step: so many seconds from now, but never later than the whole's."""
+        return Deadline(min(timeout_s, self.remaining()))

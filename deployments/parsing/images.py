@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge
 from deployments.messages.arrays import RgbArray
-from deployments.messages.model_answers import AnswerSize
+from deployments.messages.calls import AnswerSize
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image

@@ -6,8 +6,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.calls import AutoCall, EmbedCall, EmbeddedImage, SegmentCall
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.model_answers import EmbeddedImage
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
@@ -47,7 +47,7 @@ class RequestParser:
     # Async, since Serve runs what is not in a thread of its own, and the budget is the event loop's.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
-        self._calls.config = RequestParserConfig.model_validate(user_config)
+        self._calls.configure(RequestParserConfig.model_validate(user_config))
         self._pixels_budget.set_limit(self._calls.config.pixels_budget_bytes)
 
     # ---- handle calls
@@ -74,7 +74,8 @@ class RequestParser:
         self._segmenter.check(prompt)
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image, image_id)
-        return await self._segmenter.segment(model_id, identified, prompt, deadline, StageTimes())
+        call = SegmentCall(identified.image_id, prompt)
+        return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
     async def auto(
         self,
@@ -98,7 +99,8 @@ class RequestParser:
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image, image_id)
         self._segmenter.check_grid(prompt, identified)
-        return await self._segmenter.auto(model_id, identified, prompt, deadline, StageTimes())
+        call = AutoCall(identified.image_id, prompt, self._settings.limits.max_compact_numbers)
+        return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
     async def encode(self, masks: Segmentation | AutomaticMasks, answer_format: AnswerFormat) -> bytes:
         """Writes masks as the body of an HTTP answer.
@@ -116,10 +118,8 @@ class RequestParser:
             raise InvalidRequest(f"masks: must be a Segmentation or AutomaticMasks, is {type(masks).__name__}")
         if not isinstance(answer_format, AnswerFormat):
             raise InvalidRequest(f"answer_format: must be an AnswerFormat, is {type(answer_format).__name__}")
-        if isinstance(masks, Segmentation):
-            self._segmenter.size(masks.num_masks, answer_format).check(masks.image_size)
-        elif answer_format.response_format == "json" or answer_format.mask_index is not None:
-            raise InvalidRequest("answer_format: json and mask_index are for the masks of one prompt")
+        masks.check_format(answer_format)
+        self._segmenter.size(masks.num_masks, answer_format).check(masks.image_size)
         pieces = self._encoder_calls.pull(masks, answer_format, self._segmenter.deadline())
         return b"".join([piece async for piece in pieces])
 
@@ -135,7 +135,8 @@ class RequestParser:
         """
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
         identified = await self._segmenter.identified(image)
-        return await self._segmenter.embed(identified, model_id, deadline, StageTimes())
+        call = EmbedCall(identified.image_id)
+        return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
     async def forget(self, image_id: str) -> bool:
         """Makes every replica of every model forget an image; whether any remembered it.

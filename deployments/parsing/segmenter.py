@@ -1,9 +1,9 @@
-"""From an image and a prompt to masks: what HTTP requests and handle calls have in common."""
+"""From an image and a prompt to a model's answer: what HTTP requests and handle calls have in common."""
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,25 +12,25 @@ from typing import Any, BinaryIO, TypeVar
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import RgbArray
-from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
-from deployments.messages.model_answers import AnswerSize, EmbeddedImage, ModelAnswer
+from deployments.messages.calls import AnswerSize, ModelCall
+from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
-from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
-from deployments.parsing.model_calls import ModelCalls, Pixels
+from deployments.parsing.model_calls import ModelCalls, Sources
 from deployments.parsing.stage_times import StageTimes
 from deployments.settings import ServiceSettings
 from deployments.telemetry.tracing import span
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 DECODING_THREADS = 4
 
 
 class Segmenter:
-    """Checks requests against the limits, reads images, asks models.
+    """Checks requests against the limits, reads images, and asks models.
 
     Args:
         settings: the application's settings.
@@ -68,7 +68,7 @@ class Segmenter:
         return model_id or self._settings.default_model_id
 
     def check(self, prompt: Prompt) -> None:
-        """Refuses what is over the limits before any work.
+        """Rejects a prompt that is over the limits, before any work.
 
         Raises:
             InvalidPrompt: it is no Prompt.
@@ -84,7 +84,7 @@ class Segmenter:
                 raise TooLarge(f"{what.format(count)}, more than the {limit} that are accepted")
 
     def check_grid(self, prompt: AutomaticPrompt, image: IdentifiedImage) -> None:
-        """Refuses a grid of too many points, and crops of an image that is only named.
+        """Rejects a grid of too many points, and crops of an image that is only named.
 
         Raises:
             InvalidPrompt: it is no AutomaticPrompt.
@@ -102,21 +102,21 @@ class Segmenter:
             raise InvalidRequest("crop_n_layers: needs the image itself; only the whole of it is remembered")
 
     def size(self, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
-        """What the answer to a prompt will hold, and may.
+        """How much the answer to a prompt will hold, and how much it may hold.
 
         Args:
-            num_masks: of the prompt.
+            num_masks: full-size masks of the prompt.
             answer_format: how they are written.
 
         Raises:
             InvalidRequest: `mask_index` is not among them.
         """
         answer_format.check_index(num_masks)
-        limits = self._settings.limits
-        if answer_format.response_format == "json":
+        limits, traits = self._settings.limits, answer_format.traits
+        if traits.is_full_text:
             fewer = "ask for fewer objects, for multimask_output=false, or for response_format rle"
             return AnswerSize(num_masks, limits.max_answer_numbers, fewer)
-        return AnswerSize(1 if answer_format.response_format == "png" else num_masks, limits.max_compact_numbers)
+        return AnswerSize(1 if traits.holds_one_mask else num_masks, limits.max_compact_numbers)
 
     # ---- steps
 
@@ -137,74 +137,44 @@ class Segmenter:
             return named(image_id)
         return await self._off_loop(identify, image, self._settings.limits, size)
 
-    async def embed(
-        self, image: IdentifiedImage, model_id: str, deadline: Deadline, timing: StageTimes
-    ) -> EmbeddedImage:
-        """Embeds an image; see `ModelCalls.segment` for the errors."""
-        async with AsyncExitStack() as held:
-            pixels = partial(self._decoded, image, deadline, held, timing)
-            return await self._calls.embed(model_id, image.image_id, pixels, deadline)
+    async def ask(
+        self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
+    ) -> Result:
+        """Asks a model, with the image's pixels only if it wants them; see `ModelCalls.ask` for the errors.
 
-    async def _decoded(
-        self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, timing: StageTimes
-    ) -> RgbArray:
-        """The image's pixels, which have their share of the budget while `held` is open."""
-        wait_s = min(deadline.remaining(), self._calls.config.max_wait_s)
-        with timing.measure("queue"):
-            await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
-        with timing.measure("parse"), span("decode image"):
-            return await self._off_loop(image.decode, self._settings.limits)
-
-    async def segment(
-        self,
-        model_id: str,
-        image: IdentifiedImage,
-        prompt: Prompt,
-        deadline: Deadline,
-        timing: StageTimes,
-        size: AnswerSize | None = None,
-    ) -> Segmentation:
-        """Segments what the prompt points to; see `ModelCalls.segment` for the errors."""
-
-        def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[Segmentation]]:
-            return self._calls.segment(model_id, image.image_id, prompt, pixels, deadline, size)
-
-        return await self._timed(ask, image, deadline, timing)
-
-    async def auto(
-        self, model_id: str, image: IdentifiedImage, prompt: AutomaticPrompt, deadline: Deadline, timing: StageTimes
-    ) -> AutomaticMasks:
-        """Segments everything; see `ModelCalls.segment` for the errors."""
-
-        def ask(pixels: Pixels | None) -> Awaitable[ModelAnswer[AutomaticMasks]]:
-            most = self._settings.limits.max_compact_numbers
-            return self._calls.auto(model_id, image.image_id, prompt, pixels, deadline, most)
-
-        return await self._timed(ask, image, deadline, timing)
-
-    async def _timed(
-        self,
-        ask: Callable[[Pixels | None], Awaitable[ModelAnswer[T]]],
-        image: IdentifiedImage,
-        deadline: Deadline,
-        timing: StageTimes,
-    ) -> T:
-        """Asks the model, with the pixels only if it wants them; notes where the time went."""
+        Args:
+            model_id: a configured model.
+            call: what to ask of this image.
+            image: the image.
+            deadline: when there must be an answer.
+            times: are told where the time went.
+        """
         decoding_s = 0.0
 
         async def pixels() -> RgbArray:
             nonlocal decoding_s
             started = time.perf_counter()
             try:
-                return await self._decoded(image, deadline, held, timing)
+                return await self._decoded(image, deadline, held, times)
             finally:
                 decoding_s = time.perf_counter() - started
 
         started = time.perf_counter()
+        sources: Sources = {} if image.source is None else {"pixels": pixels}
         async with AsyncExitStack() as held:
-            answer = await ask(None if image.source is None else pixels)
-        timing.add_model(answer, time.perf_counter() - started - decoding_s)
-        return answer.masks
+            answer = await self._calls.ask(model_id, call, sources, deadline)
+        times.add_model(answer, time.perf_counter() - started - decoding_s)
+        return answer.result
+
+    async def _decoded(
+        self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes
+    ) -> RgbArray:
+        """The image's pixels, which have their share of the budget while `held` is open."""
+        wait_s = deadline.step(self._calls.config.max_wait_s).remaining()
+        with times.measure("queue"):
+            await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
+        with times.measure("parse"), span("decode image"):
+            return await self._off_loop(image.decode, self._settings.limits)
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs what would hold up other requests in one of the decoding threads."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deployments.messages.model_answers import ModelAnswer
+from deployments.messages.calls import ModelAnswer
 
 
 class StageTimes:

@@ -6,7 +6,6 @@ with several_nodes([{"num_cpus": 0}, {"num_cpus": 2}, {"num_cpus": 2}]) as clust
 """
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ from unittest.mock import patch
 
 import psutil
 import ray
-from ray import serve
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
@@ -28,8 +26,7 @@ from ray.util import get_node_ip_address
 
 from deployments.environment import prepare_environment
 from deployments.settings import APP_NAME
-from tests.integration import conftest as local
-from tests.integration.conftest import free_port
+from harness import serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +89,7 @@ def autoscaling_nodes(
     with _own_environment() as folder:
 
         def with_autoscaler() -> dict[str, Any]:
-            port, config = free_port(), folder / "autoscaling.json"
+            port, config = serve.free_port(), folder / "autoscaling.json"
             config.write_text(json.dumps(_autoscaling_config(worker, max_workers, idle_timeout_s, port)))
             more = {"gcs_server_port": port, "autoscaling_config": str(config), "env_vars": HEAD_NODE_ID}
             return {**head, **more, "include_dashboard": False}
@@ -150,7 +147,7 @@ def service_document(
     """
     return {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port or free_port()},
+        "http_options": {"host": "127.0.0.1", "port": port or serve.free_port()},
         "applications": [
             {
                 "name": APP_NAME,
@@ -165,10 +162,10 @@ def service_document(
 
 def deploy(document: dict[str, Any], timeout_s: float = 240) -> str:
     """Deploys a config document on the cluster; the service's URL, once it is RUNNING and answers there."""
-    local.deploy(document, timeout_s)
+    serve.deploy(document, timeout_s)
     options = document["http_options"]
     url = f"http://{options['host']}:{options['port']}"
-    local.wait_for_http(url)
+    serve.wait_for_http(url)
     return url
 
 
@@ -206,8 +203,8 @@ def _own_environment() -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(serve.free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(serve.free_port()),
         }
         with patch.dict(os.environ, mine):
             os.environ.pop("AUTH_TOKEN", None)
@@ -282,7 +279,4 @@ def _driver(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Ray reports the end of Serve's controller as if it were a fault.
-        with contextlib.redirect_stdout(io.StringIO()):
-            serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
+        serve.shut_down()

@@ -17,13 +17,13 @@ from typing import Any
 
 import orjson
 
-from benchmarks.hardware import describe, summary
-from benchmarks.process_tree import ProcessTree
 from deployments.client import Client
+from harness.checked_load import Mask, Question, Report, answered, by_client, load, questions
+from harness.processes import ProcessTree
+from harness.serve import free_port
 from tests.cluster import nodes
-from tests.cluster.load import Mask, Question, Report, answered, by_client, load, questions
 from tests.cluster.test_faults import BACK, FRONT, MODEL, document, kill, kill_controller, kill_proxy
-from tests.integration.conftest import free_port
+from tuning.hardware import describe, summary
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

@@ -25,9 +25,9 @@ from pycocotools import mask as coco
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from deployments.settings import BUNDLED_MODEL_ID, model_deployment_name
+from harness.exported import Exported, scrape
+from harness.images import encoded, iou, picture
 from tests.cluster.nodes import ROOT, autoscaling_nodes, deploy, living_nodes, replicas, service_document
-from tests.exported import Exported, scrape
-from tests.images import encoded, iou, picture
 from tests.promql import alert_expressions, all_uses, dashboard_expressions
 
 WARM, ON_DEMAND, BROKEN = BUNDLED_MODEL_ID, "tests/on-demand", "tests/broken"

@@ -17,9 +17,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from harness.checked_load import HEADER, Question, Report, answered, by_client, load, post, questions
+from harness.serve import free_port
 from tests.cluster import nodes
-from tests.cluster.load import HEADER, Question, Report, answered, by_client, load, post, questions
-from tests.integration.conftest import DEMO, free_port
+from tests.integration.conftest import DEMO
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from benchmarks.process_tree import ProcessTree
-from benchmarks.spread import percentile
+from harness.checked_load import Question, answered, decoded, post, questions, same
+from harness.load import percentile
+from harness.processes import ProcessTree
 from tests.cluster import nodes
-from tests.cluster.load import Question, answered, decoded, post, questions, same
 from tests.integration.conftest import DEMO
 
 pytestmark = pytest.mark.timeout(400)

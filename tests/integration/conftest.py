@@ -1,8 +1,6 @@
 """One real local Serve for the whole test session, deployed from a config as an operator would."""
 
 import os
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,9 @@ import httpx
 import pytest
 
 from deployments.environment import prepare_environment
+from harness.serve import deploy, free_port, shut_down, wait_for_http
+from harness.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 from tests.collector import Collector, collector
-from tests.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 
 DEMO = "sam2-demo"
 TINY = "facebook/sam2-hiera-tiny"
@@ -41,13 +40,6 @@ class Service:
     def client(self, **options: Any) -> httpx.Client:
         """An HTTP client of the service."""
         return httpx.Client(base_url=self.url, timeout=120, **options)
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def model_entry(model_id: str, **options: Any) -> dict[str, Any]:
@@ -119,40 +111,6 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
     }
 
 
-def deploy(document: dict[str, Any], timeout_s: float = 240) -> None:
-    """Deploys a config document on the running Ray and waits until it is RUNNING."""
-    from ray import serve
-    from ray.serve._private.api import serve_start
-    from ray.serve.schema import ServeDeploySchema
-
-    config = ServeDeploySchema.model_validate(document)
-    client = serve_start(http_options=config.http_options.model_dump(), proxy_location=config.proxy_location)
-    client.deploy_apps(config)
-    wanted = {application.name for application in config.applications}
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        applications = serve.status().applications
-        states = {name: str(applications[name].status.value) for name in wanted if name in applications}
-        assert "DEPLOY_FAILED" not in states.values(), applications
-        if set(states) == wanted and set(states.values()) == {"RUNNING"}:
-            return
-        time.sleep(0.5)
-    raise TimeoutError(f"not RUNNING within {timeout_s} s: {serve.status().applications}")
-
-
-def wait_for_http(url: str, timeout_s: float = 60) -> None:
-    """Waits until the proxy knows the application."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/health").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"{url} does not answer")
-
-
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The shared service."""
@@ -170,7 +128,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     os.environ.pop("AUTH_TOKEN", None)
 
     import ray
-    from ray import serve
 
     port, metrics_port, fallback_port = free_port(), free_port(), free_port()
     os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(fallback_port)
@@ -192,5 +149,4 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         logs = Path(context.address_info["session_dir"]) / "logs"
         fallback = f"http://127.0.0.1:{fallback_port}"
         yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config, metrics_url, logs, spans, fallback)
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        shut_down()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Service, config_document, deploy
+from harness.serve import deploy
+from tests.integration.conftest import Service, config_document
 
 IMAGES = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(60)]
 

@@ -1,4 +1,4 @@
-"""The Python client, copied out as its users may have it, against the real service."""
+"""The Python client against the real service."""
 
 import asyncio
 from pathlib import Path
@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.client import AsyncClient, Client, ServiceError
-from tests.images import iou, picture
+from deployments.client import AsyncClient, Client, ClientError
+from harness.images import iou, picture
+from tests.documents import ROOT
 from tests.integration.conftest import Service
-from tests.integration.test_readme import ROOT
 
 EXAMPLE = ROOT / "deployments" / "model" / "demo" / "example.png"
 TRUTH = np.array(Image.open(EXAMPLE.with_name("example_truth.png"))) > 0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def test_a_click_a_refinement_and_everything(service: Service) -> None:
@@ -39,39 +44,37 @@ def test_a_click_a_refinement_and_everything(service: Service) -> None:
         assert client.segment_as(image, "png", point_coords=[[220, 240]], point_labels=[1]).startswith(b"\x89PNG")
 
 
-def test_a_forgotten_image_is_uploaded_again_without_a_word(service: Service) -> None:
+def test_a_forgotten_image_is_uploaded_again_silently(service: Service) -> None:
     pixels = np.asarray(picture(80, 60, seed=140_001))
     with Client(service.url) as client, Client(service.url) as other:
         image = client.image(pixels)
         first = client.segment(image, box=[10, 10, 40, 40])
-        # Behind the first client's back.
+        # The first client does not learn of it.
         assert other.forget(image)
         again = client.segment(image, box=[10, 10, 40, 40])
         np.testing.assert_array_equal(again.masks, first.masks)
 
 
-def test_many_prompts_at_once(service: Service) -> None:
-    async def test() -> None:
-        async with AsyncClient(service.url) as client:
-            image = client.image(picture(80, 60, seed=140_002))
-            await client.embed(image)
-            boxes = [[index, index, index + 30, index + 20] for index in range(8)]
-            together = await asyncio.gather(*(client.segment(image, box=box) for box in boxes))
-            for box, found in zip(boxes, together, strict=True):
-                alone = await client.segment(image, box=box)
-                np.testing.assert_allclose(found.scores, alone.scores, atol=1e-3)
-
-    asyncio.run(test())
+@pytest.mark.anyio
+async def test_many_prompts_at_once(service: Service) -> None:
+    async with AsyncClient(service.url) as client:
+        image = client.image(picture(80, 60, seed=140_002))
+        await client.embed(image)
+        boxes = [[index, index, index + 30, index + 20] for index in range(8)]
+        together = await asyncio.gather(*(client.segment(image, box=box) for box in boxes))
+        for box, found in zip(boxes, together, strict=True):
+            alone = await client.segment(image, box=box)
+            np.testing.assert_allclose(found.scores, alone.scores, atol=1e-3)
 
 
-def test_refusals_are_told(service: Service, tmp_path: Path) -> None:
+def test_rejected_requests_raise_client_errors(service: Service, tmp_path: Path) -> None:
     with Client(service.url) as client:
-        with pytest.raises(ServiceError, match="400: box: must be") as error:
+        with pytest.raises(ClientError, match="400: box: must be") as error:
             client.segment(EXAMPLE, box=[1, 2, 3])
         assert error.value.status == 400
-        with pytest.raises(ServiceError, match="400: image: is not an image"):
+        with pytest.raises(ClientError, match="400: image: is not an image"):
             client.segment(b"not an image")
-        with pytest.raises(ServiceError, match="404"), Client(f"{service.url}/elsewhere") as lost:
+        with pytest.raises(ClientError, match="404"), Client(f"{service.url}/elsewhere") as lost:
             lost.segment(EXAMPLE)
-    with pytest.raises(ServiceError, match="ConnectError"), Client("http://127.0.0.1:9", max_retries=0) as nobody:
-        nobody.segment(EXAMPLE)
+    with pytest.raises(ClientError, match="ConnectError"), Client("http://127.0.0.1:9", max_retries=0) as unreachable:
+        unreachable.segment(EXAMPLE)

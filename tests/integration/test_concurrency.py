@@ -11,10 +11,10 @@ import pytest
 
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
+from harness.images import encoded, picture
+from harness.reference import Answer, json_text, parse_answer
 from tests import caller_app
-from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service
-from tests.reference import Answer, json_text, parse_answer
 
 IMAGE = encoded(picture(320, 240, 3))
 # A grid of points, so that no two requests ask for the same; every other asks for one mask.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from harness.images import iou
 from tests.documents import ROOT, code_of
-from tests.images import iou
 from tests.integration.conftest import Service
 
 ADDRESS = "http://127.0.0.1:8000"

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import DEMO, Service
 
 FIELDS = {"point_coords": "[[40,40]]", "point_labels": "[1]", "model_id": DEMO}

@@ -17,11 +17,11 @@ from deployments.errors import InvalidRequest, TooLarge
 from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
-from tests.images import encoded, iou, picture
+from harness.images import encoded, iou, picture
+from harness.reference import parse_answer
+from tests.documents import ROOT
 from tests.integration.conftest import DEMO, NOT_CACHED, Service
 from tests.integration.test_ids import UNKNOWN, assert_not_cached
-from tests.integration.test_readme import ROOT
-from tests.reference import parse_answer
 
 ROUTE = "/segment-anything-2"
 IMAGE = (ROOT / "deployments" / "model" / "demo" / "example.png").read_bytes()

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from deployments.errors import ImageNotCached, InvalidImage, InvalidRequest
-from deployments.messages.model_answers import EmbeddedImage
+from deployments.messages.calls import EmbeddedImage
 from deployments.messages.prompt import Prompt
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import DEMO, NOT_CACHED, Service
 from tests.integration.test_remembering import cache
 

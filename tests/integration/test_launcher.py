@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 
 from deployments.launcher import Stopped, _catch_stop_signals
-from tests.integration.conftest import free_port
-from tests.weights import fill_hub_cache
+from harness.serve import free_port
+from harness.weights import fill_hub_cache
 
 ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"

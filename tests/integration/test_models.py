@@ -8,7 +8,7 @@ from typing import TypeAlias
 import httpx
 import pytest
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import DEMO, MISSING_FILE, NOT_CACHED, OWN, WRONG_CHECKPOINT, Service
 
 IMAGE = encoded(picture(160, 120))
@@ -40,7 +40,7 @@ def states(client: httpx.Client) -> dict[str, dict[str, str]]:
 
 def reaches(client: httpx.Client, model_id: str, state: str) -> dict[str, str]:
     """What /models says of a model, once it is in a state; it may be a second behind."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (model := states(client)[model_id])["state"] != state:
         assert time.monotonic() < deadline, model
         time.sleep(0.2)
@@ -76,7 +76,8 @@ def test_a_model_that_cannot_load_says_why_and_disturbs_no_other(
         assert cause in reaches(client, model_id, "failed")["detail"]
         started = time.monotonic()
         assert ask(client, model_id).status_code == 503
-        assert time.monotonic() - started < 5, "a known failure is answered at once"
+        # A request would wait for the model itself for 150 s.
+        assert time.monotonic() - started < 30, "a known failure is answered at once"
         assert ask(client, DEMO).status_code == 200
         assert client.get("/ready").status_code == 200
         assert client.get("/health").json() == {"status": "OK"}

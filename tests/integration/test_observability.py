@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deployments.telemetry import metrics
+from harness.exported import scrape, scrape_until
+from harness.images import encoded, picture
 from tests.collector import Span
-from tests.exported import scrape, scrape_until
-from tests.images import encoded, picture
 from tests.integration.conftest import DEMO, Service
 
 POINT = {"point_coords": "[[10, 10]]", "point_labels": "[1]"}

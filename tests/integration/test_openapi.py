@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import Service
 
 IMAGES = [encoded(picture(40, 30)), encoded(picture(31, 47), "JPEG"), b"", b"not an image"]

@@ -22,8 +22,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from tests.browser import NoBrowser, Page, launch
-from tests.images import encoded, iou, picture
+from harness.browser import NoBrowser, Page, launch
+from harness.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, WRONG_CHECKPOINT, Service
 from tests.relay import relay
 
@@ -44,7 +44,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(downloads: Path) -> Iterator[Page]:
-    """One browser for all tests. Without any they are skipped, or fail where REQUIRE_BROWSER is set."""
+    """One browser for all tests. Without a browser they are skipped, or fail where REQUIRE_BROWSER is set."""
     try:
         chromium = launch(downloads)
     except NoBrowser as error:
@@ -64,7 +64,7 @@ def page(browser: Page, service: Service) -> Page:
 
 @pytest.fixture
 def example(page: Page) -> Page:
-    """The page with the example, of which a pear's mask is known."""
+    """The page with the example image, whose pear has a known mask."""
     page.show(EXAMPLE)
     return page
 
@@ -124,14 +124,14 @@ def test_a_click_shows_the_mask_at_the_images_own_resolution(example: Page) -> N
     assert iou(example.shown(), TRUTH) > 0.85
     assert len(example.scores()) == 3
     assert example.scores() == sorted(example.scores(), reverse=True)
-    # The outline is opaque, what is inside lets the image be seen.
+    # The outline is opaque, the rest of the mask is not.
     alpha = example.overlay()[..., 3]
     assert set(np.unique(alpha)) > {0, 255}
     assert "ms" in example("latency").text
     assert "mask" in example("latency").text
 
 
-def test_the_mask_is_what_the_service_answers_to_that_prompt(example: Page, service: Service) -> None:
+def test_the_mask_is_the_services_answer_to_that_prompt(example: Page, service: Service) -> None:
     example.click(*PEAR)
     fields = json.loads(
         example.browser.execute_script("return JSON.stringify(document.getElementById('code').textContent)")
@@ -177,7 +177,7 @@ def test_alt_click_and_the_remove_tool_are_background_clicks(example: Page) -> N
     assert (len(example.all("#marks .background")), len(example.all("#marks .foreground"))) == (2, 1)
 
 
-def test_a_further_click_sends_the_mask_before_as_mask_input(browser: Page, service: Service) -> None:
+def test_a_further_click_sends_the_previous_logits_as_mask_input(browser: Page, service: Service) -> None:
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
@@ -186,7 +186,7 @@ def test_a_further_click_sends_the_mask_before_as_mask_input(browser: Page, serv
         browser.click(200, 300)
         assert b'name="mask_input"' in between.bodies[ROUTE]
         assert between.seen[f"{ROUTE}/embed"] == 1
-        # The bytes of the image went once.
+        # The image was uploaded once.
         assert b'name="image"' not in between.bodies[ROUTE]
 
 
@@ -256,7 +256,7 @@ def test_a_preview_follows_the_pointer(example: Page) -> None:
     example.wait(lambda: not example.shown().any())
 
 
-def test_zoom_and_pan_do_not_move_what_is_clicked(example: Page) -> None:
+def test_a_click_hits_the_same_pixel_after_zoom_and_pan(example: Page) -> None:
     for _ in range(3):
         example("zoom-in").click()
     example.use("move")
@@ -273,7 +273,7 @@ def test_zoom_and_pan_do_not_move_what_is_clicked(example: Page) -> None:
     assert np.allclose(centre, expected, atol=3)
 
 
-# ---- images as people have them
+# ---- images of users
 
 
 def test_a_photograph_from_a_phone_is_upright_on_both_sides(page: Page, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_photograph_from_a_phone_is_upright_on_both_sides(page: Page, tmp_path
     exif = Image.Exif()
     exif[0x0112] = 6
     file = tmp_path / "phone.jpg"
-    # 6: to be turned clockwise by 90° when it is shown.
+    # 6: shown turned clockwise by 90°.
     file.write_bytes(encoded(upright.rotate(90, expand=True), "JPEG", quality=95, exif=exif.tobytes()))
     page.show(file)
     page.click(*PEAR)
@@ -302,7 +302,7 @@ def test_a_large_image_is_masked_at_its_own_resolution(page: Page, tmp_path: Pat
 # ---- downloads
 
 
-def test_every_download_is_read_by_the_library_of_its_user(example: Page) -> None:
+def test_every_download_is_read_by_common_libraries(example: Page) -> None:
     example.click(*PEAR)
     pear = example.shown()
     example.name_last("pear")
@@ -320,7 +320,7 @@ def test_every_download_is_read_by_the_library_of_its_user(example: Page) -> Non
 
     example("new").click()
     example.click(*BUCKET)
-    # What of the bucket is seen alone: the other object's pixels may be below it.
+    # The two masks may overlap: only their union is sure.
     labels = opened_by_pillow(example.downloaded("labels"))
     assert (labels.shape, set(np.unique(labels))) == (SIZE, {0, 1, 2})
     assert np.array_equal(labels > 0, example.shown())
@@ -368,7 +368,7 @@ def test_polygons_of_the_oddest_masks_are_valid_and_exact(page: Page, seed: int)
 
 
 @pytest.mark.parametrize("language", ["curl", "python"])
-def test_the_programs_give_the_mask_that_is_seen_even_with_a_hostile_name(
+def test_the_programs_return_the_shown_mask_even_with_a_hostile_file_name(
     page: Page, tmp_path: Path, language: str
 ) -> None:
     file = tmp_path / HOSTILE.replace("/", "")
@@ -389,7 +389,7 @@ def test_the_programs_give_the_mask_that_is_seen_even_with_a_hostile_name(
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True, env=environment)
         assert int(run.stdout.split()[0]) == page.shown().sum()
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]
-    # As text, wherever it is shown; the picture that it speaks of was never asked for.
+    # The name is shown as text; the picture in it is never requested.
     assert file.name in str(page("stage").get_attribute("aria-label"))
     assert len(page.all("img[src=x]")) == 0
     assert page.complaints() == []
@@ -400,7 +400,7 @@ def test_hostile_messages_and_names_are_text(browser: Page, service: Service) ->
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
-        between.refusal[ROUTE] = hostile
+        between.rejection[ROUTE] = hostile
         browser.point_to(*PEAR).click().perform()
         browser.wait(lambda: browser.fault)
         assert hostile in browser.fault
@@ -410,7 +410,7 @@ def test_hostile_messages_and_names_are_text(browser: Page, service: Service) ->
     assert [entry for entry in browser.complaints() if "400" not in entry] == []
 
 
-# ---- what goes wrong
+# ---- faults
 
 
 def test_a_file_that_is_no_image(page: Page, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_file_that_is_no_image(page: Page, tmp_path: Path) -> None:
     assert page.fault.startswith("This file is not an image that the service can read")
     page("fault-close").click()
     assert not page("fault").is_displayed()
-    # And it goes on.
+    # Another image can be opened.
     page.show(EXAMPLE)
     assert not page.fault
 
@@ -454,7 +454,7 @@ def test_a_model_that_failed_to_load(example: Page) -> None:
     assert iou(example.shown(), TRUTH) > 0.85
 
 
-def test_a_busy_service_is_asked_again(browser: Page, service: Service) -> None:
+def test_a_request_to_a_busy_service_is_repeated(browser: Page, service: Service) -> None:
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
@@ -493,7 +493,7 @@ def test_a_click_while_the_image_is_uploaded_waits_for_it(browser: Page, service
         assert between.seen[f"{ROUTE}/embed"] == 1
 
 
-def test_objects_are_asked_for_at_the_same_time(browser: Page, service: Service) -> None:
+def test_masks_of_two_objects_are_requested_at_the_same_time(browser: Page, service: Service) -> None:
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
@@ -507,7 +507,7 @@ def test_objects_are_asked_for_at_the_same_time(browser: Page, service: Service)
         assert shown[EGG[::-1]]
 
 
-def test_a_new_image_ends_what_is_asked_of_the_old_one(browser: Page, service: Service, tmp_path: Path) -> None:
+def test_a_new_image_cancels_the_requests_of_the_old_one(browser: Page, service: Service, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     other.write_bytes(encoded(picture(300, 200)))
     with relay(service.url) as between:
@@ -517,14 +517,14 @@ def test_a_new_image_ends_what_is_asked_of_the_old_one(browser: Page, service: S
         browser.point_to(*PEAR).click().perform()
         browser.wait(lambda: between.seen[ROUTE] == 1)
         browser.show(other)
-        # Until after the old answer would have come.
+        # By then the old answer would have come.
         browser.wait(lambda: between.answered[ROUTE] == 1)
         assert browser.shown().shape == (200, 300)
         assert not browser.shown().any()
         assert browser.all("#marks circle") == []
 
 
-def test_quick_clicks_go_on_from_the_last_mask_that_was_seen(browser: Page, service: Service) -> None:
+def test_quick_clicks_send_the_logits_of_the_last_mask_that_was_shown(browser: Page, service: Service) -> None:
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
@@ -532,14 +532,14 @@ def test_quick_clicks_go_on_from_the_last_mask_that_was_seen(browser: Page, serv
         seen = browser.shown()
         between.slow_s[ROUTE] = 1
         browser.point_to(200, 300).click().perform()
-        # What was there stays until the answer comes.
+        # The mask before stays until the answer comes.
         assert np.array_equal(browser.shown(), seen)
         browser.click(170, 200)
         assert b'name="mask_input"' in between.bodies[ROUTE]
         assert len(browser.all("#marks circle")) == 3
 
 
-def test_a_name_outlives_undo(example: Page) -> None:
+def test_undo_keeps_the_objects_name(example: Page) -> None:
     example.click(*PEAR)
     example.click(200, 300)
     example.name_last("pear")
@@ -547,7 +547,7 @@ def test_a_name_outlives_undo(example: Page) -> None:
     assert example.all("#objects input")[0].get_attribute("value") == "pear"
 
 
-def test_a_service_that_is_gone(browser: Page, service: Service) -> None:
+def test_an_unreachable_service(browser: Page, service: Service) -> None:
     with relay(service.url) as between:
         browser.open(between.url)
         browser.show(EXAMPLE)
@@ -565,7 +565,7 @@ def test_a_forgotten_image_is_uploaded_again(example: Page, service: Service) ->
     assert not example.fault
 
 
-def test_the_token_is_asked_for_and_used(browser: Page, service: Service) -> None:
+def test_the_page_asks_for_a_token_and_sends_it(browser: Page, service: Service) -> None:
     with relay(service.url, token="s3cret") as between:
         browser.open(between.url)
         assert browser("token").is_displayed()
@@ -595,7 +595,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
             break
     page.press(Keys.ENTER)
     page.wait(lambda: page.status.startswith("Ready"))
-    # The example's button is gone: the image has the keyboard.
+    # The example's button is hidden now: the image has the keyboard.
     assert page.browser.switch_to.active_element == page("stage")
     # From the middle of 640×480 in steps of 13 pixels to the pear.
     page.press(Keys.ARROW_LEFT * 8)

@@ -21,9 +21,9 @@ from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
 from deployments.model.checkpoints import load_model
 from deployments.settings import ModelSettings
-from tests.images import encoded, picture
+from harness.images import encoded, picture
+from harness.reference import Answer, Fields, Reference, json_text, parse_answer, upright
 from tests.integration.conftest import DEMO, TINY, Service
-from tests.reference import Answer, Fields, Reference, json_text, parse_answer, upright
 
 TOLERANCE = 1e-3
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from deployments.messages.prompt import Prompt
-from tests.images import encoded, picture
-from tests.integration.conftest import DEMO, Service, config_document, deploy
-from tests.reference import parse_answer
+from harness.images import encoded, picture
+from harness.reference import parse_answer
+from harness.serve import deploy
+from tests.integration.conftest import DEMO, Service, config_document
 
 FIELDS = {"point_coords": "[[20,20]]", "point_labels": "[1]", "multimask_output": "false", "return_logits": "false"}
 TIMING = re.compile(r"(\w+);(?:dur=([\d.]+)|desc=\"(\w+)\")")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import Service
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 import psutil
 import pytest
 
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 from tests.integration.conftest import DEMO, Service
 
 MB = 2**20

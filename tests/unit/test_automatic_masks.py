@@ -17,7 +17,7 @@ from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
 from deployments.settings import ModelSettings
-from tests.images import iou, picture
+from harness.images import iou, picture
 
 EXAMPLE = Path(__file__).parents[2] / "deployments" / "model" / "demo" / "example.png"
 

@@ -1,17 +1,17 @@
-"""The benchmark's own arithmetic: what it makes of measurements must be right, also where nothing was measured."""
+"""The benchmark's own arithmetic, also where nothing was measured; the load generator and the memory it counts."""
 
 import hashlib
+import importlib
 import inspect
 import mmap
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import psutil
@@ -20,23 +20,24 @@ from PIL import Image
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from benchmarks import affinity, cluster, faults, memory, scaling, waiting_model
-from benchmarks.budgets import BUDGETS, figure
-from benchmarks.client import Exchange, Load, Request, continuous_load, load, parse_server_timing, point_request
-from benchmarks.configuration import Configuration
-from benchmarks.findings import Findings, Row, Table, budget_row
+import benchmarks.__main__ as bench
+from benchmarks import servers
+from benchmarks.comparison.scenarios import BUDGET_SCENARIOS, FULL, QUICK, Comparison, _key, _rows
 from benchmarks.plot import draw
-from benchmarks.process_tree import Growth, ProcessTree, idle_memory, measurable
-from benchmarks.report import Report
-from benchmarks.scenarios import BUDGET_SCENARIOS, FULL, QUICK, Comparison, _key, _rows
-from benchmarks.servers import Server, free_port
-from benchmarks.spread import Spread, percentile, ratios
-from benchmarks.waiting_model import WaitingModel
-from benchmarks.workplace import DEMO
+from benchmarks.replicas import affinity, faults, scaling, waiting_model
+from benchmarks.replicas.waiting_model import WaitingModel
+from benchmarks.report import BUDGETS, Findings, Report, Row, Spread, budget_row, figure, ratios
+from benchmarks.requests import memory
+from benchmarks.servers import Server
+from benchmarks.workplace import DEMO, Configuration
 from deployments import app
 from deployments.messages.pieces import num_rows
 from deployments.model.sam2_model import Sam2Model
 from deployments.settings import Sam2ModelConfig, parse_settings
+from harness.load import Exchange, Load, Request, continuous_load, load, parse_server_timing, percentile, point_request
+from harness.processes import Growth, ProcessTree, idle_memory, measurable
+from harness.serve import free_port, wait_until
+from tuning.tables import Table
 
 HARDWARE = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -185,6 +186,7 @@ class Answering(BaseHTTPRequestHandler):
     """Answers JSON, an error, or half a body, as the request's body asks."""
 
     protocol_version = "HTTP/1.1"
+    answered: ClassVar[list[bytes]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -194,6 +196,7 @@ class Answering(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(text) + (b"truncate" in body)))
         self.end_headers()
         self.wfile.write(text)
+        self.answered.append(body)
         self.close_connection = b"truncate" in body
 
     def log_message(self, *_: object) -> None: ...
@@ -207,6 +210,7 @@ class QuietServer(ThreadingHTTPServer):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with QuietServer(("127.0.0.1", 0), Answering) as http:
+        Answering.answered.clear()
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         yield Server(f"http://127.0.0.1:{http.server_port}", ProcessTree(os.getpid()))
@@ -235,9 +239,10 @@ def test_a_server_that_is_gone_is_a_failure() -> None:
 
 def test_a_continuous_load_goes_on_until_it_is_stopped(server: Server) -> None:
     with continuous_load(server.url, [Request(b"image", {})], clients=2) as finish:
-        time.sleep(0.3)
+        wait_until(lambda: len(Answering.answered) > 10, 60, "answered more than ten times")
         done = finish()
-    assert len(done.exchanges) > 1
+    sent = len(Answering.answered)
+    assert len(done.exchanges) == sent > 10
     assert not done.failures
 
 
@@ -277,9 +282,16 @@ def test_memory_that_the_kernel_does_not_report_is_not_zero(monkeypatch: pytest.
 
 
 def test_the_waiting_model_takes_what_the_real_one_takes() -> None:
-    options = dict.fromkeys(inspect.signature(Sam2Model.segment).parameters)
-    arguments = [options.pop(name) for name in ("self", "image_id", "prompt", "pixels")]
-    inspect.signature(WaitingModel.segment).bind(*arguments, **options)
+    inspect.signature(WaitingModel.ask).bind(*inspect.signature(Sam2Model.ask).parameters)
+
+
+def test_every_part_is_a_function_and_every_budget_has_its_part() -> None:
+    functions = {
+        part: getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        for part, (module, function) in bench.PARTS.items()
+    }
+    assert all(list(inspect.signature(function).parameters) == ["workplace"] for function in functions.values())
+    assert {budget.part for budget in BUDGETS.values()} <= set(functions)
 
 
 # ---- configs and deploys
@@ -312,7 +324,7 @@ def test_the_waiting_model_stands_where_the_model_stood() -> None:
 
 def test_the_waiting_model_has_the_models_methods() -> None:
     ours, theirs = waiting_model.WaitingModel, Sam2Model
-    for name in ("reconfigure", "wait_until_ready", "segment"):
+    for name in ("reconfigure", "wait_until_ready", "ask"):
         assert callable(getattr(ours, name))
         assert callable(getattr(theirs, name))
     assert num_rows(waiting_model.small_segmentation("id", DEMO)) == 64 + 256
@@ -333,4 +345,4 @@ def test_a_deploy_has_ended_when_the_wanted_replicas_run_alone(
     deployment = SimpleNamespace(replica_states=states)
     application = SimpleNamespace(status=status, message="", deployments={f"Sam2Model:{DEMO}": deployment})
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"segment-anything-2": application}))
-    assert cluster._is_deployed(Configuration(DEMO, replicas=2)) is expected
+    assert servers._is_deployed(Configuration(DEMO, replicas=2)) is expected

@@ -24,7 +24,7 @@ from deployments.model import checkpoints
 from deployments.model.checkpoints import DEMO, load_model, prefetch
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
-from tests.weights import COMMIT, fill_hub_cache, random_model, save_checkpoint
+from harness.weights import COMMIT, fill_hub_cache, random_model, save_checkpoint
 
 TINY = "facebook/sam2-hiera-tiny"
 TINY_FILE = HF_MODEL_ID_TO_FILENAMES[TINY][1]

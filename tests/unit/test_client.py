@@ -1,4 +1,4 @@
-"""The Python client against a made-up server that only notes what it is asked: when it uploads, when it repeats."""
+"""The Python client against a made-up server that only notes its requests: which are uploads, which are repeats."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from deployments import client as module
-from deployments.client import AsyncClient, Client, ImageFile, ServiceError
+from deployments.client import AsyncClient, Client, ClientError, ImageFile
 
 IMAGE = b"a file"
 IMAGE_ID = hashlib.sha256(IMAGE).hexdigest()
@@ -38,7 +38,7 @@ BUSY = httpx.Response(503, json={"detail": {"msg": "overloaded"}}, headers={"Ret
 
 @dataclass
 class Server:
-    """Gives the outcomes one after the other, then answers; notes how each request named its image."""
+    """Gives the outcomes one after the other, then answers; notes how each request names its image."""
 
     outcomes: list[httpx.Response | Exception] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Server:
         outcome = self.outcomes.pop(0) if self.outcomes else httpx.Response(200, content=ANSWER)
         if isinstance(outcome, Exception):
             raise outcome
-        # As a transport makes it: of its own request.
+        # A response belongs to one request: a new one each time.
         return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
 
 
@@ -65,7 +65,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     own_thread, really_sleep = threading.get_ident(), time.sleep
 
     def note_own(pause: float) -> None:
-        # Other threads of this process, which earlier tests have left, sleep on.
+        # Threads that earlier tests have left in this process sleep on.
         if threading.get_ident() == own_thread:
             seconds.append(pause)
         else:
@@ -79,7 +79,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Sync:
-    """Client, with the calls of AsyncClient."""
+    """Gives Client the awaitable methods of AsyncClient."""
 
     def __init__(self, server: Server, **options: Any) -> None:
         self.client = Client("http://service", transport=httpx.MockTransport(server), **options)
@@ -98,83 +98,75 @@ def asynchronous(server: Server, **options: Any) -> AsyncClient:
 either = pytest.mark.parametrize("connect", [Sync, asynchronous], ids=["sync", "async"])
 Connect = Callable[..., Any]
 
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
 
 @either
-def test_an_image_is_uploaded_once(connect: Connect, pauses: list[float]) -> None:
-    async def test() -> None:
-        server = Server()
-        client = connect(server)
-        for _ in range(3):
-            found = await client.segment(IMAGE, point_coords=[[1, 2]], point_labels=[1])
-        assert server.asked == ["upload", "id", "id"]
-        assert found.image_id == IMAGE_ID
-        assert found.masks.shape == (3, 2, 2)
-        assert found.logits is None
-        await client.segment(IMAGE, box=[1, 2, 3, 4], model_id="another")
-        assert server.asked[3:] == ["upload"]
-
-    asyncio.run(test())
+async def test_an_image_is_uploaded_once(connect: Connect, pauses: list[float]) -> None:
+    server = Server()
+    client = connect(server)
+    for _ in range(3):
+        found = await client.segment(IMAGE, point_coords=[[1, 2]], point_labels=[1])
+    assert server.asked == ["upload", "id", "id"]
+    assert found.image_id == IMAGE_ID
+    assert found.masks.shape == (3, 2, 2)
+    assert found.logits is None
+    await client.segment(IMAGE, box=[1, 2, 3, 4], model_id="another")
+    assert server.asked[3:] == ["upload"]
     assert pauses == []
 
 
 @either
-def test_an_embedded_image_is_prompted_by_its_id(connect: Connect) -> None:
-    async def test() -> None:
-        server = Server()
-        client = connect(server)
-        assert await client.embed(IMAGE) == IMAGE_ID
-        await client.segment(IMAGE, box=[1, 2, 3, 4])
-        assert server.asked == ["upload", "id"]
-
-    asyncio.run(test())
+async def test_an_embedded_image_is_prompted_by_its_id(connect: Connect) -> None:
+    server = Server()
+    client = connect(server)
+    assert await client.embed(IMAGE) == IMAGE_ID
+    await client.segment(IMAGE, box=[1, 2, 3, 4])
+    assert server.asked == ["upload", "id"]
 
 
 @either
-def test_what_the_service_forgot_is_uploaded_again(connect: Connect) -> None:
-    async def test() -> None:
-        server = Server()
-        client = connect(server)
-        await client.embed(IMAGE)
-        server.outcomes = [NOT_CACHED]
-        await client.segment(IMAGE, box=[1, 2, 3, 4])
-        await client.segment(IMAGE, box=[1, 2, 3, 4])
-        assert server.asked == ["upload", "id", "upload", "id"]
-
-    asyncio.run(test())
+async def test_an_image_that_the_service_forgot_is_uploaded_again(connect: Connect) -> None:
+    server = Server()
+    client = connect(server)
+    await client.embed(IMAGE)
+    server.outcomes = [NOT_CACHED]
+    await client.segment(IMAGE, box=[1, 2, 3, 4])
+    await client.segment(IMAGE, box=[1, 2, 3, 4])
+    assert server.asked == ["upload", "id", "upload", "id"]
 
 
 @either
-def test_what_was_forgotten_on_purpose_is_not_asked_for_by_its_id(connect: Connect) -> None:
-    async def test() -> None:
-        server = Server()
-        client = connect(server)
-        await client.embed(IMAGE)
-        server.outcomes = [httpx.Response(200, json={"forgotten": True})]
-        assert await client.forget(IMAGE)
-        await client.segment(IMAGE, box=[1, 2, 3, 4])
-        assert server.asked == ["upload", "DELETE", "upload"]
-
-    asyncio.run(test())
+async def test_an_image_that_the_client_made_it_forget_is_uploaded_again(connect: Connect) -> None:
+    server = Server()
+    client = connect(server)
+    await client.embed(IMAGE)
+    server.outcomes = [httpx.Response(200, json={"forgotten": True})]
+    assert await client.forget(IMAGE)
+    await client.segment(IMAGE, box=[1, 2, 3, 4])
+    assert server.asked == ["upload", "DELETE", "upload"]
 
 
 @either
-def test_crops_need_the_image(connect: Connect) -> None:
-    async def test() -> None:
-        everything = archive(
-            masks=np.ones((1, 2, 2), np.bool_),
-            predicted_iou=np.ones(1),
-            stability_score=np.ones(1),
-            point_coords=np.ones((1, 2)),
-            crop_boxes=np.ones((1, 4)),
-        )
-        server = Server([httpx.Response(200, content=everything)] * 3)
-        client = connect(server)
-        assert (await client.auto(IMAGE, points_per_side=4)).masks.shape == (1, 2, 2)
-        await client.auto(IMAGE, crop_n_layers=1)
-        await client.auto(IMAGE)
-        assert server.asked == ["upload", "upload", "id"]
-
-    asyncio.run(test())
+async def test_a_call_with_crops_uploads_the_image(connect: Connect) -> None:
+    everything = archive(
+        masks=np.ones((1, 2, 2), np.bool_),
+        predicted_iou=np.ones(1),
+        stability_score=np.ones(1),
+        point_coords=np.ones((1, 2)),
+        crop_boxes=np.ones((1, 4)),
+    )
+    server = Server([httpx.Response(200, content=everything)] * 3)
+    client = connect(server)
+    assert (await client.auto(IMAGE, points_per_side=4)).masks.shape == (1, 2, 2)
+    await client.auto(IMAGE, crop_n_layers=1)
+    await client.auto(IMAGE)
+    assert server.asked == ["upload", "upload", "id"]
 
 
 @either
@@ -195,41 +187,33 @@ def test_crops_need_the_image(connect: Connect) -> None:
         "a proxy",
         "a proxy without replicas",
         "a proxy without routes",
-        "nobody there",
+        "no listener",
         "died",
     ],
 )
-def test_a_service_that_is_busy_or_gone_is_asked_again(
+async def test_a_request_to_a_busy_or_unreachable_service_is_repeated(
     outcome: httpx.Response | Exception, pause: float, connect: Connect, pauses: list[float]
 ) -> None:
-    async def test() -> None:
-        server = Server([outcome])
-        await connect(server).segment(IMAGE)
-        assert server.asked == ["upload", "upload"]
-
-    asyncio.run(test())
+    server = Server([outcome])
+    await connect(server).segment(IMAGE)
+    assert server.asked == ["upload", "upload"]
     assert pauses == [pause]
 
 
 @either
-def test_patience_has_an_end(connect: Connect, pauses: list[float]) -> None:
-    async def test() -> None:
-        server = Server([httpx.ConnectError("refused")] * 9)
-        with pytest.raises(ServiceError, match="ConnectError: refused") as error:
-            await connect(server, max_retries=3).segment(IMAGE)
-        assert error.value.status == 0
-        assert len(server.asked) == 4
-        # The next pause would outlast the time-out.
-        with pytest.raises(ServiceError, match="503: overloaded"):
-            await connect(Server([BUSY]), timeout_s=5).segment(IMAGE)
-
-    asyncio.run(test())
+async def test_repeats_end_after_max_retries_and_at_the_time_out(connect: Connect, pauses: list[float]) -> None:
+    server = Server([httpx.ConnectError("refused")] * 9)
+    with pytest.raises(ClientError, match="ConnectError: refused") as error:
+        await connect(server, max_retries=3).segment(IMAGE)
+    assert error.value.status == 0
+    assert len(server.asked) == 4
+    # The next pause would outlast the time-out.
+    with pytest.raises(ClientError, match="503: overloaded"):
+        await connect(Server([BUSY]), timeout_s=5).segment(IMAGE)
     assert pauses == [0.5, 1, 2]
 
 
-def test_a_queue_that_stays_long_is_asked_less_and_less_often(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pauses_grow_while_the_queue_stays_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     waits = [module._pause_s(httpx.Response(503, headers={"Retry-After": "1"}), attempt) for attempt in range(4)]
     assert waits == [1, 1.25, 2.5, 5]
@@ -255,46 +239,64 @@ def test_a_queue_that_stays_long_is_asked_less_and_less_often(
         ),
         (NOT_CACHED, "404: image_id: upload it"),
     ],
-    ids=["bad prompt", "a bug", "missing", "not ours", "moved", "fastapi", "a list", "too long", "no upload helps"],
+    ids=[
+        "bad prompt",
+        "a bug",
+        "missing",
+        "a proxy",
+        "moved",
+        "fastapi",
+        "a list",
+        "too slow",
+        "unknown even after an upload",
+    ],
 )
-def test_a_refusal_is_not_repeated(
+async def test_a_rejected_request_is_not_repeated(
     outcome: httpx.Response, message: str, connect: Connect, pauses: list[float]
 ) -> None:
-    async def test() -> None:
-        server = Server([outcome])
-        with pytest.raises(ServiceError, match=f"^{message}$") as error:
-            await connect(server).segment(IMAGE)
-        assert error.value.status == outcome.status_code
-        assert len(server.asked) == 1
-
-    asyncio.run(test())
+    server = Server([outcome])
+    with pytest.raises(ClientError, match=f"^{message}$") as error:
+        await connect(server).segment(IMAGE)
+    assert error.value.status == outcome.status_code
+    assert len(server.asked) == 1
     assert pauses == []
 
 
 @either
-def test_what_is_no_archive_is_told(connect: Connect) -> None:
-    async def test() -> None:
-        for outcome in (httpx.Response(200, text="<html>sign in"), httpx.Response(200, content=b"PK\x03\x04 cut")):
-            with pytest.raises(ServiceError, match="no numpy archive"):
-                await connect(Server([outcome])).segment(IMAGE)
-
-    asyncio.run(test())
+async def test_a_wrong_keyword_is_a_type_error(connect: Connect) -> None:
+    server = Server()
+    with pytest.raises(TypeError, match="unexpected keyword arguments: boxes, label"):
+        await connect(server).segment(IMAGE, box=[1, 2, 3, 4], label=1, boxes=[])
+    assert server.asked == []
 
 
-def test_many_may_find_out_together_that_an_image_is_forgotten() -> None:
-    async def test() -> None:
-        class Forgetful(Server):
-            def __call__(self, request: httpx.Request) -> httpx.Response:
-                self.outcomes = [NOT_CACHED] if IMAGE_ID.encode() in request.read() else []
-                return super().__call__(request)
+@either
+async def test_arrays_that_a_newer_service_adds_are_left_out(connect: Connect) -> None:
+    logits = np.full((3, 256, 256), 0.5, np.float32)
+    body = archive(masks=np.ones((3, 2, 2), np.bool_), scores=np.ones(3, np.float32), logits=logits, areas=np.ones(3))
+    found = await connect(Server([httpx.Response(200, content=body)])).segment(IMAGE, return_logits=True)
+    np.testing.assert_array_equal(found.logits, logits)
+    assert not hasattr(found, "areas")
 
-        server = Forgetful()
-        client = asynchronous(server)
-        await client.embed(IMAGE)
-        await asyncio.gather(*(client.segment(IMAGE, box=[1, 2, 3, 4]) for _ in range(3)))
-        assert sorted(server.asked) == ["id"] * 3 + ["upload"] * 4
 
-    asyncio.run(test())
+@either
+async def test_an_answer_that_is_no_archive_is_an_error(connect: Connect) -> None:
+    for outcome in (httpx.Response(200, text="<html>sign in"), httpx.Response(200, content=b"PK\x03\x04 cut")):
+        with pytest.raises(ClientError, match="no numpy archive"):
+            await connect(Server([outcome])).segment(IMAGE)
+
+
+async def test_concurrent_calls_upload_a_forgotten_image_again() -> None:
+    class Forgetful(Server):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            self.outcomes = [NOT_CACHED] if IMAGE_ID.encode() in request.read() else []
+            return super().__call__(request)
+
+    server = Forgetful()
+    client = asynchronous(server)
+    await client.embed(IMAGE)
+    await asyncio.gather(*(client.segment(IMAGE, box=[1, 2, 3, 4]) for _ in range(3)))
+    assert sorted(server.asked) == ["id"] * 3 + ["upload"] * 4
 
 
 def test_a_call_and_its_repeats_share_one_deadline(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
@@ -308,13 +310,13 @@ def test_a_call_and_its_repeats_share_one_deadline(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     client = Client("http://service", timeout_s=10, transport=httpx.MockTransport(answer))
-    with pytest.raises(ServiceError, match="502"):
+    with pytest.raises(ClientError, match="502"):
         client.segment(IMAGE)
     assert [timeout["read"] for timeout in timeouts] == [10, 6, 2]
     assert [timeout["connect"] for timeout in timeouts] == [10, 6, 2]
 
 
-def test_headers_of_the_callers_stand_beside_the_token() -> None:
+def test_the_callers_headers_are_sent_beside_the_token() -> None:
     client = Client("http://service", token="secret", headers={"X-A": "b"})
     assert (client._http.headers["Authorization"], client._http.headers["X-A"]) == ("Bearer secret", "b")
 
@@ -327,7 +329,7 @@ def test_a_pil_image_is_upright_and_of_any_mode() -> None:
         assert Image.open(io.BytesIO(ImageFile.of(Image.new(mode, (4, 2))).data)).size == (4, 2)
 
 
-def test_prompts_are_written_as_the_contract_wants_them() -> None:
+def test_prompts_are_written_as_the_contract_says() -> None:
     server = Server()
     with Client("http://service", token="secret", model_id="m", transport=httpx.MockTransport(server)) as client:
         client.segment(
@@ -354,7 +356,7 @@ def test_prompts_are_written_as_the_contract_wants_them() -> None:
     assert b'name="mask_index"\r\n\r\n2\r\n' in server.bodies[1]
 
 
-def test_images_of_any_kind(tmp_path: Path) -> None:
+def test_files_arrays_and_pil_images_are_accepted(tmp_path: Path) -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     Image.fromarray(pixels).save(tmp_path / "image.bmp")
     data = (tmp_path / "image.bmp").read_bytes()
@@ -367,7 +369,7 @@ def test_images_of_any_kind(tmp_path: Path) -> None:
         assert made.image_id == hashlib.sha256(made.data).hexdigest()
 
 
-def test_the_file_works_where_nothing_of_this_project_is(tmp_path: Path) -> None:
+def test_the_file_works_without_the_rest_of_the_project(tmp_path: Path) -> None:
     (tmp_path / "client.py").write_bytes(Path(module.__file__).read_bytes())
     code = "import client; client.Client('http://x'); print('deployments' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run(

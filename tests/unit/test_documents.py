@@ -90,6 +90,7 @@ def settings_table(names: str) -> str:
 def options_table(_: str) -> str:
     """The options for segmenting everything."""
     rows = ["| field | default | range | meaning |", "|---|---|---|---|"]
+    option: Any
     for option in dataclasses.fields(AutomaticPrompt):
         low, high = (number_text(bound) for bound in option.metadata["range"])
         meaning = option.metadata["description"]

@@ -19,8 +19,8 @@ from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
-from tests.images import iou, picture
-from tests.weights import random_model
+from harness.images import iou, picture
+from harness.weights import random_model
 
 TOLERANCE = 1e-4
 
@@ -457,3 +457,16 @@ def test_without_compiling_one_image_warms_up(demo_engine: Engine, decoder_runs:
     demo_engine.warm_up()
 
     assert decoder_runs == [(1, 2, True)]
+
+
+def test_embeddings_are_what_forward_image_gives_and_their_position_encoding_is_kept(demo_engine: Engine) -> None:
+    """A video's memory attention takes both; image mode alone adds the no-memory vector, when it decodes."""
+    model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None)
+    [embedding] = demo_engine.embed([WIDE])
+    with torch.inference_mode():
+        expected = model.forward_image(demo_engine._batch([WIDE]))
+    torch.testing.assert_close(embedding.image_embed, expected["backbone_fpn"][-1], atol=TOLERANCE, rtol=0)
+    for feat, level in zip(embedding.high_res_feats, expected["backbone_fpn"], strict=False):
+        torch.testing.assert_close(feat, level, atol=TOLERANCE, rtol=0)
+    encoding = demo_engine.position_encoding(embedding)
+    torch.testing.assert_close(encoding, expected["vision_pos_enc"][-1], atol=TOLERANCE, rtol=0)

@@ -14,8 +14,8 @@ from starlette.types import Message
 
 from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarge
 from deployments.messages.prompt import Prompt
+from deployments.parsing.http.error_responses import on_http_exception, on_service_error
 from deployments.parsing.http.form import form_route, parse_prompt
-from deployments.parsing.http.middleware import on_http_exception, on_service_error
 from deployments.settings import Limits
 
 DEFAULTS = Limits()
@@ -50,35 +50,73 @@ def test_an_empty_field_counts_as_not_given(field: str, nothing: str | None) -> 
     assert getattr(parse(field, nothing), field) is None
 
 
+NOT_JSON = "is not valid JSON: "
+NO_NUMBERS = "must hold numbers only"
+
+NOT_ARRAYS = {
+    "unclosed": ("[[1,2]", NOT_JSON),
+    "unclosed and deep": ("[" * 50_000, NOT_JSON),
+    "words": ("ten and twelve", NOT_JSON),
+    "numbers": ("1 2", NOT_JSON),
+    "python": ("[(1, 2)]", NOT_JSON),
+    "single quotes": ("[['1', '2']]", NOT_JSON),
+    "trailing comma": ("[[1,2],]", NOT_JSON),
+    "trailing comma inside": ("[1,2,]", NOT_JSON),
+    "two arrays": ("[1] [2]", NOT_JSON),
+    "NaN": ("[[NaN,1]]", NOT_JSON),
+    "Infinity": ("[[Infinity,1]]", NOT_JSON),
+    "-Infinity": ("[[1,-Infinity]]", NOT_JSON),
+    "1e400": ("[1e400]", NOT_JSON),
+    "1e999": ("[[1e999,1]]", NOT_JSON),
+    "half a surrogate pair": ("\ud800", NOT_JSON),
+    # Starlette reads a part that is no UTF-8 as latin-1.
+    "invalid UTF-8": (b"[[1,2]]\xff\xfe".decode("latin-1"), NOT_JSON),
+    "a zero byte": ("[[1,2]\x00]", NOT_JSON),
+    "a byte order mark": ("\ufeff[[1,2]]", NOT_JSON),
+    "emoji": ("[[1️⃣,2️⃣]]", NOT_JSON),
+    "closed and deep": ("[" * 500 + "1" + "]" * 500, ""),
+    "deeper than numpy": ("[" * 70 + "1" + "]" * 70, ""),
+    "five dimensions": ("[[[[[1]]]]]", "must be "),
+    "a number": ("7", "must be a JSON array, is int"),
+    "a boolean": ("true", "must be a JSON array, is bool"),
+    "a string": ('"[[1,2]]"', "must be a JSON array, is str"),
+    "an object": ('{"x":1,"y":2}', "must be a JSON array, is dict"),
+    "an object inside": ('[{"x":1,"y":2}]', NO_NUMBERS),
+    "a word inside": ('["a"]', NO_NUMBERS),
+    "strings inside": ('[["1","2"]]', NO_NUMBERS),
+    "a string among numbers": ('[["1",2]]', NO_NUMBERS),
+    "null alone inside": ("[null]", NO_NUMBERS),
+    "null inside": ("[[null,1]]", NO_NUMBERS),
+    "a boolean alone inside": ("[true]", NO_NUMBERS),
+    "booleans inside": ("[[true,false]]", NO_NUMBERS),
+    "a boolean among numbers": ("[[true,10]]", NO_NUMBERS),
+    "beyond float32": ("[1e39]", "must be finite"),
+    "beyond float32 inside": ("[[1e39,1]]", "must be finite"),
+    "an empty array": ("[]", "is empty"),
+    "an empty row": ("[[]]", ""),
+    "ragged": ("[[1,2],[3]]", "the rows have different lengths"),
+    "ragged in depth": ("[[1,2],3]", "the rows have different lengths"),
+}
+"""Text that is no array of numbers in any field; tests/integration/test_bad_input.py sends some of it over HTTP."""
+
+
 @pytest.mark.parametrize("field", ["point_coords", "point_labels", "box", "mask_input"])
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[[1,2]", "is not valid JSON: "),
-        ("[1,2,]", "is not valid JSON: "),
-        ("1 2", "is not valid JSON: "),
-        ("[[NaN, 1]]", "is not valid JSON: "),
-        ("[" * 2000, "is not valid JSON: "),
-        ("\ud800", "is not valid JSON: "),
-        ("5", "must be a JSON array, is int"),
-        ('"[[1,2]]"', "must be a JSON array, is str"),
-        ('{"x": 1}', "must be a JSON array, is dict"),
-        ("true", "must be a JSON array, is bool"),
-        ("[]", "is empty"),
-        ('["a"]', "must hold numbers only"),
-        ("[null]", "must hold numbers only"),
-        ("[true]", "must hold numbers only"),
-        ("[[1, true]]", "must hold numbers only"),
-        ("[1e400]", "is not valid JSON: "),
-        ("[1e39]", "must be finite"),
-        ("[[1,2],[3]]", "the rows have different lengths"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), NOT_ARRAYS.values(), ids=NOT_ARRAYS)
 def test_malformed_text_is_refused_naming_the_field(field: str, text: str, message: str) -> None:
     with pytest.raises(InvalidPrompt) as refused:
         parse(field, text)
 
     assert refused.value.message.startswith(f"{field}: {message}")
+
+
+def test_a_label_beyond_int64_is_unknown() -> None:
+    with pytest.raises(InvalidPrompt, match="point_labels: unknown label 1e"):
+        parse_prompt(
+            {"point_coords": "[[10,10]]", "point_labels": "[99999999999999999999]"},
+            multimask_output=True,
+            normalize_coords=True,
+            limits=DEFAULTS,
+        )
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
@@ -99,7 +137,7 @@ def test_text_longer_than_any_sensible_prompt_is_not_parsed(field: str) -> None:
 def application(limits: Limits) -> FastAPI:
     """One route that takes a form, and answers with what arrived."""
     app = FastAPI(exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception})
-    app.router.route_class = form_route(limits, lambda: 60.0)
+    app.router.route_class = form_route(limits, {"image": limits.max_image_bytes}, lambda: 60.0)
 
     @app.post("/")
     async def _(
@@ -338,7 +376,7 @@ def test_bytes_that_are_no_text_in_a_refusal_still_make_json() -> None:
     assert answer["detail"]["msg"].endswith(": is given 2 times")
 
 
-def test_a_body_that_does_not_arrive_is_given_up() -> None:
+async def test_a_body_that_does_not_arrive_is_given_up() -> None:
     async def stalled() -> Message:
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
@@ -349,7 +387,7 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     async def endpoint(image: Annotated[UploadFile, File()]) -> None:
         """Never reached."""
 
-    route = form_route(DEFAULTS, lambda: 0.05)("/", endpoint, methods=["POST"])
+    route = form_route(DEFAULTS, {"image": 1}, lambda: 0.05)("/", endpoint, methods=["POST"])
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", CUT)], "query_string": b""}
     with pytest.raises(BodyTimeout, match=r"body: did not arrive within 0.05 s"):
-        asyncio.run(route.get_route_handler()(Request(scope, stalled, send)))
+        await route.get_route_handler()(Request(scope, stalled, send))

@@ -16,13 +16,14 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deployments.encoding import npz, png, polygons, rle
-from deployments.encoding.response_encoder import encode_part
+from deployments.encoding.response_encoder import WRITERS, encode_piece
 from deployments.errors import InvalidRequest
-from deployments.messages.answer_format import AnswerFormat, Masks, ResponseFormat
+from deployments.messages.answer_format import RESPONSE_FORMATS, TRAITS, AnswerFormat, ResponseFormat
 from deployments.messages.everything import AutomaticMasks
-from deployments.messages.pieces import BYTES_PER_PART, PIXELS_PER_PART, cut_parts
+from deployments.messages.mask_set import MaskSet
+from deployments.messages.pieces import BYTES_PER_PART, PIXELS_PER_PART, cut
 from deployments.messages.segmentation import Segmentation
-from tests.images import iou
+from harness.images import iou
 
 Mask = NDArray[np.bool_]
 BuildSegmentation = Callable[..., Segmentation]
@@ -133,8 +134,8 @@ def test_a_label_image_has_parts_on_top_of_wholes_and_grows_to_16_bits() -> None
 # ---- whole answers
 
 
-def written(masks: Masks, form: AnswerFormat) -> bytes:
-    return b"".join(encode_part(part, form) for part in cut_parts(masks, form))
+def written(masks: MaskSet, form: AnswerFormat) -> bytes:
+    return b"".join(encode_piece(piece, form) for piece in cut(masks, form, 5_000_000))
 
 
 def automatic_masks(size: tuple[int, int], count: int) -> AutomaticMasks:
@@ -167,7 +168,7 @@ def test_records_hold_the_default_answers_masks(
     monkeypatch.setattr("deployments.messages.pieces.PIXELS_PER_PART", pixels_per_part)
     segmentation = segmentation_of((40, 61), objects=objects, has_object_axis=has_object_axis)
     form = AnswerFormat(kind, tolerance=0 if kind == "polygons" else None)
-    assert len(list(cut_parts(segmentation, form))) == (objects if pixels_per_part == 1 else 1)
+    assert len(list(cut(segmentation, form, 5_000_000))) == (objects if pixels_per_part == 1 else 1)
     answer = json.loads(written(segmentation, form))
     assert list(answer) == ["image_id", "model_id", "size", "masks"]
     assert (answer["image_id"], answer["model_id"], answer["size"]) == ("0" * 64, "sam2-demo", [40, 61])
@@ -276,7 +277,11 @@ def test_a_mask_that_is_not_there_is_refused_before_any_work() -> None:
 def test_logits_as_text_are_cut_into_parts_too(segmentation_of: BuildSegmentation) -> None:
     segmentation = segmentation_of((8, 9), objects=7, has_object_axis=True)
     form = AnswerFormat("rle", return_logits=True)
-    texts = [encode_part(part, form) for part in cut_parts(segmentation, form)]
+    texts = [encode_piece(piece, form) for piece in cut(segmentation, form, 5_000_000)]
     assert len(texts) == 4
     assert max(map(len, texts)) < BYTES_PER_PART
     assert len(json.loads(b"".join(texts))["masks"]) == 7
+
+
+def test_each_format_has_its_traits_and_its_writer() -> None:
+    assert set(RESPONSE_FORMATS) == set(TRAITS) == set(WRITERS)

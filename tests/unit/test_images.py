@@ -18,7 +18,7 @@ from deployments.errors import InvalidImage, TooLarge
 from deployments.messages.arrays import RgbArray
 from deployments.parsing.images import identify
 from deployments.settings import Limits
-from tests.images import encoded, picture
+from harness.images import encoded, picture
 
 # Pillow warns of what the service then refuses by itself; outside of tests a warning is not an error.
 pytestmark = [

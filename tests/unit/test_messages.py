@@ -48,6 +48,7 @@ POINTS: dict[str, Any] = {"point_coords": [[10, 20], [30, 40]], "point_labels": 
         # labels
         ({"point_coords": [[1, 2]]}, "point_labels: must be given together with point_coords"),
         ({"point_labels": [1]}, "point_coords: must be given together with point_labels"),
+        ({"point_coords": [[1, 2]], "point_labels": None}, "point_labels: must be given together with point_coords"),
         ({"point_coords": [[1, 2]], "point_labels": []}, "point_labels: is empty"),
         ({"point_coords": [[1, 2]], "point_labels": ["1"]}, "point_labels: must hold numbers only"),
         ({"point_coords": [[1, 2]], "point_labels": 1}, "point_labels: must be N or B×N, is a single number"),
@@ -57,12 +58,18 @@ POINTS: dict[str, Any] = {"point_coords": [[10, 20], [30, 40]], "point_labels": 
         ({"point_coords": [[1, 2]], "point_labels": [0.5]}, "point_labels: unknown label 0.5"),
         ({"point_coords": [[1, 2]], "point_labels": [float("nan")]}, "point_labels: must be finite"),
         ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, "point_labels: must be 1 to match point_coords, is 2"),
+        (
+            {"point_coords": [[1, 2], [3, 4]], "point_labels": [1]},
+            "point_labels: must be 2 to match point_coords, is 1",
+        ),
         ({"point_coords": [[1, 2]], "point_labels": [[1]]}, "point_labels: must be 1 to match point_coords, is 1×1"),
         ({"point_coords": [[[1, 2]]], "point_labels": [1]}, "point_labels: must be 1×1 to match point_coords, is 1"),
         # box
         ({"box": []}, "box: is empty"),
         ({"box": 7}, "box: must be [x0, y0, x1, y1] or B×4, is a single number"),
         ({"box": [1, 2, 3]}, "box: must be [x0, y0, x1, y1] or B×4, is 3"),
+        ({"box": [1, 2, 3, 4, 5]}, "box: must be [x0, y0, x1, y1] or B×4, is 5"),
+        ({"box": [[1, 2], [3, 4]]}, "box: must be [x0, y0, x1, y1] or B×4, is 2×2"),
         ({"box": [[1, 2, 3, 4, 5]]}, "box: must be [x0, y0, x1, y1] or B×4, is 1×5"),
         ({"box": [[[1, 2, 3, 4]]]}, "box: must be [x0, y0, x1, y1] or B×4, is 1×1×4"),
         ({"box": ["a", "b", "c", "d"]}, "box: must hold numbers only"),
@@ -77,12 +84,19 @@ POINTS: dict[str, Any] = {"point_coords": [[10, 20], [30, 40]], "point_labels": 
         ({"mask_input": mask(2, 2)}, "mask_input: must be 1×256×256 or B×1×256×256, is 2×2×256×256"),
         ({"mask_input": mask(1, 1, 1)}, "mask_input: must be 1×256×256 or B×1×256×256, is 1×1×1×256×256"),
         ({"mask_input": np.zeros((1, 128, 128))}, "mask_input: must be 1×256×256 or B×1×256×256, is 1×128×128"),
+        ({"mask_input": np.zeros((1, 256, 255))}, "mask_input: must be 1×256×256 or B×1×256×256, is 1×256×255"),
+        ({"mask_input": [0]}, "mask_input: must be 1×256×256 or B×1×256×256, is 1"),
+        ({"mask_input": np.zeros(256 * 256)}, "mask_input: must be 1×256×256 or B×1×256×256, is 65536"),
         ({"mask_input": np.full((1, 256, 256), np.nan)}, "mask_input: must be finite"),
         ({"mask_input": np.full((1, 256, 256), "0")}, "mask_input: must hold numbers only"),
         # objects that do not agree
         (
             {"point_coords": [[[1, 2]], [[3, 4]]], "point_labels": [[1], [1]], "box": [0, 0, 1, 1]},
             "box: the number of objects differs: point_coords has 2, box has 1",
+        ),
+        (
+            {"point_coords": [[[1, 2]], [[3, 4]]], "point_labels": [[1], [1]], "box": [[0, 0, 1, 1]] * 3},
+            "box: the number of objects differs: point_coords has 2, box has 3",
         ),
         (
             {"box": [[0, 0, 1, 1]] * 3, "mask_input": mask(2, 1)},

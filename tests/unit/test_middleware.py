@@ -11,20 +11,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import ImageNotCached, InvalidPrompt, ModelUnavailable, Overloaded, ServiceError, TooLarge
 from deployments.parsing.http import middleware
 from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.middleware import (
-    PUBLIC_PATHS,
-    PUBLIC_PREFIX,
-    Boundary,
-    on_http_exception,
-    on_service_error,
-    on_validation_error,
-    outer_layers,
-)
+from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
+from deployments.parsing.http.middleware import PUBLIC_PATHS, PUBLIC_PREFIX, outer_layers
 from deployments.telemetry.metrics import RequestMetrics
 
 
@@ -168,7 +161,7 @@ def test_pages_of_an_origin_that_is_listed_may_read_answers_and_refusals(
         assert "X-Image-Id" in good.headers["access-control-expose-headers"]
 
 
-def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
+async def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
     async def preflight(origin: str) -> httpx.Response:
         transport = httpx.ASGITransport(application("s3cret", cors_origins=("https://example.org",)))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -179,11 +172,11 @@ def test_a_browser_may_ask_whether_it_may_before_it_sends_the_token() -> None:
             }
             return await client.options("/segment-anything-2", headers=asked)
 
-    allowed = asyncio.run(preflight("https://example.org"))
+    allowed = await preflight("https://example.org")
     assert allowed.status_code == 200
     assert "POST" in allowed.headers["access-control-allow-methods"]
     assert "authorization" in allowed.headers["access-control-allow-headers"]
-    assert ALLOWED not in asyncio.run(preflight("https://evil.org")).headers
+    assert ALLOWED not in (await preflight("https://evil.org")).headers
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +192,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert compared == [(b"wrong", b"s3cret")]
 
 
-def test_what_is_not_http_passes_through() -> None:
+async def test_the_servers_own_messages_pass_through() -> None:
     seen: list[str] = []
 
     async def inside(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -209,7 +202,12 @@ def test_what_is_not_http_passes_through() -> None:
 
     async def ignore(_: Any) -> None: ...
 
-    asyncio.run(Boundary(inside, "s3cret", InFlightRequests())({"type": "lifespan"}, never, ignore))
+    in_flight = InFlightRequests()
+    await in_flight.close(0)
+    app: ASGIApp = inside
+    for layer in reversed(outer_layers("s3cret", [], RequestMetrics(), in_flight)):
+        app = layer.cls(app, *layer.args, **layer.kwargs)
+    await app({"type": "lifespan"}, never, ignore)
 
     assert seen == ["lifespan"]
 

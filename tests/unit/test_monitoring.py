@@ -11,11 +11,11 @@ import promql_parser
 import pytest
 import yaml
 
+from tests.defined_metrics import defined_metrics
 from tests.promql import MONITORING, alert_expressions, all_uses, dashboard_expressions, panels, uses
 
 ROOT = MONITORING.parents[1]
 RUNBOOK = ROOT / "cluster" / "README.md"
-METRICS = ROOT / "deployments" / "metrics.py"
 EXPRESSIONS = [*alert_expressions(), *dashboard_expressions()]
 
 [GROUP] = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
@@ -23,14 +23,11 @@ ALERTS: list[dict[str, Any]] = GROUP["rules"]
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
 
 
-def exported_names() -> set[str]:
-    """Our metrics under the names that Prometheus sees; of a histogram, its three series."""
-    kinds = re.findall(r'(Counter|Gauge|Histogram)\(\s*"(sam2_\w+)"', METRICS.read_text())
-    names = set()
-    for kind, name in kinds:
-        endings = ("_bucket", "_sum", "_count") if kind == "Histogram" else ("",)
-        names |= {f"ray_{name}{ending}" for ending in endings}
-    return names
+METRICS = {series: metric for metric in defined_metrics() for series in metric.exported}
+"""Our metrics by the names that Prometheus sees; a histogram under each of its three."""
+
+# What Serve and Prometheus add to the tags of ours.
+ADDED = {"application", "deployment", "replica", "le"}
 
 
 def headings() -> set[str]:
@@ -41,10 +38,11 @@ def headings() -> set[str]:
 
 @pytest.mark.parametrize("expression", EXPRESSIONS, ids=lambda expression: expression.where)
 def test_an_expression_is_promql_and_names_metrics_that_exist(expression: Any) -> None:
-    named = {use.metric for use in uses(expression.text)}
-    assert named
-    ours = {metric for metric in named if metric.startswith("ray_sam2_")}
-    assert ours <= exported_names()
+    assert uses(expression.text)
+    for use in uses(expression.text):
+        if use.metric.startswith("ray_sam2_"):
+            assert use.metric in METRICS
+            assert use.labels <= {*METRICS[use.metric].tags, *ADDED}, use
 
 
 def test_what_is_no_promql_would_be_noticed() -> None:
@@ -54,15 +52,14 @@ def test_what_is_no_promql_would_be_noticed() -> None:
 
 def test_every_metric_of_ours_is_watched_by_the_dashboard() -> None:
     watched = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in all_uses(dashboard_expressions())}
-    ours = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in exported_names()}
-    assert ours - watched == set()
+    assert {f"ray_{metric.name}" for metric in METRICS.values()} - watched == set()
 
 
 def test_every_metric_is_in_the_runbook() -> None:
     table = RUNBOOK.read_text()
-    for metric in exported_names():
-        name = re.sub(r"_(bucket|sum|count)$", "", metric)
-        assert name in table or f"…{name.removeprefix('ray_sam2_embedding_cache')}" in table, name
+    for metric in METRICS.values():
+        shortened = metric.name.removeprefix("sam2_embedding_cache")
+        assert f"`ray_{metric.name}`" in table or f"`…{shortened}`" in table, metric.where
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])

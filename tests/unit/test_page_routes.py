@@ -1,4 +1,4 @@
-"""The click page's files: what headers they come with, and that they load and name nothing but themselves."""
+"""The click page's files: their headers, and that they load and name nothing but themselves."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,7 @@ from deployments.page.routes import FOLDER, PageRoutes
 
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
 SOURCES = [name for name in FILES if Path(name).suffix in {".html", ".js", ".css"}]
+MODULES = [name for name in FILES if name.endswith(".js")]
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +54,39 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize(
-    "name", ["nothing.js", "../page_files.py", "%2e%2e/page_files.py", "examples", "", "\0", "a" * 5000]
-)
+@pytest.mark.parametrize("name", ["nothing.js", "../routes.py", "%2e%2e/routes.py", "examples", "", "\0", "a" * 5000])
 def test_nothing_else_is_served(client: TestClient, name: str) -> None:
     assert client.get("/page/" + name.replace("\0", "%00")).status_code == 404
 
 
+def imported_by(name: str) -> set[str]:
+    return set(re.findall(r'from "\./([\w.-]+)"', (FOLDER / name).read_text()))
+
+
 def test_all_that_the_page_names_is_there() -> None:
-    page = (FOLDER / "index.html").read_text() + (FOLDER / "app.js").read_text()
+    page = (FOLDER / "index.html").read_text() + "".join((FOLDER / name).read_text() for name in MODULES)
     named = set(re.findall(r'"page/([\w./-]+)"', page))
-    imported = {
-        name
-        for source in SOURCES
-        if source.endswith(".js")
-        for name in re.findall(r'from "\./([\w.-]+)"', (FOLDER / source).read_text())
-    }
-    assert named | imported <= set(FILES)
-    unused = {name for name in FILES if name.endswith((".js", ".css", ".png", ".jpg"))} - named - imported
+    assert named <= set(FILES)
+    unused = {name for name in FILES if name.endswith((".css", ".png", ".jpg"))} - named
     assert not unused
+
+
+def test_every_module_is_reached_from_app_js_and_loaded_ahead() -> None:
+    reached, new = {"app.js"}, {"app.js"}
+    while new:
+        new = set().union(*map(imported_by, new)) - reached
+        reached |= new
+    assert reached == set(MODULES)
+    preloaded = re.findall(r'rel="modulepreload" href="page/([\w.-]+)"', (FOLDER / "index.html").read_text())
+    assert sorted(preloaded) == sorted(reached - {"app.js"})
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    left = {name: imported_by(name) for name in MODULES}
+    while free := [name for name, imports in left.items() if not imports & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -80,7 +95,7 @@ def test_no_source_names_another_host_or_makes_html_of_texts(name: str) -> None:
     hosts = set(re.findall(r"(?:https?:)?//([\w.-]+\.\w+)", source)) - {"www.w3.org"}
     assert not hosts
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc", source)
-    # What the policy would refuse: styles and handlers inside of HTML.
+    # The policy rejects styles and handlers inside of HTML.
     assert not re.search(r"<style|\sstyle=|\son\w+=\"|<script(?! type=\"module\" src=)|javascript:", source)
 
 

@@ -3,20 +3,21 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import Overloaded, ServiceError
-from deployments.parsing.http.access_log import AccessLogMiddleware
 from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.middleware import Boundary, on_service_error
+from deployments.parsing.http.error_responses import on_service_error
+from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.request_context import context_of
+from deployments.telemetry.metrics import RequestMetrics
 
 
 class Counted:
@@ -93,8 +94,10 @@ def client(counted: Counted, in_flight: InFlightRequests) -> TestClient:
             raise ZeroDivisionError
         return answers[image_id]()
 
-    layers = AccessLogMiddleware(Boundary(app, "s3cret", in_flight), counted, in_flight)  # type: ignore[arg-type]
-    return TestClient(layers, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
+    layered: ASGIApp = app
+    for layer in reversed(outer_layers("s3cret", [], cast(RequestMetrics, counted), in_flight)):
+        layered = layer.cls(layered, *layer.args, **layer.kwargs)
+    return TestClient(layered, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
 
 
 def test_a_request_is_counted_by_its_route_and_not_by_what_stands_in_it(client: TestClient, counted: Counted) -> None:
@@ -141,24 +144,21 @@ def test_an_answer_that_the_service_breaks_off_is_no_client_that_went_away(
     assert counted.under_way[-1] == 0
 
 
-def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
+async def test_who_comes_when_the_service_ends_is_turned_away_and_who_is_inside_is_waited_for(
     client: TestClient, counted: Counted, in_flight: InFlightRequests
 ) -> None:
-    async def test() -> None:
-        assert await in_flight.close(0) == 0
-        in_flight.count(2)
-        closing = asyncio.create_task(in_flight.close(5))
-        await asyncio.sleep(0.1)
-        in_flight.count(-1)
-        await asyncio.sleep(0.1)
-        assert not closing.done()
-        in_flight.count(-1)
-        assert await closing == 0
-        in_flight.count(1)
-        assert await in_flight.close(0.1) == 1
-        in_flight.count(-1)
-
-    asyncio.run(test())
+    assert await in_flight.close(0) == 0
+    in_flight.count(2)
+    closing = asyncio.create_task(in_flight.close(5))
+    await asyncio.sleep(0.1)
+    in_flight.count(-1)
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    in_flight.count(-1)
+    assert await closing == 0
+    in_flight.count(1)
+    assert await in_flight.close(0.1) == 1
+    in_flight.count(-1)
     answer = client.get("/images/fine")
     assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "5")
     assert "shutting down" in answer.json()["detail"]["msg"]

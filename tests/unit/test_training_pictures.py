@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.images import iou
+from harness.images import iou
 from training import photos, scenes, sheets, sprites
 from training.parts import find_parts
 

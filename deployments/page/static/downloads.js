@@ -1,4 +1,4 @@
-// Files of what was found, at the image's own resolution.
+// The objects as files, at the image's own resolution.
 
 import { candidateOf } from "./history.js";
 import { greyPng } from "./png.js";
@@ -14,14 +14,14 @@ export function save(blob, name) {
 
 const json = (value) => new Blob([JSON.stringify(value)], { type: "application/json" });
 
-// 0 and 255, 8 bits.
+// 8 bits: 255 where the mask is, 0 elsewhere.
 export function maskPng(mask) {
   const values = new Uint8Array(mask.width * mask.height);
   mask.visit(1, (x, y) => (values[y * mask.width + x] = 255));
   return greyPng(mask.width, mask.height, values);
 }
 
-// n where the n-th object is, the smaller one on top; 0 elsewhere.
+// n where the n-th object is, smaller objects above larger ones; 0 elsewhere.
 export function labelPng(objects, width, height) {
   const values = new Uint16Array(width * height);
   const numbered = objects.map((object, index) => ({ mask: candidateOf(object).mask, number: index + 1 }));
@@ -31,7 +31,7 @@ export function labelPng(objects, width, height) {
   return greyPng(width, height, values);
 }
 
-// The object alone, cut to its box, the rest transparent.
+// The image in the mask's box; transparent where the mask is not.
 export function cutout(mask, image) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [mask.w, mask.h];
@@ -45,7 +45,7 @@ export function cutout(mask, image) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-// COCO's annotation file; objects of one name are of one category.
+// An annotation file of COCO; objects of the same name are of one category.
 export function coco(objects, fileName, width, height) {
   const names = [...new Set(objects.map(({ name }) => name))];
   return json({
@@ -68,7 +68,7 @@ export function coco(objects, fileName, width, height) {
   });
 }
 
-// GeoJSON in pixels.
+// GeoJSON, with coordinates in pixels.
 export function polygons(objects) {
   return json({
     type: "FeatureCollection",

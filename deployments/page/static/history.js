@@ -1,5 +1,5 @@
-// What was done to one image: objects, each with its prompts and the answer to them. States are never changed, only
-// followed by new ones, so that undo and redo need no request. Only an answer is put in later, when it arrives.
+// The objects of one image, each with its prompts and their answer, and all their earlier states. A state is never
+// changed, only followed by a new one, so that undo and redo need no request; only an answer is added when it arrives.
 
 const GOLDEN_ANGLE = 137.508;
 
@@ -15,9 +15,9 @@ export function newObject(name) {
     hue: (265 + (number - 1) * GOLDEN_ANGLE) % 360,
     points: [], // {x, y, label}, in pixels of the image; label 1 or 0
     box: null, // [x0, y0, x1, y1]
-    previous: null, // {logits, modelId, steps}: of the candidate that mask_input comes from, and how it came about
+    previous: null, // {logits, modelId, steps}: mask_input, its model, and the prompts that led to it
     before: null, // the candidate that is shown until the answer comes
-    everything: null, // {fields, index}: of an object that was found with all others
+    everything: null, // {fields, index}: the request for everything that found the object, and its place in the answer
     slot: { answer: null }, // {modelId, candidates: [{mask, score, logits}]}; shared by versions of the same prompts
     picked: 0,
   };
@@ -46,6 +46,11 @@ export class History {
     return this.state.objects.find(({ id }) => id === this.state.selected);
   }
 
+  // The objects that have a mask.
+  get finished() {
+    return this.state.objects.filter((object) => candidateOf(object));
+  }
+
   get canUndo() {
     return this._at > 0;
   }
@@ -69,7 +74,7 @@ export class History {
     this._at = this._states.length - 1;
   }
 
-  // Replaces an object by a version with these changes, which it returns.
+  // Replaces an object by a version with these changes; returns that version.
   change(id, changes) {
     const changed = { ...this.state.objects.find((object) => object.id === id), ...changes };
     this._push({ ...this.state, objects: this.state.objects.map((object) => (object.id === id ? changed : object)) });
@@ -94,7 +99,7 @@ export class History {
     this._push({ objects: [first], selected: first.id });
   }
 
-  // Not a step of its own, as renaming is none: nothing is lost by it.
+  // Neither select nor rename is a step to undo: nothing is lost by them.
   select(id) {
     this._states[this._at] = { ...this.state, selected: id };
   }

@@ -1,6 +1,6 @@
-// A mask as the service sends it: COCO's compressed run lengths, counted down the columns, the first run of zeros.
+// A mask as the service sends it: COCO's compressed run lengths, which go down the columns and begin with zeros.
 
-// Follows rleFrString of pycocotools' maskApi.c.
+// Returns the run lengths; follows rleFrString of pycocotools' maskApi.c.
 export function runsOf(counts) {
   const runs = [];
   let at = 0;
@@ -14,7 +14,7 @@ export function runsOf(counts) {
       shift += 5;
     } while (digit & 0x20);
     if (digit & 0x10) value |= -1 << shift;
-    // From the fourth on, a run is written as its difference from the one before the last.
+    // From the fourth on, a run is written as its difference from the run two before it.
     if (runs.length > 2) value += runs[runs.length - 2];
     runs.push(value);
   }
@@ -28,10 +28,10 @@ export class Mask {
     this.counts = record.segmentation.counts;
     this.area = record.area;
     [this.x, this.y, this.w, this.h] = record.bbox;
-    this._bits = new WeakRef({}); // Decoded masks of large images are megabytes: kept only while there is room.
+    this._bits = new WeakRef({}); // Weak: the decoded masks of large images are megabytes.
   }
 
-  // h×w bytes of the box (bbox) alone, row by row: 1 where the mask is.
+  // The h×w bytes of the box (bbox), row by row: 1 where the mask is.
   get bits() {
     const known = this._bits.deref();
     if (known instanceof Uint8Array) return known;
@@ -52,7 +52,7 @@ export class Mask {
     return bits;
   }
 
-  // Calls visit(x, y, onEdge) for each pixel of the mask; onEdge: it is at most `reach` pixels away from its border.
+  // Calls visit(x, y, onEdge) for each pixel of the mask; onEdge: the border is at most `reach` pixels away.
   visit(reach, visit) {
     const { bits, w, h } = this;
     const inside = (column, row) => column >= 0 && row >= 0 && column < w && row < h && bits[row * w + column] === 1;

@@ -1,7 +1,7 @@
-// What is shown beside the image. Names and messages are put in as text, never as HTML.
+// The panels beside the image. Names and messages are put in as text, never as HTML.
 
 import { candidateOf, isEmpty } from "./history.js";
-import { rgbOf } from "./view.js";
+import { rgbOf } from "./overlay.js";
 
 const THUMBNAIL = 128;
 
@@ -11,7 +11,7 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-// A small picture of the image with the mask; drawn once for each candidate.
+// Returns a small picture of the image with the mask, drawn once for each candidate.
 function thumbnail(candidate, hue, image) {
   if (candidate.thumbnail) return candidate.thumbnail;
   const { mask } = candidate;
@@ -56,14 +56,15 @@ export function showCandidates(list, object, image, pick) {
   list.children[Math.min(focused, buttons.length - 1)]?.focus();
 }
 
-// One row for each object, which stays the same element while the object is there: somebody may be typing in it.
+// By an object's id: its row, the same element for as long as the object exists, since the user may be typing in it.
 const rows = new Map();
 
 function rowOf(id, acts) {
   if (rows.has(id)) return rows.get(id);
   const swatch = element("span", { className: "swatch", ariaHidden: "true" });
   const score = element("span");
-  const select = element("button", { type: "button", className: "select", onclick: () => acts.select(id) }, swatch, score);
+  const select = element("button", { type: "button", className: "select" }, swatch, score);
+  select.addEventListener("click", () => acts.select(id));
   const name = element("input", { type: "text", maxLength: 80 });
   name.addEventListener("change", () => acts.rename(id, name.value.trim()));
   const remove = element("button", { type: "button", onclick: () => acts.remove(id) }, "×");
@@ -89,9 +90,12 @@ export function showObjects(list, { objects, selected }, acts) {
     row.remove.setAttribute("aria-label", `Remove ${object.name}`);
     return row.item;
   });
-  // Only where they differ: to move an element is to take the keyboard from it.
+  // Rows that are in their place stay: an element that is moved loses the keyboard.
   for (const item of [...list.children]) items.includes(item) || item.remove();
-  items.forEach((item, index) => item === list.children[index] || list.insertBefore(item, list.children[index] ?? null));
+  items.forEach((item, index) => {
+    const there = list.children[index] ?? null;
+    if (item !== there) list.insertBefore(item, there);
+  });
   const shown = rows.get(selected)?.item.getBoundingClientRect();
   const frame = list.getBoundingClientRect();
   if (shown?.top < frame.top) list.scrollTop -= frame.top - shown.top;
@@ -101,7 +105,7 @@ export function showObjects(list, { objects, selected }, acts) {
 export function showModels(select, models, chosen) {
   const words = { ready: "", asleep: " (asleep)", loading: " (waking up)", failed: " (failed to load)" };
   const texts = models.map(({ model_id, state }) => model_id + words[state]);
-  // Not while nothing has changed: it may be open.
+  // The list may be open: it is replaced only if it has changed.
   if (String(texts) !== String([...select.options].map((option) => option.textContent))) {
     select.replaceChildren(
       ...models.map(({ model_id }, index) => element("option", { value: model_id, textContent: texts[index] })),
@@ -111,7 +115,7 @@ export function showModels(select, models, chosen) {
   select.disabled = false;
 }
 
-// "Answer in 83 ms (mask 52 ms, …)"
+// Returns "Answer in 83 ms (mask 52 ms, …)".
 export function latency({ timing, seconds }) {
   const milliseconds = (value) => `${Math.round(value)} ms`;
   const words = { queue: "queue", embed: "image", decode: "mask", encode: "writing", parse: "reading" };

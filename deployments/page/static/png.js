@@ -1,4 +1,4 @@
-// A greyscale PNG of 8 or 16 bits. A canvas would make four channels of it.
+// Writes greyscale PNGs of 8 or 16 bits; a canvas only writes four channels.
 
 const CRCS = Uint32Array.from({ length: 256 }, (_, start) => {
   let value = start;
@@ -22,13 +22,13 @@ function chunk(name, data) {
   return bytes;
 }
 
-// values: width × height numbers, row by row; more than 8 bits where one is above 255.
+// values: width × height numbers, row by row; 16 bits if one of them is above 255.
 export async function greyPng(width, height, values) {
   const depth = values.some((value) => value > 255) ? 16 : 8;
   const rowBytes = (width * depth) / 8 + 1;
   const rows = new Uint8Array(rowBytes * height);
   for (let y = 0; y < height; y++) {
-    let at = y * rowBytes + 1; // The byte before a row names its filter: none.
+    let at = y * rowBytes + 1; // The byte before a row names its filter: 0, none.
     for (let x = 0; x < width; x++) {
       const value = values[y * width + x];
       if (depth === 16) rows[at++] = value >> 8;

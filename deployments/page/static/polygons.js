@@ -1,8 +1,8 @@
-// A mask's contours along the edges of its pixels, as GeoJSON. As the service has it, the pixel (x, y) is the square
-// from there to (x + 1, y + 1), so that areas are exact.
+// A mask's contours along the edges of its pixels, as GeoJSON. As in the service's own polygons, a pixel (x, y) is the
+// square from (x, y) to (x + 1, y + 1), so that areas are exact.
 
-// Every edge between a pixel of the mask and one outside, with the mask on its right on the screen. Outer rings then
-// run clockwise there, which with y upwards, as GeoJSON has it, is counterclockwise: what RFC 7946 wants.
+// Returns the edges between the mask's pixels and others, with the mask on their right on the screen. Outer rings then
+// run clockwise on the screen: counterclockwise where y points upwards, as RFC 7946 demands.
 function edgesOf(mask) {
   const { bits, w, h } = mask;
   const at = (column, row) => column >= 0 && row >= 0 && column < w && row < h && bits[row * w + column] === 1;
@@ -26,8 +26,8 @@ function edgesOf(mask) {
   return { next, stride };
 }
 
-// Closed walks along the edges. Where two pixels touch at a corner only, a walk turns right, round its own pixel: what
-// touches at corners alone is not connected.
+// Returns closed walks along the edges. Where two pixels touch only at a corner, a walk turns right, round its own
+// pixel: such pixels are not connected.
 function walksOf(mask) {
   const { next, stride } = edgesOf(mask);
   const take = (from, before) => {
@@ -41,7 +41,7 @@ function walksOf(mask) {
       const walk = [start];
       const first = next.get(start)[0];
       let [before, here] = [start, take(start)];
-      // Home again, unless the walk comes through its start on another way.
+      // The walk ends at its start, unless it only passes through it and leaves by another edge than at first.
       while (here !== start || (next.get(start).length && start + turnedRight(start - before, stride) !== first)) {
         walk.push(here);
         [before, here] = [here, take(here, before)];
@@ -52,12 +52,12 @@ function walksOf(mask) {
   return walks;
 }
 
-// A step to the right becomes one down, that one to the left, that one up.
+// Turns a step by 90° clockwise: right to down, down to left, left to up, up to right.
 function turnedRight(step, stride) {
   return { 1: stride, [stride]: -1, [-1]: -stride, [-stride]: 1 }[step];
 }
 
-// A walk that comes to a vertex a second time is cut there: no ring touches itself.
+// Cuts each walk where it comes to a vertex a second time: no ring touches itself.
 function ringsOf(mask) {
   const rings = [];
   for (const walk of walksOf(mask)) {
@@ -78,7 +78,7 @@ function ringsOf(mask) {
   return rings.map(corners);
 }
 
-// The ring without the vertices in the middle of straight lines.
+// Returns the ring without the vertices inside straight lines.
 function corners(ring) {
   return ring.filter(([x, y], index) => {
     const [beforeX, beforeY] = ring[(index + ring.length - 1) % ring.length];
@@ -87,7 +87,7 @@ function corners(ring) {
   });
 }
 
-// Twice the signed area; positive for outer rings.
+// Returns twice the signed area: positive for outer rings, negative for holes.
 function area(ring) {
   return ring.reduce((sum, [x, y], index) => {
     const [nextX, nextY] = ring[(index + 1) % ring.length];
@@ -105,8 +105,7 @@ function contains(ring, x, y) {
   return inside;
 }
 
-// A point of the plane just inside the hole: half a pixel from the middle of its first edge, on the side that is not
-// the mask's.
+// Returns a point inside the hole: half a pixel from the middle of its first edge, on the side away from the mask.
 function pointIn(hole) {
   const [[x0, y0], [x1, y1]] = hole;
   const dx = Math.sign(x1 - x0);

@@ -1,10 +1,11 @@
-// The public API as this page uses it: errors as sentences, patience with a busy service, the token.
+// Calls the service's public API: turns errors into sentences, repeats requests to a busy service, sends the token.
 
 const TRIES = 6;
 const TOKEN_KEY = "segment-anything-2-token";
 const ROUTE = "segment-anything-2";
 
-// What went wrong, as a sentence for a person. kind: "token" asks for one, "forgotten" for the image again.
+// An error as a sentence for the user. kind: "token" if the service asks for one, "forgotten" if it asks for the image
+// again; others say which part of the request, or of the service, is at fault.
 export class Fault extends Error {
   constructor(kind, sentence) {
     super(sentence);
@@ -12,7 +13,7 @@ export class Fault extends Error {
   }
 }
 
-// Kept until the tab is closed; where a browser keeps nothing, until the page is loaded again.
+// The token is kept until the tab is closed; without storage in the browser, until the page is loaded again.
 let secret = "";
 try {
   secret = sessionStorage.getItem(TOKEN_KEY) ?? "";
@@ -40,8 +41,8 @@ export function form(fields) {
   return body;
 }
 
-// One exchange; over XMLHttpRequest, since fetch does not say how far an upload is.
-function exchange(method, path, body, { signal, onUpload }) {
+// Sends one request; by XMLHttpRequest, since fetch does not report the progress of an upload.
+function send(method, path, body, { signal, onUpload }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const abort = () => request.abort();
@@ -73,7 +74,7 @@ function pause(seconds, signal) {
   });
 }
 
-// What the service says of an error: {msg, code}. The proxy in front of it answers with plain text.
+// Returns the service's description of an error: {msg, code}. A proxy in front of it answers in plain text.
 function detailOf(request) {
   const text = request.responseText.slice(0, 300) || `status ${request.status}`;
   try {
@@ -91,7 +92,7 @@ function faultOf(request) {
   if (code === "deadline_exceeded") return new Fault("late", `This takes longer than the service allows (${msg}).`);
   switch (request.status) {
     case 401:
-      return new Fault("token", token.get() ? "The service does not accept this token." : "The service asks for a token.");
+      return new Fault("token", `The service ${token.get() ? "does not accept this token" : "asks for a token"}.`);
     case 400:
       if (!msg.startsWith("image:")) return new Fault("refused", `The service does not take this: ${msg}.`);
       return new Fault("image", `This file is not an image that the service can read (${msg}).`);
@@ -118,12 +119,13 @@ function read(request) {
   }
 }
 
-// {json, timing, seconds}; waits and asks again while the service is busy.
-//   onWait(sentence) tells why it takes longer; "" when it goes on.
+// Returns {json, timing, seconds}; waits and repeats the request while the service is busy.
+//   onUpload(share) is called with the share that is uploaded, from 0 to 1.
+//   onWait(sentence) is called with the cause of a pause; "" when it is over.
 export async function call(method, path, body, { signal, onUpload, onWait } = {}) {
   for (let attempt = 1; ; attempt++) {
     const started = performance.now();
-    const request = await exchange(method, path, body, { signal, onUpload });
+    const request = await send(method, path, body, { signal, onUpload });
     if (request.status >= 200 && request.status < 300) {
       const seconds = (performance.now() - started) / 1000;
       return { json: read(request), timing: timings(request), seconds };
@@ -131,7 +133,7 @@ export async function call(method, path, body, { signal, onUpload, onWait } = {}
     const fault = faultOf(request);
     const after = Number(request.getResponseHeader("Retry-After"));
     if (fault.kind !== "busy" || !(after > 0) || attempt === TRIES) throw fault;
-    // Of a model that wakes up the service says which, and how far it is.
+    // While a model wakes up, the service's message says which, and how far it is.
     const cause = detailOf(request).msg.startsWith("model ") ? detailOf(request).msg : "The service is busy";
     for (let left = Math.ceil(after); left > 0; left--) {
       onWait?.(`${cause}: trying again in ${left} s.`);
@@ -141,7 +143,7 @@ export async function call(method, path, body, { signal, onUpload, onWait } = {}
   }
 }
 
-// Server-Timing as {parse: ms, queue: ms, …, cache: "hit" or "miss"}.
+// Returns Server-Timing as {parse: ms, queue: ms, …, cache: "hit" or "miss"}.
 function timings(request) {
   const found = {};
   for (const entry of (request.getResponseHeader("Server-Timing") ?? "").split(",")) {

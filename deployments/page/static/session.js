@@ -1,9 +1,9 @@
-// One image on the service: uploaded and embedded once for each model, and again when the service has forgotten it.
+// One image at the service: uploaded and embedded once for each model, and again when the service has forgotten it.
 
 import * as service from "./service.js";
 import { Mask } from "./mask.js";
 
-// The promise's value; rejects when the signal says that nobody waits any more, and leaves what runs to others.
+// Returns the promise's value; rejects when the signal is aborted. The promise itself goes on: others may await it.
 function unlessAborted(promise, signal) {
   return new Promise((resolve, reject) => {
     if (signal.aborted) reject(signal.reason);
@@ -15,29 +15,29 @@ function unlessAborted(promise, signal) {
 export class Session {
   constructor(file) {
     this.file = file;
-    this._uploads = new Map(); // by model id: {answer: promise of embed's answer, controller, told, isDone}
+    this._uploads = new Map(); // by model id: {answer: promise of embed's answer, controller, progress, isDone}
   }
 
-  // What embed answers: {image_id, width, height}. An upload serves all who wait for it; who came last hears of it.
-  //   told: {onUpload, onWait}, see service.call.
-  image(modelId, signal, told = {}) {
+  // Returns embed's answer: {image_id, width, height}. All callers share one upload; the last one learns its progress.
+  //   progress: {onUpload, onWait}, see call in service.js.
+  image(modelId, signal, progress = {}) {
     if (!this._uploads.has(modelId)) this._uploads.set(modelId, this._upload(modelId));
     const upload = this._uploads.get(modelId);
-    Object.assign(upload.told, told);
+    Object.assign(upload.progress, progress);
     return unlessAborted(upload.answer, signal);
   }
 
   _upload(modelId) {
-    const upload = { controller: new AbortController(), told: {}, isDone: false };
+    const upload = { controller: new AbortController(), progress: {}, isDone: false };
     const options = {
       signal: upload.controller.signal,
-      onUpload: (share) => upload.told.onUpload?.(share),
-      onWait: (sentence) => upload.told.onWait?.(sentence),
+      onUpload: (share) => upload.progress.onUpload?.(share),
+      onWait: (sentence) => upload.progress.onWait?.(sentence),
     };
     upload.answer = service.embed(this.file, modelId, options).then(({ json }) => json);
     upload.answer.then(
       () => (upload.isDone = true),
-      // What failed is tried again next time.
+      // A failed upload is tried again by the next call.
       () => this._uploads.get(modelId) === upload && this._uploads.delete(modelId),
     );
     return upload;
@@ -53,11 +53,11 @@ export class Session {
     }
   }
 
-  async _ask(request, modelId, { signal, told }) {
+  async _ask(request, modelId, { signal, progress }) {
     for (let attempt = 1; ; attempt++) {
-      const { image_id } = await this.image(modelId, signal, told);
+      const { image_id } = await this.image(modelId, signal, progress);
       try {
-        return await request({ image_id, model_id: modelId }, { signal, onWait: told?.onWait });
+        return await request({ image_id, model_id: modelId }, { signal, onWait: progress?.onWait });
       } catch (fault) {
         if (fault.kind !== "forgotten" || attempt === 3) throw fault;
         this._uploads.delete(modelId);
@@ -65,7 +65,7 @@ export class Session {
     }
   }
 
-  // {candidates: [{mask, score, logits}], timing, seconds}, the best first.
+  // Returns {candidates: [{mask, score, logits}], timing, seconds}, the best candidate first.
   async segment(fields, modelId, options) {
     const answer = await this._ask((image, how) => service.segment({ ...image, ...fields }, how), modelId, options);
     const candidates = answer.json.masks.map((record) => ({
@@ -76,7 +76,7 @@ export class Session {
     return { ...answer, candidates };
   }
 
-  // {found: [{mask, score, point: [x, y]}], timing, seconds}
+  // Returns {found: [{mask, score, point: [x, y]}], timing, seconds}.
   async everything(fields, modelId, options) {
     const answer = await this._ask((image, how) => service.everything({ ...image, ...fields }, how), modelId, options);
     const found = answer.json.masks.map((record) => ({

@@ -1,27 +1,14 @@
-// The current prompt as a program. A name of a file is somebody's text: it is quoted for the language that it comes to
-// stand in.
+// A prompt as a program. A file's name may be hostile: it is quoted for the language that it is put into.
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-// JSON is a literal of Python too, for texts and lists.
+// A string, a list of strings or a dictionary of them is written the same in JSON and in Python.
 const python = (value) => JSON.stringify(value);
 
-// In curl's -F a quoted name may hold anything; the folder before it keeps a lone - from being read as stdin.
+// In curl's -F a quoted name may hold any character; after "./", the name "-" is not read as stdin.
 const curlFile = (name) => `@"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
 
-// What a request says besides the image: an object's prompt, as text fields.
-export function fieldsOf({ points, box }, isAmbiguous) {
-  const fields = {};
-  if (points.length) {
-    fields.point_coords = JSON.stringify(points.map(({ x, y }) => [x, y]));
-    fields.point_labels = JSON.stringify(points.map(({ label }) => label));
-  }
-  if (box) fields.box = JSON.stringify(box);
-  if (!isAmbiguous) fields.multimask_output = "false";
-  return fields;
-}
-
-// steps: [{fields, picked}], the prompts that led to a mask, each going on from the mask picked before.
+// steps: [{fields, picked}], the prompts that led to a mask, each with the candidate that the next went on from.
 export function curl({ url, fileName, modelId, needsToken, steps }) {
   const lines = [`curl -s -X POST ${shell(url)}`];
   if (needsToken) lines.push('-H "Authorization: Bearer $AUTH_TOKEN"');
@@ -30,7 +17,7 @@ export function curl({ url, fileName, modelId, needsToken, steps }) {
   for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${name}=${shell(value)}`);
   const command = lines.join(" \\\n    ");
   if (steps.length === 1) return command;
-  return `# The page sends the logits of the answer before as mask_input, too: see Python.\n${command}`;
+  return `# The page also sends the logits of the answer before as mask_input: see Python.\n${command}`;
 }
 
 function opening({ url, fileName, needsToken }) {
@@ -48,7 +35,7 @@ const CLOSING = `print(mask["area"], mask["bbox"])  # pycocotools.mask.decode(ma
 export function pythonProgram(facts) {
   const written = facts.steps.map(({ fields, picked }) => `    (${python(fields)}, ${picked}),`).join("\n");
   return `import json
-${opening(facts)}# Each prompt, and which of its masks the next one goes on from.
+${opening(facts)}# Each prompt, and the index of the mask that the next one goes on from.
 prompts = [
 ${written}
 ]
@@ -65,7 +52,7 @@ for fields, picked in prompts:
 ${CLOSING}`;
 }
 
-// everything: {fields, index}, the request that found all, and which of them this is.
+// everything: {fields, index}, the request that found everything, and the object's place in its answer.
 export function everythingProgram({ everything: { fields, index }, ...facts }) {
   return `${opening(facts)}data = ${python({ model_id: facts.modelId, ...fields })}
 answer = requests.post(url, files={"image": image}, data=data, headers=headers)

@@ -1,4 +1,4 @@
-"""What is counted and logged of each HTTP request, from its first byte to the last of its answer."""
+"""What is counted and logged of each HTTP request and WebSocket, from its first byte to the last of its answer."""
 
 import asyncio
 import logging
@@ -25,15 +25,44 @@ more of the time that it gave."""
 UNROUTED = "other"
 
 
+SWITCHING_PROTOCOLS, FORBIDDEN = 101, 403
+
+
+class Outcome:
+    """How a request ends, as far as the messages to its client tell.
+
+    Attributes:
+        status: of the answer; 101 if a WebSocket was accepted.
+        complete: nothing of the answer is missing. A WebSocket may end at any time.
+    """
+
+    def __init__(self) -> None:
+        self.status = CLIENT_CLOSED_REQUEST
+        self.complete = False
+
+    def note(self, message: Message) -> None:
+        """Notes a message that has been sent."""
+        match message["type"]:
+            case "http.response.start" | "websocket.http.response.start":
+                self.status = message["status"]
+            case "http.response.body" | "websocket.http.response.body":
+                self.complete = self.complete or not message.get("more_body", False)
+            case "websocket.accept":
+                self.status, self.complete = SWITCHING_PROTOCOLS, True
+            case "websocket.close" if not self.complete:
+                # The server answers so where the handshake was not accepted.
+                self.status, self.complete = FORBIDDEN, True
+
+
 class AccessLogMiddleware:
-    """ASGI middleware: counts every HTTP request, and logs those that segment, fail or are refused.
+    """ASGI middleware: counts every HTTP request and WebSocket, and logs those that segment, fail or are rejected.
 
     A line holds names and numbers only: nothing of the image, no header, no form field.
 
     Args:
         app: the application inside.
-        metrics: counts.
-        in_flight: is told who comes and goes.
+        metrics: count what ends.
+        in_flight: counts what is under way.
     """
 
     def __init__(self, app: ASGIApp, metrics: "RequestMetrics", in_flight: InFlightRequests) -> None:
@@ -42,33 +71,30 @@ class AccessLogMiddleware:
         self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request."""
-        if scope["type"] != "http":
+        """Handles one connection."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        context = context_of(HTTPConnection(scope))
-        status, complete, broken = CLIENT_CLOSED_REQUEST, False, 0
+        context, outcome, broken = context_of(HTTPConnection(scope)), Outcome(), 0
 
         async def note(message: Message) -> None:
-            nonlocal status, complete
             await send(message)
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body", False))
+            outcome.note(message)
 
         self._in_flight.count(1)
         try:
             await self._app(scope, receive, note)
         except asyncio.CancelledError:
-            complete = False
+            # The client is gone. Serve cancels an accepted WebSocket's handler also after an ordinary close.
+            outcome.complete = outcome.status == SWITCHING_PROTOCOLS
             raise
         except Exception as error:
-            # It had begun; otherwise its status would have said so, and nothing would come to here.
+            # The answer had begun; otherwise its status would have told, and no error would come here.
             broken = _note_break(context, error)
             raise
         finally:
             self._in_flight.count(-1)
-            self._finish(scope, context, broken or (status if complete else CLIENT_CLOSED_REQUEST))
+            self._finish(scope, context, broken or (outcome.status if outcome.complete else CLIENT_CLOSED_REQUEST))
 
     def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:
         route, seconds = _route(scope), time.perf_counter() - context.arrived_at
@@ -76,11 +102,11 @@ class AccessLogMiddleware:
         if context.reason:
             self._metrics.rejected(context.reason)
         self._metrics.finished(route, context.model_id, context.response_format, status, seconds, stages)
-        worth_a_line = status >= 400 or context.model_id
+        worth_a_line = status >= 400 or status == SWITCHING_PROTOCOLS or context.model_id
         logger.log(
             logging.INFO if worth_a_line else logging.DEBUG,
             "%s %s %d in %.3f s",
-            scope["method"],
+            scope.get("method", "WEBSOCKET"),
             route,
             status,
             seconds,

@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 import zstandard
 
-from deployments.messages.answer_format import AnswerFormat, Masks
+from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import LOW_RES_SIZE
+from deployments.messages.mask_set import MaskSet
 from deployments.messages.pieces import BYTES_PER_BIT, BYTES_PER_LOGIT
 
 Coding = Literal["zstd", "gzip"]
@@ -34,27 +35,27 @@ class Compressor(Protocol):
         ...
 
 
-def choose_coding(accept_encoding: str, masks: Masks, form: AnswerFormat) -> Coding | None:
+def choose_coding(accept_encoding: str, masks: MaskSet, answer_format: AnswerFormat) -> Coding | None:
     """The coding for an answer, or None: the client takes none, or none pays.
 
     Args:
         accept_encoding: the request's header; "" if there is none.
         masks: what is answered.
-        form: how it is written.
+        answer_format: how it is written.
     """
-    if not _pays(masks, form):
+    if not _pays(masks, answer_format):
         return None
     qualities = _qualities(accept_encoding)
     accepted = [coding for coding in CODINGS if qualities.get(coding, qualities.get("*", 0.0)) > 0]
     return max(accepted, key=lambda coding: qualities.get(coding, 0.0), default=None)
 
 
-def _pays(masks: Masks, form: AnswerFormat) -> bool:
-    if form.return_logits or form.response_format != "json":
-        return form.traits.shrinks and not form.return_logits
+def _pays(masks: MaskSet, answer_format: AnswerFormat) -> bool:
+    if answer_format.return_logits or not answer_format.traits.shrinks:
+        return False
     height, width = masks.image_size
-    # Every default answer ends with low-resolution logits; where they outweigh the masks, little would be gained.
-    return height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
+    # Full text ends with low-resolution logits; where they outweigh the masks, little would be gained.
+    return not answer_format.traits.is_full_text or height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
 
 
 def _qualities(accept_encoding: str) -> Mapping[str, float]:

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from inspect import Parameter, Signature
 from typing import Annotated, Any, TypeVar
 
@@ -46,9 +46,16 @@ NUMBERS_ONLY = re.compile(r"[\s\d\[\],.eE+-]*")
 
 
 class LimitedMultiPartParser(MultiPartParser):
-    """Starlette's parser, bounding file parts too and naming the field that is too large."""
+    """Starlette's parser, bounding file parts too and naming the field that is too large.
 
-    limits = Limits()
+    Attributes:
+        max_field_bytes: of a text field.
+        max_file_bytes: of a file, by the name of its field.
+        ended: the closing boundary was read.
+    """
+
+    max_field_bytes = 0
+    max_file_bytes: Mapping[str, int] = {}
     ended = False
 
     def on_part_begin(self) -> None:
@@ -65,9 +72,11 @@ class LimitedMultiPartParser(MultiPartParser):
         """Counts each part's bytes while they arrive."""
         part = self._current_part
         if part.file is None:
-            size, limit = len(part.data), self.limits.max_form_field_bytes
+            size, limit = len(part.data), self.max_field_bytes
         else:
-            size, limit = (part.file.size or 0) + self._unwritten_bytes(), self.limits.max_image_bytes
+            size = (part.file.size or 0) + self._unwritten_bytes()
+            # A file that no route reads is bounded as the largest that one does.
+            limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
         if size + end - start > limit:
             raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
         super().on_part_data(data, start, end)
@@ -79,8 +88,12 @@ class LimitedMultiPartParser(MultiPartParser):
 class FormRequest(Request):
     """A request whose form has been read by this module; FastAPI finds it where it would read it itself."""
 
-    async def read_form(self, limits: Limits) -> None:
+    async def read_form(self, limits: Limits, max_file_bytes: Mapping[str, int]) -> None:
         """Reads the body.
+
+        Args:
+            limits: of the body and of text fields.
+            max_file_bytes: of each file that the route reads, by the name of its field.
 
         Raises:
             UnsupportedMediaType: it is not multipart/form-data.
@@ -100,7 +113,7 @@ class FormRequest(Request):
             max_fields=MAX_FIELDS,
             max_part_size=limits.max_form_field_bytes,
         )
-        parser.limits = limits
+        parser.max_field_bytes, parser.max_file_bytes = limits.max_form_field_bytes, max_file_bytes
         try:
             self._form = await parser.parse()
         except MultiPartException as error:
@@ -129,7 +142,9 @@ def _check_single(form: FormData) -> None:
         raise InvalidRequest(f"{repeated[0]}: is given {len(form.getlist(repeated[0]))} times")
 
 
-def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIRoute]:
+def form_route(
+    limits: Limits, max_file_bytes: Mapping[str, int], body_timeout_s: Callable[[], float]
+) -> type[APIRoute]:
     """The class of routes that take a form: bounded in size and time, and refused with the service's own errors."""
 
     class FormRoute(APIRoute):
@@ -142,7 +157,7 @@ def form_route(limits: Limits, body_timeout_s: Callable[[], float]) -> type[APIR
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()):
-                            await form_request.read_form(limits)
+                            await form_request.read_form(limits, max_file_bytes)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.messages.answer_format import AnswerFormat, AutomaticFormat, Masks, ResponseFormat
+from deployments.messages.answer_format import TRAITS, AnswerFormat, AutomaticFormat, ResponseFormat
+from deployments.messages.calls import AnswerSize, AutoCall, EmbedCall, SegmentCall
 from deployments.messages.everything import AutomaticPrompt
-from deployments.messages.model_answers import AnswerSize
-from deployments.messages.segmentation import Segmentation
+from deployments.messages.mask_set import MaskSet
+from deployments.messages.pieces import text_bytes
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.encoder_calls import EncoderCalls
@@ -76,7 +77,8 @@ class ImageRoutes:
         )
 
     def _form_routes(self) -> APIRouter:
-        router = APIRouter(route_class=form_route(self._limits, lambda: self._calls.config.body_timeout_s))
+        files = {"image": self._limits.max_image_bytes}
+        router = APIRouter(route_class=form_route(self._limits, files, lambda: self._calls.config.body_timeout_s))
 
         def add(path: str, route: Callable[..., Any], *also: int, answer: dict[str, Any], **options: Any) -> None:
             errors = openapi.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
@@ -168,7 +170,9 @@ class ImageRoutes:
         context, deadline = context_of(request), self._deadline(request)
         context.response_format = response_format
         # The contract's default is for its own format; the others return logits only where they are asked for.
-        logits = return_logits and (response_format == "json" or bool((await request.form()).get("return_logits")))
+        logits = return_logits and (
+            TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
+        )
         answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
         fields = {
             "point_coords": point_coords,
@@ -183,7 +187,8 @@ class ImageRoutes:
         context.model_id = model_id = self._segmenter.known(model_id)
         size = self._segmenter.size(prompt.num_masks, answer_format)
         identified = await self._identified(image, image_id, context, size)
-        masks = await self._segmenter.segment(model_id, identified, prompt, deadline, context.timing, size)
+        call = SegmentCall(identified.image_id, prompt, size)
+        masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         return self._respond(masks, answer_format, deadline, request)
 
     async def post_auto(
@@ -205,7 +210,8 @@ class ImageRoutes:
         context.model_id = model_id = self._segmenter.known(model_id)
         identified = await self._identified(image, image_id, context)
         self._segmenter.check_grid(prompt, identified)
-        masks = await self._segmenter.auto(model_id, identified, prompt, deadline, context.timing)
+        call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
+        masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         return self._respond(masks, answer_format, deadline, request)
 
     async def post_embed(
@@ -219,7 +225,8 @@ class ImageRoutes:
         context, deadline = context_of(request), self._deadline(request)
         context.model_id = model_id = self._segmenter.known(model_id)
         identified = await self._identified(image, None, context)
-        embedded = await self._segmenter.embed(identified, model_id, deadline, context.timing)
+        call = EmbedCall(identified.image_id)
+        embedded = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
         return openapi.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
@@ -246,13 +253,13 @@ class ImageRoutes:
 
     # ---- the answer
 
-    def _respond(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
+    def _respond(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
         """The answer, compressed where that pays."""
         pieces: AsyncGenerator[bytes | memoryview, None] = self._encoder_calls.pull(masks, answer_format, deadline)
         headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
-        if answer_format.response_format == "png" and isinstance(masks, Segmentation):
-            index = masks.best if answer_format.mask_index is None else answer_format.mask_index
-            headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.iou_predictions.flat[index])}
+        index = masks.shown(answer_format.mask_index) if answer_format.traits.holds_one_mask else None
+        if index is not None:
+            headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.facts(index)["score"])}
         coding = choose_coding(request.headers.get("accept-encoding", ""), masks, answer_format)
         if coding is not None:
             headers["Content-Encoding"] = coding
@@ -261,14 +268,14 @@ class ImageRoutes:
         timing = context_of(request).timing
         return BandedResponse(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
-    def _delivery(self, masks: Masks, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
+    def _delivery(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
         config = self._calls.config
         flow_controlled = is_request_flow_controlled()
-        at_a_time = self._encoder_calls.window_bytes if flow_controlled else self._encoder_calls.answer_bytes
+        at_a_time = self._encoder_calls.window_bytes if flow_controlled else text_bytes
         return Delivery(
             budget=self._budget,
             share=at_a_time(masks, answer_format) + masks.low_res_logits.nbytes,
-            wait_s=min(deadline.remaining(), config.max_wait_s),
+            wait_s=deadline.step(config.max_wait_s).remaining(),
             stall_timeout_s=config.answer_stall_timeout_s,
             read_timeout_s=config.request_timeout_s,
             flow_controlled=flow_controlled,

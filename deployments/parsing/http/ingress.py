@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 from deployments.errors import ServiceError
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.http.draining import InFlightRequests
+from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
 from deployments.parsing.http.flow_control import is_flow_controlled
 from deployments.parsing.http.image_routes import ImageRoutes
-from deployments.parsing.http.middleware import on_http_exception, on_service_error, on_validation_error, outer_layers
+from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.status_routes import StatusRoutes
 from deployments.parsing.request_parser import RequestParser
 from deployments.settings import ServiceSettings, auth_token

@@ -1,24 +1,22 @@
-"""The outermost layer of every HTTP request: its token, and the one place where an unforeseen error ends."""
+"""ASGI middleware around every HTTP request and every WebSocket: the bearer token, draining, unforeseen errors."""
 
 import hmac
 import logging
 from collections.abc import Sequence
 
-import orjson
-from fastapi.exceptions import RequestValidationError
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
-from deployments.errors import ServiceError, ShuttingDown, Unauthorized
+from deployments.errors import ShuttingDown, Unauthorized
 from deployments.parsing.http.access_log import AccessLogMiddleware
 from deployments.parsing.http.draining import InFlightRequests
-from deployments.parsing.http.request_context import note_refusal
+from deployments.parsing.http.error_responses import error_response, service_error_response
 from deployments.telemetry.metrics import RequestMetrics
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
@@ -28,44 +26,13 @@ PUBLIC_PREFIX = "/page/"
 EXPOSED_HEADERS = ["X-Image-Id", "X-Mask-Index", "X-Score", "X-Request-Id", "Server-Timing", "Retry-After"]
 """Headers of answers that pages of other origins may read."""
 
+CONNECTIONS = ("http", "websocket")
+"""The ASGI scopes that a client is behind; the other, `lifespan`, is the server's own."""
+
+# What a WebSocket is closed with where it cannot be answered with a status (RFC 6455, section 7.4.1, and IANA's list).
+POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1008, 1011, 1012
+
 logger = logging.getLogger("ray.serve")
-
-
-def error_response(
-    status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
-) -> Response:
-    """`{"detail": {"msg": …}}`, the shape of all errors but a missing or ill-typed field; some have a `code` too."""
-    # Lone surrogates, from undecodable bytes in a client's text, are not JSON.
-    detail = {"msg": message.encode("utf-8", "replace").decode()}
-    if code is not None:
-        detail["code"] = code
-    return Response(orjson.dumps({"detail": detail}), status, headers, "application/json")
-
-
-def _refusal(connection: HTTPConnection, error: ServiceError, headers: dict[str, str] | None = None) -> Response:
-    """The answer to a request that ends with an error of ours, which is noted for the log and the metrics."""
-    note_refusal(connection, error)
-    pause = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return error_response(error.status, error.message, {**pause, **(headers or {})}, error.code)
-
-
-async def on_service_error(request: Request, error: Exception) -> Response:
-    """An error that the service raised on purpose."""
-    assert isinstance(error, ServiceError)
-    return _refusal(request, error)
-
-
-async def on_http_exception(_: Request, error: Exception) -> Response:
-    """Starlette's own refusals: unknown path, wrong method."""
-    assert isinstance(error, HTTPException)
-    return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
-
-
-async def on_validation_error(_: Request, error: Exception) -> Response:
-    """A missing or ill-typed field, in FastAPI's shape but without the client's input, which may be megabytes."""
-    assert isinstance(error, RequestValidationError)
-    detail = [{"type": fault["type"], "loc": list(fault["loc"]), "msg": fault["msg"]} for fault in error.errors()]
-    return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")
 
 
 def outer_layers(
@@ -74,16 +41,21 @@ def outer_layers(
     """The middleware of the application, the outermost first.
 
     Args:
-        token: see `Boundary`.
+        token: see AuthMiddleware.
         cors_origins: whose pages may use the service from a browser; `*` for all.
-        metrics: count what comes.
-        in_flight: says whether anything may come.
+        metrics: count the requests.
+        in_flight: says whether new requests are admitted.
     """
-    log = Middleware(AccessLogMiddleware, metrics=metrics, in_flight=in_flight)
-    layers = [log, Middleware(Boundary, token=token, in_flight=in_flight)]
+    layers = [
+        Middleware(AccessLogMiddleware, metrics=metrics, in_flight=in_flight),
+        Middleware(ErrorMiddleware),
+        Middleware(DrainMiddleware, in_flight=in_flight),
+        Middleware(AuthMiddleware, token=token),
+    ]
     if not cors_origins:
         return layers
-    # Outside of the boundary: a browser asks whether it may before it sends the token, and reads a refusal too.
+    # Outside of the others: a browser asks for permission before it sends the token, and must be able to read a
+    # rejection.
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
@@ -94,25 +66,21 @@ def outer_layers(
     return [cors, *layers]
 
 
-class Boundary:
-    """ASGI middleware: checks the bearer token, turns away who comes too late, and turns a bug into a 500.
+class ErrorMiddleware:
+    """Turns a bug into a 500, or into the close of a WebSocket: the client gets an answer, the log the cause.
 
     Serve's own middleware gives every request its id and every answer its `X-Request-Id`.
 
     Args:
         app: the application inside.
-        token: what `Authorization: Bearer` must carry on all but public paths; None accepts everyone.
-        in_flight: says whether the service takes anything new.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, in_flight: InFlightRequests) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._token = token
-        self._in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request."""
-        if scope["type"] != "http":
+        """Handles one connection."""
+        if scope["type"] not in CONNECTIONS:
             await self._app(scope, receive, send)
             return
         request_id = Headers(scope=scope).get("x-request-id", "")[:128]
@@ -124,29 +92,86 @@ class Boundary:
             await send(message)
 
         try:
-            await self._authorized(scope)(scope, receive, note_start)
-        except ClientDisconnect:
+            await self._app(scope, receive, note_start)
+        except (ClientDisconnect, WebSocketDisconnect):
             logger.info("request %r: the client went away, or stopped reading", request_id)
-        # The last resort: whatever it is, the client gets an answer, the log the cause, and the replica lives on.
+        # The last resort: whatever it is, the replica lives on.
         except Exception:
             logger.exception("request %r failed", request_id)
             if started:
+                if scope["type"] == "websocket":
+                    await WebSocketClose(INTERNAL_ERROR)(scope, receive, send)
+                # On to the access log, and to the server, which breaks the connection.
                 raise
             response = error_response(500, "internal error; the log has it under this answer's X-Request-Id")
-            await response(scope, receive, note_start)
+            await reject(response, INTERNAL_ERROR, scope, receive, note_start)
 
-    def _authorized(self, scope: Scope) -> ASGIApp:
-        """The application, or the refusal."""
-        if self._in_flight.is_closed:
-            late = ShuttingDown("the service is shutting down; send the request again")
-            return _refusal(HTTPConnection(scope), late, {"Connection": "close"})
+
+class DrainMiddleware:
+    """Rejects new requests while the service is being stopped.
+
+    Args:
+        app: the application inside.
+        in_flight: says whether new requests are admitted.
+    """
+
+    def __init__(self, app: ASGIApp, in_flight: InFlightRequests) -> None:
+        self._app = app
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] in CONNECTIONS and self._in_flight.is_closed:
+            error = ShuttingDown("the service is shutting down; send the request again")
+            response = service_error_response(HTTPConnection(scope), error, {"Connection": "close"})
+            await reject(response, SERVICE_RESTART, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class AuthMiddleware:
+    """Rejects requests without the bearer token.
+
+    Args:
+        app: the application inside.
+        token: what `Authorization: Bearer` must carry on all but public paths; None admits every request.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] not in CONNECTIONS or self._is_authorized(scope):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized("Authorization: the bearer token is missing or wrong")
+        response = service_error_response(HTTPConnection(scope), error, {"WWW-Authenticate": "Bearer"})
+        await reject(response, POLICY_VIOLATION, scope, receive, send)
+
+    def _is_authorized(self, scope: Scope) -> bool:
         path = get_route_path(scope)
         if self._token is None or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX):
-            return self._app
-        # As bytes: a header is not text until somebody decides on its encoding.
+            return True
+        # Compared as bytes: a header has no encoding that is certain.
         authorization = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode()):
-            return self._app
-        unknown = Unauthorized("Authorization: the bearer token is missing or wrong")
-        return _refusal(HTTPConnection(scope), unknown, {"WWW-Authenticate": "Bearer"})
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode())
+
+
+async def reject(response: Response, close_code: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a connection that was not begun yet.
+
+    Args:
+        response: the answer.
+        close_code: for a WebSocket whose server cannot send an answer in place of the handshake; the client then sees
+            a 403.
+        scope: ASGI's.
+        receive: ASGI's.
+        send: ASGI's.
+    """
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await WebSocketClose(close_code)(scope, receive, send)
+        return
+    await response(scope, receive, send)

@@ -11,14 +11,14 @@ from deployments.parsing.stage_times import StageTimes
 
 @dataclass
 class RequestContext:
-    """What the routes find out about a request.
+    """What the routes and the middleware find out about a request.
 
     Attributes:
         arrived_at: `time.perf_counter()` when it came.
         model_id: the configured model that it is for.
         response_format: of the answer.
         image_id: of its image.
-        reason: why it was refused, for no fault of its own.
+        reason: why it was rejected, for no fault of its own.
         timing: where the time went.
     """
 
@@ -37,6 +37,6 @@ def context_of(connection: HTTPConnection) -> RequestContext:
     return context
 
 
-def note_refusal(connection: HTTPConnection, error: ServiceError) -> None:
-    """Remembers why a request is refused, if that counts as such."""
+def note_rejection(connection: HTTPConnection, error: ServiceError) -> None:
+    """Notes why a request is rejected, if the metrics count that as a rejection."""
     context_of(connection).reason = error.rejection or ""

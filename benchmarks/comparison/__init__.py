@@ -1,0 +1,1 @@
+"""Against others on the same weights: a plain server, SAM 2's own predictor and its mask generator."""

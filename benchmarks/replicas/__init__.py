@@ -1,0 +1,1 @@
+"""Several replicas: where prompts go, what a fault costs, and how throughput grows."""

@@ -1,0 +1,42 @@
+// Brings the whole page in line with its state.
+
+import { candidateOf, isEmpty } from "./history.js";
+import { paint } from "./painting.js";
+import { showCandidates, showObjects } from "./panels.js";
+import { showProgram } from "./program.js";
+import { $, page, view } from "./state.js";
+import { keepFocus } from "./status.js";
+
+let acts; // called by the buttons in the panels: {pick(index), select(id), rename(id, name), remove(id)}
+
+// Called once, before the first render().
+export function connect(handlers) {
+  acts = handlers;
+}
+
+export function render() {
+  keepFocus(() => {
+    const { selected, state } = page.history;
+    view.mark(selected);
+    paint();
+    showCandidates($("candidates"), selected, view.image, acts.pick);
+    $("candidates-none").hidden = Boolean(selected.slot.answer);
+    showObjects($("objects"), state, acts);
+    enableControls();
+    showProgram();
+  });
+}
+
+function enableControls() {
+  const { canUndo, canRedo, finished, selected, state } = page.history;
+  $("undo").disabled = !canUndo;
+  $("redo").disabled = !canRedo;
+  $("clear").disabled = state.objects.every(isEmpty);
+  $("new").disabled = isEmpty(selected);
+  $("everything").disabled = view.isEmpty;
+  for (const id of ["zoom-in", "zoom-out", "zoom-fit"]) $(id).disabled = view.isEmpty;
+  for (const button of document.querySelectorAll("[data-download]")) {
+    const isSingle = ["mask", "cutout"].includes(button.dataset.download);
+    button.disabled = isSingle ? !candidateOf(selected)?.mask.area : !finished.length;
+  }
+}

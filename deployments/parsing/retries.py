@@ -1,0 +1,104 @@
+"""Calls of other deployments, each within a deadline, and sent again when the replica that had it died."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServiceError, Unavailable
+from deployments.parsing.deadline import Deadline
+from deployments.telemetry.metrics import RequestMetrics
+
+logger = logging.getLogger("ray.serve")
+
+# What callers see of a dying replica, worker or node. Every call of this service may be sent again after them.
+INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedError, ObjectLostError)
+
+LATE = "the request did not finish within its deadline"
+
+
+class Retries:
+    """Sends calls, again where that is of use.
+
+    Args:
+        max_retries: how often a call is sent again; may be changed at any time.
+        metrics: count the repeats.
+        on_fault: called when a replica has died.
+    """
+
+    def __init__(self, max_retries: int, metrics: RequestMetrics, on_fault: Callable[[], None] = lambda: None) -> None:
+        self.max_retries = max_retries
+        self._metrics = metrics
+        self._on_fault = on_fault
+
+    async def call(self, send: Callable[[], Any], deadline: Deadline, callee: str) -> Any:
+        """Sends a request to a deployment; sends it again, a few times, if the replica that had it died.
+
+        Args:
+            send: makes a handle's remote call.
+            deadline: when there must be an answer.
+            callee: a model id, or the deployment's name; for the metric.
+
+        Raises:
+            DeadlineExceeded, ModelUnavailable, Overloaded, Unavailable, and any ServiceError of the deployment.
+        """
+        attempts = self.max_retries + 1
+        for attempt in range(1, attempts + 1):
+            if deadline.remaining() <= 0:
+                raise DeadlineExceeded(LATE)
+            try:
+                return await _within(deadline, send())
+            except INFRASTRUCTURE_FAULTS as error:
+                logger.warning("%s, attempt %d of %d: %s", callee, attempt, attempts, type(error).__name__)
+                self._on_fault()
+                if attempt < attempts:
+                    self._metrics.retried(callee)
+                    # Gives the router a moment to learn of the death.
+                    await asyncio.sleep(min(0.1 * 2**attempt, deadline.remaining()))
+        raise Unavailable("the replicas that had this request died; it is safe to send it again")
+
+
+async def _within(deadline: Deadline, response: Any) -> Any:
+    """Awaits a response until the deadline, and cancels the call where nothing waits for it any more."""
+    try:
+        async with asyncio.timeout(deadline.remaining()) as timeout:
+            return await _answer(response)
+    except TimeoutError as error:
+        # One that a replica raised is a bug there, not the end of this deadline.
+        if not timeout.expired():
+            raise
+        response.cancel()
+        raise DeadlineExceeded(LATE) from error
+    except asyncio.CancelledError:
+        # Without this, Serve lets the replica finish a call that nobody waits for.
+        response.cancel()
+        raise
+
+
+async def _answer(response: Awaitable[Any]) -> Any:
+    """Awaits a deployment's answer, and takes Ray's and Serve's wrappings off its errors."""
+    try:
+        answer = await response
+    except BackPressureError as error:
+        raise Overloaded(f"overloaded: {error.message}") from error
+    except DeploymentUnavailableError as error:
+        raise ModelUnavailable(error.message) from error
+    except (*INFRASTRUCTURE_FAULTS, TaskCancelledError):
+        raise
+    except RayTaskError as error:
+        raise _cause(error) from None
+    # A model returns its rejections: batching.overload_returned.
+    if isinstance(answer, Overloaded):
+        raise answer
+    return answer
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error inside the wrappings that each hop adds, or the outermost if there is none inside."""
+    inner: Any = error
+    while isinstance(inner, RayTaskError) and inner.cause is not None:
+        inner = inner.cause
+    return inner if isinstance(inner, ServiceError) else error

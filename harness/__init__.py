@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: images, weights, the oracle, load generators, and a running Serve."""

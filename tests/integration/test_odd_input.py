@@ -1,0 +1,146 @@
+"""Odd, but good: an unusual form of a request gets the plain answer, an unusual prompt an answer of the right shape."""
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.forms import BOUNDARY, GOOD_BODY, IMAGE, MULTIPART, POINT, ROUTE, Fields, body, parts, zeros
+from tests.integration.conftest import DEMO, Service
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain(client: httpx.Client) -> bytes:
+    response = client.post(ROUTE, files=parts(POINT))
+    assert response.status_code == 200, response.text[:500]
+    return response.content
+
+
+def raw(client: httpx.Client, content: bytes, content_type: str = MULTIPART, **headers: str) -> httpx.Response:
+    return client.post(ROUTE, content=content, headers={"Content-Type": content_type, **headers})
+
+
+SAME_AS_PLAIN: dict[str, Callable[[httpx.Client], httpx.Response]] = {
+    "a unicode file name": lambda client: client.post(ROUTE, files=parts(POINT, filename="снимок 📷.png")),
+    "a file name of another format": lambda client: client.post(ROUTE, files=parts(POINT, filename="image.pdf")),
+    "no file name to speak of": lambda client: raw(client, body(parts(POINT, filename=""))),
+    "a trailing slash": lambda client: client.post(f"{ROUTE}/", files=parts(POINT)),
+    "a query": lambda client: client.post(f"{ROUTE}?point_coords=[[1,1]]", files=parts(POINT)),
+    "the image last": lambda client: client.post(ROUTE, files=parts(POINT)[::-1]),
+    "the image as text/html": lambda client: client.post(
+        ROUTE, files={"image": ("a.html", IMAGE, "text/html")}, data=dict(POINT)
+    ),
+    "safety_check, as Livepeer's clients send": lambda client: client.post(
+        ROUTE, files=parts({**POINT, "safety_check": "true"})
+    ),
+    "an unknown file": lambda client: client.post(ROUTE, files=[*parts(POINT), ("extra", ("x.bin", b"x"))]),
+    "empty optional fields": lambda client: client.post(
+        ROUTE,
+        files=parts(
+            {
+                **POINT,
+                "model_id": "",
+                "box": "",
+                "mask_input": "  ",
+                "multimask_output": "",
+                "return_logits": "",
+                "normalize_coords": "",
+            }
+        ),
+    ),
+    "null fields": lambda client: client.post(ROUTE, files=parts({**POINT, "box": "null", "mask_input": " null "})),
+    "the model named": lambda client: client.post(ROUTE, files=parts({**POINT, "model_id": DEMO})),
+    "spaces in the JSON": lambda client: client.post(
+        ROUTE, files=parts({**POINT, "point_coords": " [ [10 ,\n10] ]\t"})
+    ),
+    "floats for whole numbers": lambda client: client.post(
+        ROUTE, files=parts({"point_coords": "[[1e1,10.0]]", "point_labels": "[1.0]"})
+    ),
+    "a content type in capitals": lambda client: raw(client, GOOD_BODY, f"Multipart/Form-Data; BOUNDARY={BOUNDARY}"),
+    "a quoted boundary": lambda client: raw(client, GOOD_BODY, f'multipart/form-data; boundary="{BOUNDARY}"'),
+    "a preamble and an epilogue": lambda client: raw(client, GOOD_BODY + b"and they lived happily ever after"),
+    "charset=utf-8": lambda client: raw(client, GOOD_BODY, f"{MULTIPART}; charset=utf-8"),
+    "an unknown charset": lambda client: raw(client, GOOD_BODY, f"{MULTIPART}; charset=klingon"),
+    "a request id of 10,000 characters": lambda client: raw(client, GOOD_BODY, **{"X-Request-Id": "r" * 10_000}),
+    **{
+        f"multimask_output={text}": lambda client, text=text: client.post(  # type: ignore[misc]
+            ROUTE, files=parts({**POINT, "multimask_output": text, "normalize_coords": text})
+        )
+        for text in ("true", "True", "TRUE", "1", "on", "yes", "t", "y")
+    },
+}
+
+
+@pytest.mark.parametrize("send", SAME_AS_PLAIN.values(), ids=SAME_AS_PLAIN)
+def test_an_odd_form_of_a_good_request_gets_the_plain_answer(
+    send: Callable[[httpx.Client], httpx.Response], plain: bytes, client: httpx.Client
+) -> None:
+    response = send(client)
+    assert response.status_code == 200, response.text[:500]
+    assert response.content == plain
+
+
+@pytest.mark.parametrize("text", ["false", "False", "FALSE", "0", "off", "no", "f", "n"])
+def test_every_form_of_false_is_false(text: str, client: httpx.Client) -> None:
+    response = client.post(ROUTE, files=parts({**POINT, "multimask_output": text, "return_logits": text}))
+    assert response.status_code == 200, response.text[:500]
+    masks = np.array(json.loads(response.json()["masks"]))
+    assert masks.shape == (1, 30, 40)
+    assert set(np.unique(masks)) <= {0, 1}
+
+
+UNUSUAL: dict[str, tuple[tuple[int, ...], Fields]] = {
+    "no prompt": ((3, 30, 40), {}),
+    "a point outside of the image": ((3, 30, 40), {**POINT, "point_coords": "[[-5,-1000]]"}),
+    "a point far away": ((3, 30, 40), {**POINT, "point_coords": "[[1e9,1e9]]"}),
+    "a padding point": ((3, 30, 40), {**POINT, "point_labels": "[-1]"}),
+    "a box as two labelled corners": (
+        (3, 30, 40),
+        {"point_coords": "[[5,5],[20,20]]", "point_labels": "[2,3]"},
+    ),
+    "a box without area": ((3, 30, 40), {"box": "[7,7,7,7]"}),
+    "a box around more than the image": ((3, 30, 40), {"box": "[-100,-100,1000,1000]"}),
+    "one object with its axis": ((1, 3, 30, 40), {"box": "[[1,2,30,20]]"}),
+    "a mask of zeros": ((3, 30, 40), {"mask_input": zeros(1, 256, 256)}),
+    "an empty string for points": ((3, 30, 40), {"point_coords": "", "point_labels": ""}),
+    "500 points": ((3, 30, 40), {"point_coords": zeros(500, 2), "point_labels": zeros(500)}),
+}
+
+
+@pytest.mark.parametrize(("shape", "fields"), UNUSUAL.values(), ids=UNUSUAL)
+def test_an_unusual_prompt_is_answered(shape: tuple[int, ...], fields: Fields, client: httpx.Client) -> None:
+    response = client.post(ROUTE, files=parts(fields))
+    assert response.status_code == 200, response.text[:500]
+    masks, scores, logits = (np.array(json.loads(text)) for text in response.json().values())
+    assert masks.shape == shape
+    assert np.isfinite(masks).all()
+    assert scores.shape == shape[:-2]
+    assert logits.shape == (*shape[:-2], 256, 256)
+
+
+def test_a_client_that_expects_100_continue_is_told_to(service: Service, plain: bytes) -> None:
+    """As curl does before it sends more than a megabyte."""
+    url = urlsplit(service.url)
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: {MULTIPART}\r\n"
+        f"Content-Length: {len(GOOD_BODY)}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    )
+    with socket.create_connection((str(url.hostname), url.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(GOOD_BODY)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 200
+        assert response.read() == plain
