@@ -1,8 +1,8 @@
-"""What a worker pod does before it ends: asks Ray to move its replicas elsewhere, and waits until they are gone.
+"""Runs before a worker pod ends: asks Ray to move the pod's replicas elsewhere, and waits until they are gone.
 
-Kubernetes ends a pod by killing Ray, and with it the answers that its replicas are sending, and those that HAProxy here
-passes on from replicas elsewhere. Told beforehand, Serve starts other replicas first, sends no more requests here, lets
-those under way finish, and ends HAProxy last.
+Kubernetes ends a pod by killing Ray, and with it the answers that the pod's replicas are sending, and those that the
+pod's HAProxy passes on from replicas elsewhere. If Serve is told beforehand, it first starts other replicas, sends no
+more requests here, lets those under way finish, and ends HAProxy last.
 """
 
 import socket
@@ -14,15 +14,14 @@ from pathlib import Path
 import psutil
 
 DEADLINE_S = 600
-"""Time for a GPU node to come and load a model, and for answers to finish; the pod's grace period is longer."""
-
+"""Enough for a GPU node to come and load a model, and for answers to finish; the pod's grace period is longer."""
 
 HEAD_GONE_S = 120
-"""A head that restarts is back by then. If it is not, the cluster is being deleted, and nobody ends the replicas."""
+"""A head that restarts is back within this time. If not, the cluster is being deleted and nothing ends the replicas."""
 
 
 def arguments_of_raylet() -> dict[str, str]:
-    """The arguments of this pod's raylet; empty if it does not run."""
+    """Returns the arguments of this pod's raylet; empty if it does not run."""
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "raylet":
             pairs = (argument.partition("=") for argument in process.info["cmdline"] or ())
@@ -31,7 +30,7 @@ def arguments_of_raylet() -> dict[str, str]:
 
 
 def at_work() -> int:
-    """How many processes of this pod may have a request: replicas, and HAProxy."""
+    """Returns how many processes of this pod may be serving a request: replicas, and HAProxy."""
     processes = (process.info for process in psutil.process_iter(["name", "cmdline"]))
     return sum(
         1
@@ -41,7 +40,7 @@ def at_work() -> int:
 
 
 def head_answers(address: str) -> bool:
-    """Whether somebody listens at the head's `host:port`."""
+    """Returns whether the head listens at its `host:port`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=2).close()
@@ -51,7 +50,7 @@ def head_answers(address: str) -> bool:
 
 
 def drain(deadline_s: float = DEADLINE_S, poll_s: float = 1.0, head_gone_s: float = HEAD_GONE_S) -> int:
-    """Empties this node; the exit code is 1 if Ray refuses, or if something is at work at the end."""
+    """Drains this node; returns the exit code: 1 if Ray refuses, or if replicas or HAProxy still run at the end."""
     raylet = arguments_of_raylet()
     if not raylet or not at_work():
         return 0
@@ -64,7 +63,7 @@ def drain(deadline_s: float = DEADLINE_S, poll_s: float = 1.0, head_gone_s: floa
     try:
         subprocess.run(command, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
-        # Such as while the whole cluster is being deleted, its head first.
+        # For example while the whole cluster is being deleted and its head is already gone.
         sys.stderr.write(f"cannot drain: {error}\n")
         return 1
     seen = time.monotonic()

@@ -8,8 +8,8 @@ URL = "http://127.0.0.1:8000/health"
 
 
 def main(url: str = URL) -> int:
-    """0 if the service at the URL is well, else 1."""
-    # Not through a proxy that the environment may name for the world outside.
+    """Returns the exit code: 0 if the service at the URL answers and is not in error, else 1."""
+    # Bypasses any proxy that the environment names for outside connections.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=4) as answer:

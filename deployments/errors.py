@@ -6,7 +6,7 @@ ServiceError 500
 │   ├── InvalidImage            the upload cannot be decoded
 │   └── UnknownModel            no such model_id is configured
 ├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
-├── ImageNotCached 404          an image_id that the model does not remember
+├── ImageNotCached 404          the model does not remember the image_id
 ├── BodyTimeout 408             the request's body did not arrive in time
 ├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
 ├── UnsupportedMediaType 415    the body is not multipart/form-data
@@ -17,7 +17,7 @@ ServiceError 500
 │   └── DeadlineExceeded        the request took longer than its deadline
 └── ModelLoadError 500          a checkpoint could not be loaded; replicas turn it into ModelUnavailable
 
-Each takes one positional message, so that it survives pickling between replicas.
+Each error takes one positional message, so that it survives pickling between replicas.
 """
 
 import math
@@ -31,9 +31,9 @@ class ServiceError(Exception):
     status = 500
     retry_after_s: int | None = None
     code: str | None = None
-    """For programs: what they may act on without reading the message."""
+    """A stable name that programs may act on without reading the message."""
     rejection: str | None = None
-    """What it is counted as among the requests that are refused for no fault of their own (metrics.py)."""
+    """The reason under which a request that was rejected through no fault of its own is counted (metrics.py)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class InvalidImage(InvalidRequest):
 
 
 class UnknownModel(InvalidRequest):
-    """No model of that id is configured."""
+    """No model with the requested id is configured."""
 
 
 class Unauthorized(ServiceError):
@@ -66,7 +66,7 @@ class Unauthorized(ServiceError):
 
 
 class ImageNotCached(ServiceError):
-    """The model does not remember the image of that id (any more); the image itself has to be sent."""
+    """The model does not, or no longer, remember the image with this id; the caller has to send the image itself."""
 
     status = 404
     code = "image_not_cached"
@@ -111,8 +111,8 @@ class Overloaded(Unavailable):
     """Queues are full, or so long that the request would not have its turn in time.
 
     Args:
-        message: says which.
-        wait_s: about how long the queue is.
+        message: names the queue.
+        wait_s: about how long the queue will take, in seconds; Retry-After is this, from 1 to 30.
     """
 
     retry_after_s = 1
@@ -120,18 +120,19 @@ class Overloaded(Unavailable):
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
-        # Not all at the moment when the queue is empty, and not so late that it has long been.
+        # At least a second, so that callers do not all return at once; capped, so that they do not return long after
+        # the queue has emptied.
         self.retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_AFTER_S)
 
 
 class ShuttingDown(Unavailable):
-    """The service finishes what it has, and takes nothing new."""
+    """The service finishes the requests that it has and admits no new ones."""
 
     rejection = "shutting_down"
 
 
 class DeadlineExceeded(Unavailable):
-    """The request did not finish within its deadline. It might again not; that is the client's to know."""
+    """The request did not finish within its deadline. Another attempt may fail the same way; the client decides."""
 
     code = "deadline_exceeded"
     rejection = "deadline_exceeded"

@@ -1,6 +1,6 @@
-"""The launcher, `python -m deployments`: starts the service and shows how far it is; `prefetch` fills the hub cache.
+"""The launcher, `python -m deployments`: starts the service and shows its progress; `prefetch` fills the hub cache.
 
-`serve run CONFIG` takes no port and waits forever after a failed deploy; this exits with 1 and the cause.
+`serve run CONFIG` takes no port and waits forever after a failed deploy; the launcher exits with 1 and the cause.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from deployments.settings import (
 POLL_S = 0.5
 HTTP_WAIT_S = 20.0
 DRAIN_S = 60.0
-"""Requests under way have so long to be answered when the service is stopped; a second signal ends it at once."""
+"""Requests under way have this long to finish when the service is stopped; a second signal ends it at once."""
 
 HANDLE_TRIES = 4
 
@@ -87,7 +87,7 @@ def _say(message: str) -> None:
 
 
 def _prefetch(model_ids: list[str]) -> int:
-    # Imported here: it brings torch, which takes seconds and which serving needs only in the replicas.
+    # This imports torch, which takes seconds, and which only the replicas need for serving.
     from deployments.model.checkpoints import prefetch
 
     failed = 0
@@ -132,7 +132,7 @@ def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
         if not joins:
             _check_port(*address)
         _start_ray()
-        # Ray's core has put a handler of its own before ours, which aborts the process three seconds after a SIGTERM.
+        # ray.init replaced the handlers by one that aborts the process three seconds after a SIGTERM.
         _catch_stop_signals()
         try:
             try:
@@ -158,7 +158,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _catch_stop_signals() -> None:
-    """From now on SIGINT and SIGTERM raise Stopped, once."""
+    """Makes the next SIGINT or SIGTERM raise Stopped; later signals are ignored."""
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -185,7 +185,7 @@ def _start_ray() -> None:
 
 
 def _deploy(config: ServeDeploySchema) -> None:
-    """Deploys and waits, telling what is loaded meanwhile.
+    """Deploys the config and waits until the application runs; prints which models are loading meanwhile.
 
     Raises:
         LaunchError: the deploy failed.
@@ -203,7 +203,7 @@ def _deploy(config: ServeDeploySchema) -> None:
         if status is not None and status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             raise LaunchError(f"the deploy failed: {_cause(status)}")
         if "failed" in {model.state for model in read_statuses().values()}:
-            # Serve would try twice more; who sits before the launcher mends the cause sooner.
+            # Serve would try twice more; the operator at the terminal can fix the cause sooner.
             raise LaunchError(f"the deploy failed: {_failures()}")
         line = _progress_line() or "starting replicas"
         if line != told:
@@ -213,12 +213,12 @@ def _deploy(config: ServeDeploySchema) -> None:
 
 
 def _wait_for_http(host: str, port: int, route_prefix: str) -> None:
-    """Waits until the proxy has learned of the deployed application, which it does a moment later.
+    """Waits until the proxy routes to the deployed application, which takes a moment longer.
 
-    Only says so if it does not: the application runs, and may be reached otherwise than from here.
+    If the proxy does not answer, this is only printed: the application runs, and clients elsewhere may reach it.
     """
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}{route_prefix}/health"
-    # Not through a proxy that the environment may name for the world outside.
+    # Bypasses any proxy that the environment names for outside connections.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + HTTP_WAIT_S
     while time.monotonic() < deadline:
@@ -236,7 +236,7 @@ def _progress_line() -> str:
 
 
 def _cause(status: Any) -> str:
-    """The models' own words where they have some, else Serve's."""
+    """Returns why the deploy failed: in the models' own words where they reported a cause, else in Serve's."""
     messages = [f"{name}: {one.message}" for name, one in status.deployments.items() if one.status != "HEALTHY"]
     return _failures() or "; ".join(messages) or str(status.message)
 
@@ -246,7 +246,7 @@ def _failures() -> str:
 
 
 def _watch() -> None:
-    """Waits for a signal; tells when the application's health changes.
+    """Waits for a signal; prints each change of the application's status.
 
     Raises:
         LaunchError: the cluster is gone.
@@ -265,32 +265,32 @@ def _watch() -> None:
 
 
 def _stop(joined: bool) -> None:
-    """Ends what the launcher started: on a cluster that it joined, the application only."""
+    """Ends everything that the launcher started; on a cluster that it joined, only the application."""
     _say("stopping")
-    # A second signal ends the launcher even if the cluster does not answer.
+    # From here on, another signal ends the launcher even if the cluster does not answer.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _drain()
     if joined:
         serve.delete(APP_NAME)
         return
-    # Ray reports the end of Serve's controller as if it were a fault.
+    # Hides Ray's report of the end of Serve's controller, which reads like a fault.
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def _drain() -> None:
-    """Lets the requests under way be answered, and no more come in; where there is no application it does nothing."""
+    """Admits no more requests and lets those under way finish; does nothing where there is no application."""
     with contextlib.suppress(RayError, RayServeException, TimeoutError):
         parsers = serve.get_app_handle(APP_NAME)
         for _ in range(HANDLE_TRIES):
             try:
                 results = parsers.broadcast("drain", DRAIN_S).results(timeout_s=DRAIN_S + 5, return_exceptions=True)
             except DeploymentUnavailableError:
-                # A handle learns of its replicas a moment after it was made.
+                # A new handle takes a moment to learn of its replicas.
                 time.sleep(POLL_S)
                 continue
             if left := sum(result for result in results if isinstance(result, int)):
-                _say(f"{left} requests are broken off")
+                _say(f"{left} requests did not finish in time and are aborted")
             return

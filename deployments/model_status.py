@@ -1,8 +1,8 @@
-"""The status board: which model is loading (how far), ready, or failed (why), on every replica.
+"""The status board: which replicas of each model are loading (how far), ready, or failed (why).
 
-A replica under construction cannot be asked, and a handle call would wake a sleeping model. So replicas push their
+A replica that is still starting cannot be called, and a handle call would wake a sleeping model. So replicas push their
 state to the cluster's key-value store, where `/models`, `/ready` and the launcher read it. The store is Ray's own
-(in the GCS), so the board is there before the first replica and needs no process.
+(in the GCS), so the board exists before the first replica and needs no process of its own.
 """
 
 import logging
@@ -23,21 +23,21 @@ KEY_PREFIX = b"model-status/"
 
 HEARTBEAT_S = 5.0
 FORGET_AFTER_S = 4 * HEARTBEAT_S
-"""A replica that has been silent for this long is gone. Nodes' clocks are taken to agree within a few seconds."""
+"""A replica that has been silent for this long counts as gone. Nodes' clocks must agree within a few seconds."""
 
 logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What one replica says of its model.
+    """What one replica reports about its model.
 
     Attributes:
         model_id: the model.
         state: asleep, loading, ready or failed.
         detail: what is being loaded, or why loading failed; empty when ready.
-        done_bytes: how far a download is; 0 where there is nothing to count.
-        total_bytes: how large it is; 0 where there is nothing to count.
+        done_bytes: bytes downloaded so far; 0 where nothing is downloaded.
+        total_bytes: size of the download in bytes; 0 where nothing is downloaded.
     """
 
     model_id: str
@@ -54,7 +54,10 @@ class ModelStatus:
 
 
 def read_statuses() -> dict[str, ModelStatus]:
-    """The best state of each model that has a living replica: ready before loading before failed. Blocks briefly."""
+    """Returns, by model id, the best state among a model's living replicas: ready before loading before failed.
+
+    Blocks briefly.
+    """
     statuses = []
     for key in internal_kv._internal_kv_list(KEY_PREFIX, namespace=NAMESPACE):
         entry = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
@@ -69,37 +72,43 @@ def read_statuses() -> dict[str, ModelStatus]:
 
 
 class StatusReporter:
-    """Pushes one replica's state to the board: at each change, and as a heartbeat."""
+    """Pushes one replica's state to the board, at each change and as a heartbeat."""
 
     def __init__(self, replica_id: str, model_id: str) -> None:
         self._key = KEY_PREFIX + replica_id.encode()
         self._status = ModelStatus(model_id, "loading", "starting")
-        # Without it, a heartbeat under way could overwrite a newer word with an older one.
+        # Without the lock, a heartbeat under way could overwrite a newer state with an older one.
         self._lock = threading.Lock()
         threading.Thread(target=self._push_forever, name="status-reporter", daemon=True).start()
 
     def loading(self, detail: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
-        """Loading has come this far."""
+        """Sets the state to loading.
+
+        Args:
+            detail: what is being loaded.
+            done_bytes: bytes downloaded so far.
+            total_bytes: size of the download in bytes.
+        """
         before = self._status
         self._status = ModelStatus(before.model_id, "loading", detail, done_bytes, total_bytes)
         if detail != before.detail:
             self._announce()
 
     def ready(self) -> None:
-        """The model can answer."""
+        """Sets the state to ready: the model can answer."""
         self._status = ModelStatus(self._status.model_id, "ready")
         self._announce()
 
     def failed(self, cause: str) -> None:
-        """Loading failed."""
-        # A path in the cause may hold undecodable bytes, which JSON cannot.
+        """Sets the state to failed, with its cause."""
+        # A path in the cause may hold undecodable bytes, which JSON cannot represent.
         printable = cause.encode("utf-8", "replace").decode()
         self._status = ModelStatus(self._status.model_id, "failed", printable)
         self._announce()
 
     def _announce(self) -> None:
         logger.info("%s", self._status)
-        # At once, not by the heartbeat: a constructor that failed takes its process with it.
+        # Not left to the heartbeat: the process ends when its constructor fails.
         self._push()
 
     def _push(self) -> None:

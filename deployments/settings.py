@@ -1,8 +1,9 @@
-"""Every setting: its meaning, default and range, and the only place that reads the variables they may come from.
+"""Every setting with its meaning, default and range. Settings are read from environment variables here only.
 
-What identifies the application stands in the config file's `args` (ServiceSettings; a change restarts every
-deployment), what can be tuned while it runs in a deployment's `user_config` (RequestParserConfig, Sam2ModelConfig).
-Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in the config file's `deployments`.
+Settings that identify the application are in the config file's `args` (ServiceSettings); a change restarts every
+deployment. Settings that can be tuned while the service runs are in a deployment's `user_config` (RequestParserConfig,
+Sam2ModelConfig). Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in the config file's
+`deployments`.
 """
 
 import os
@@ -35,12 +36,12 @@ MEBIBYTE = 2**20
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt name is an error."""
+    """Base of all settings: they are immutable, and a misspelt name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-# One is always among them: what does not fit into memory is run in halves, down to a single image.
+# Always includes 1: a batch that does not fit into memory is run in halves, down to a single image.
 BatchSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=256)], ...], AfterValidator(lambda sizes: tuple(sorted({1, *sizes})))
 ]
@@ -57,25 +58,26 @@ class ModelSettings(Settings):
     )
     checkpoint: Path | None = Field(
         default=None,
-        description="Your own weights: a SAM 2 checkpoint (.pt holding `model`) or .safetensors, on every node.",
+        description="Your own weights, as a file on every node: a SAM 2 checkpoint (.pt holding `model`) or "
+        ".safetensors.",
     )
     config: str | None = Field(
         default=None,
         description="The SAM 2 yaml that the checkpoint was trained with: a file, or a name inside the sam2 package.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="`auto` takes the GPU where Ray assigned one, else the CPU."
+        default="auto", description="`auto` uses the GPU where Ray assigned one, else the CPU."
     )
     torch_threads: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="torch threads of each replica on the CPU; default: all cores of the node.",
+        description="Threads that torch uses in each replica on the CPU. Default: all cores of the node.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Of the image encoder. `float32` is exact; `bfloat16` is faster and takes half the memory; `auto` "
-        "is bfloat16 on GPUs and on CPUs with AMX or AVX512-BF16, else float32.",
+        description="Precision of the image encoder. `float32` is exact; `bfloat16` is faster and takes half the "
+        "memory; `auto` is bfloat16 on GPUs and on CPUs with AMX or AVX512-BF16, else float32.",
     )
     torch_compile: bool = Field(
         default=False,
@@ -84,14 +86,15 @@ class ModelSettings(Settings):
     compile_batch_sizes: BatchSizes = Field(
         default=(1, 2, 4, 8),
         min_length=1,
-        # torch runs what it was to compile for a ninth shape uncompiled.
+        # torch does not compile a ninth shape; it runs that one uncompiled.
         max_length=8,
-        description="Batch sizes to compile for: up to eight, each from 1 to 256. A batch is padded up to the next of "
-        "them; a larger one is split. On a CPU, where images take turns by default, `[1]` is enough.",
+        description="Batch sizes to compile for: up to eight, each from 1 to 256. A batch is padded to the next larger "
+        "size; a batch larger than all of them is split. On a CPU, where images take turns by default, `[1]` is "
+        "enough.",
     )
     compile_cache: Path | None = Field(
         default=None,
-        description="Folder in which compiled code outlives its replica, on every node. Default: "
+        description="Folder, on every node, that keeps compiled code for later replicas. Default: "
         "TORCHINDUCTOR_CACHE_DIR, else torchinductor_<user> in the system's folder for temporary files.",
     )
 
@@ -109,11 +112,11 @@ class ModelSettings(Settings):
 
 
 class Limits(Settings):
-    """What a single request may ask for. Beyond a limit it is refused with 413 before any work."""
+    """What a single request may ask for. A request beyond a limit is rejected with 413 before any work is done."""
 
     max_image_bytes: int = Field(default=64 * MEBIBYTE, ge=1, description="Size of the uploaded image file.")
     max_form_field_bytes: int = Field(
-        default=32 * MEBIBYTE, ge=1024, description="Size of one text field; a mask_input is 1.3 MB for each object."
+        default=32 * MEBIBYTE, ge=1024, description="Size of one text field; a mask_input takes 1.3 MB per object."
     )
     max_body_bytes: int = Field(default=128 * MEBIBYTE, ge=1024, description="Size of the whole request body.")
     max_pixels: int = Field(default=64_000_000, ge=1, description="Width × height of the image, read from its header.")
@@ -127,18 +130,19 @@ class Limits(Settings):
     max_compact_numbers: int = Field(
         default=2_000_000_000,
         ge=1,
-        description="The same for the other formats, which take little room, but about 15 ns for each number.",
+        description="The same limit for the other formats, whose answers are small but take about 15 ns per number.",
     )
     max_grid_points: int = Field(
         default=10_000,
         ge=1,
-        description="Points to segment everything from, in all crops: `points_per_side` squared without crops.",
+        description="Grid points of a request to segment everything, over all crops: `points_per_side` squared "
+        "without crops.",
     )
     max_crops: int = Field(
         default=21,
         ge=1,
-        description="Crops to segment everything in, each a run of the image encoder: 1 without `crop_n_layers`, 5 "
-        "with 1, 21 with 2, 85 with 3.",
+        description="Crops of a request to segment everything, each a run of the image encoder: 1 without "
+        "`crop_n_layers`, 5 with 1, 21 with 2, 85 with 3.",
     )
 
 
@@ -149,7 +153,7 @@ def _model_from_id(value: Any) -> Any:
 def _origin(value: str) -> str:
     if value != "*" and not re.fullmatch(r"https?://[^/\s*?#@]+", value):
         raise ValueError("must be scheme://host or scheme://host:port without a path, or *")
-    # As browsers write it.
+    # Browsers send origins in lower case and without the default port.
     value = value.lower()
     return value.removesuffix(":443" if value.startswith("https:") else ":80")
 
@@ -160,12 +164,15 @@ class ServiceSettings(Settings):
     models: tuple[Annotated[ModelSettings, BeforeValidator(_model_from_id)], ...] = Field(
         default=(ModelSettings(model_id=BUNDLED_MODEL_ID),),
         min_length=1,
-        description="The models that can be asked for; a bare id stands for `{model_id: …}`.",
+        description="The models that requests may name; a bare id stands for `{model_id: …}`.",
     )
-    default_model: str = Field(default="", description="Serves requests without model_id; default: the first model.")
+    default_model: str = Field(
+        default="", description="The model for requests without `model_id`. Default: the first of `models`."
+    )
     limits: Limits = Field(default=Limits(), description="What one request may ask for.")
     auth_token: SecretStr | None = Field(
-        default=None, description="Bearer token that clients must send; better given as the variable AUTH_TOKEN."
+        default=None,
+        description="Bearer token that clients must send; better given as the environment variable AUTH_TOKEN.",
     )
 
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
@@ -186,7 +193,7 @@ class ServiceSettings(Settings):
 
     @property
     def default_model_id(self) -> str:
-        """The model that serves requests which name none."""
+        """The model for requests that name none."""
         return self.default_model or self.models[0].model_id
 
 
@@ -197,43 +204,43 @@ class RequestParserConfig(Settings):
         default=300.0, gt=0, le=3600, description="A request's deadline; `x-request-timeout-seconds` may shorten it."
     )
     body_timeout_s: float = Field(
-        default=120.0, gt=0, le=3600, description="How long a client may take to send a request; then 408."
+        default=120.0, gt=0, le=3600, description="How long a client may take to send a request before it gets 408."
     )
     model_wait_s: float = Field(
         default=60.0, gt=0, le=3600, description="How long a request waits for a model that is asleep or loading."
     )
     max_retries: int = Field(
-        default=4, ge=0, le=10, description="How often a call is sent again when the replica that had it died."
+        default=4, ge=0, le=10, description="How often a call is sent again after its replica has died."
     )
     band_bytes: int = Field(
         default=5_000_000,
         ge=10_000,
         le=100_000_000,
-        description="Text that ResponseEncoder writes in one call; two such bands of an answer are in flight.",
+        description="Bytes of text that ResponseEncoder writes in one call; two such bands of an answer are in flight.",
     )
     answer_budget_bytes: int = Field(
         default=256 * MEBIBYTE,
         ge=MEBIBYTE,
-        description="Text of answers in each replica that clients have not taken yet; further answers wait, then "
+        description="Bytes of answers that each replica holds until clients read them; further answers wait, then "
         "get 503.",
     )
     pixels_budget_bytes: int = Field(
         default=1024 * MEBIBYTE,
         ge=MEBIBYTE,
-        description="Decoded images in each replica that are on their way to a model; further ones wait.",
+        description="Bytes of decoded images in each replica that are on their way to a model; further images wait.",
     )
     max_wait_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="How long an image or an answer may wait for its share of these bytes. One that would wait longer, "
-        "as things stand, gets 503 at once.",
+        description="How long an image or an answer may wait for its share of the two byte budgets. If the expected "
+        "wait is longer, the request gets 503 at once.",
     )
     answer_stall_timeout_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="A client that takes nothing of its answer for so long is disconnected.",
+        description="A client that reads nothing of its answer for this long is disconnected.",
     )
 
 
@@ -253,46 +260,52 @@ class Sam2ModelConfig(Settings):
         default=None,
         ge=1,
         le=256,
-        description="Prompts of different requests that are decoded together, 32 objects in a run on a GPU, on a CPU 2 "
-        "for each thread. Default: 16 on a GPU, on a CPU what one run takes.",
+        description="Prompts of different requests that are decoded together. One run takes 32 objects on a GPU, 2 per "
+        "thread on a CPU. Default: 16 on a GPU; on a CPU, as many as one run takes.",
     )
     max_wait_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="How long an image, or a prompt, may wait for its batch. A request that would wait longer, as "
-        "things stand, or past its deadline, gets 503 at once.",
+        description="How long an image or a prompt may wait for its batch. If the expected wait is longer, or ends "
+        "after the request's deadline, the request gets 503 at once.",
     )
     cache_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Memory for embeddings in each replica; 0 remembers none. Default: half of what is free of its "
-        "share of the GPU, or an eighth of the node's free memory but at most 2 GiB.",
+        description="Memory for embeddings in each replica; 0 remembers none. Default: on a GPU, half of the free "
+        "memory of the replica's share; on a CPU, an eighth of the node's free memory, at most 2 GiB.",
     )
     cache_ttl_s: float | None = Field(
-        default=None, gt=0, description="An embedding is forgotten after so long. Default: when others need its room."
+        default=None,
+        gt=0,
+        description="How long an embedding is remembered. Default: until others need its memory.",
     )
     pixels_timeout_s: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="How long the request that was asked for a new image's pixels may take before another is asked.",
+        description="How long the request elected to send a new image's pixels may take before another is elected.",
     )
     load_retry_s: float = Field(
         default=15.0,
         gt=0,
         le=3600,
-        description="Pause before loading is tried again after a failure; doubles each time.",
+        description="Pause before loading is tried again after a failure; it doubles with each failure.",
     )
 
 
 def model_deployment_name(model_id: str) -> str:
-    """The name of a model's deployment, as a config file's `deployments` has it."""
+    """Returns the name of a model's deployment, as it appears in a config file's `deployments`."""
     return f"Sam2Model:{model_id}"
 
 
 def parse_settings(args: dict[str, Any]) -> ServiceSettings:
-    """ServiceSettings from a config file's `args`; ValueError, naming the setting, where they are wrong."""
+    """Reads ServiceSettings from a config file's `args`.
+
+    Raises:
+        ValueError: a setting is wrong; the message names it.
+    """
     try:
         return ServiceSettings.model_validate(args)
     except ValidationError as error:
@@ -301,21 +314,21 @@ def parse_settings(args: dict[str, Any]) -> ServiceSettings:
 
 
 def auth_token(settings: ServiceSettings) -> str | None:
-    """The bearer token that clients must send, or None: from the config file, else from AUTH_TOKEN."""
+    """Returns the bearer token that clients must send: from the config file, else from AUTH_TOKEN, else None."""
     if settings.auth_token is not None:
         return settings.auth_token.get_secret_value().strip() or None
-    # Stripped: a secret that was made from a file often ends with a newline, which no header can carry.
+    # A secret made from a file often ends with a newline, which no header can carry.
     return os.environ.get("AUTH_TOKEN", "").strip() or None
 
 
 def with_auth_token(settings: ServiceSettings) -> ServiceSettings:
-    """The settings with the token that is in force where this runs."""
+    """Returns a copy of the settings that holds the token in force on this machine, AUTH_TOKEN's included."""
     token = auth_token(settings)
     return settings.model_copy(update={"auth_token": SecretStr(token) if token else None})
 
 
 def use_compile_cache(folder: Path | None) -> None:
-    """Sets, before anything is compiled, where this process's torch.compile keeps its results; None changes nothing."""
+    """Sets where torch.compile keeps its results in this process; None changes nothing. Call before compiling."""
     if folder is not None:
-        # Compiled graphs, C++ and Triton kernels all go below it; torch's own caches are on by default.
+        # Compiled graphs, C++ and Triton kernels all go below this folder; torch's own caches are on by default.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -1,8 +1,8 @@
-"""The default answer, `{"masks": "…", "scores": "…", "logits": "…"}`: three strings that hold JSON, written in bands.
+"""Writes the default answer, `{"masks": "…", "scores": "…", "logits": "…"}`, in bands: three strings that hold JSON.
 
-Bands (see bands.py) that follow each other without gaps concatenate to the whole body, so no more than a band of
-it ever needs to exist. Numbers are the shortest text that reads back to the same
-float32 (orjson); 0/1 masks are integers. Nothing in that text needs escaping inside a JSON string.
+Consecutive bands (see messages/pieces.py) concatenate to the whole body, so that never more than one band needs to
+exist at a time. Numbers are written as the shortest text that reads back to the same float32 (orjson); 0/1 masks as
+integers. Nothing in this text needs escaping inside a JSON string.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from deployments.messages.pieces import Band, LogitRows
 from deployments.messages.upsampling import upsample_rows
 
 Rows = Callable[[LogitRows, int, int], NDArray[Any]]
-"""Some rows of a mask: the piece that they are made of, the first row, one past the last."""
+"""Computes some rows of a mask from the logits that hold them, the first row, and one past the last row."""
 
 
 def write(band: Band, answer_format: AnswerFormat) -> bytes:
@@ -27,11 +27,11 @@ def write(band: Band, answer_format: AnswerFormat) -> bytes:
 
 
 def encode_band(band: Band, return_logits: bool) -> bytes:
-    """The text of a band.
+    """Writes the text of a band.
 
     Args:
         band: some rows of an answer.
-        return_logits: un-thresholded float masks, or 0 and 1.
+        return_logits: True for un-thresholded float masks, False for masks of 0 and 1.
     """
 
     def mask_rows(source: LogitRows, first: int, last: int) -> NDArray[Any]:
@@ -59,7 +59,7 @@ def encode_band(band: Band, return_logits: bool) -> bytes:
 
 
 def _stack(band: Band, height: int, of_masks: tuple[LogitRows, ...], rows: Rows, start: int, stop: int) -> bytes:
-    """Rows `start` to `stop` of masks of this height, with the brackets of the masks and objects that they touch."""
+    """Writes rows `start` to `stop` of masks of this height, with the brackets of masks and objects at their ends."""
     candidates = band.iou_predictions.shape[1]
     parts = []
     for source in of_masks:

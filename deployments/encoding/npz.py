@@ -1,4 +1,4 @@
-"""Masks as numpy's archive, which `numpy.load` reads without pickle."""
+"""Writes masks as a numpy archive, which `numpy.load` reads without pickle."""
 
 import io
 import zipfile
@@ -20,15 +20,15 @@ def write(part: Part, answer_format: AnswerFormat) -> bytes:
 
 
 def encode(masks: Iterable[NDArray[np.bool_]], shape: tuple[int, ...], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """An archive of `masks`, bool, and of more arrays.
+    """Returns an archive with the array `masks`, bool, and further arrays.
 
-    Masks are packed (deflate), one after the other, so that they never exist all at once; floats, which hardly
-    shrink, are stored as they are.
+    Masks are compressed (deflate) one after the other, so that they never exist all at once; floats, which hardly
+    shrink, are stored uncompressed.
 
     Args:
         masks: `H×W` bool each.
-        shape: of the array that they make up.
-        arrays: the others, by name.
+        shape: of the array that the masks form together.
+        arrays: the further arrays, by name.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

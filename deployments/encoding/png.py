@@ -1,4 +1,4 @@
-"""Masks as PNG images, written by Pillow."""
+"""Writes masks as PNG images, with Pillow."""
 
 import io
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from PIL import Image
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.pieces import Part
 
-# Level 1 packs masks nearly as well as higher ones, several times as fast.
+# Level 1 compresses masks nearly as well as higher levels, at several times their speed.
 COMPRESS_LEVEL = 1
 
 
@@ -23,15 +23,15 @@ def write(part: Part, _: AnswerFormat) -> bytes:
 
 
 def encode(mask: NDArray[np.bool_]) -> bytes:
-    """One `H×W` mask as 8-bit grey: 0 and 255."""
+    """Writes one `H×W` bool mask as 8-bit grey: 0 and 255."""
     return _png(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))
 
 
 def encode_labels(masks: Iterable[NDArray[np.bool_]], size: tuple[int, int]) -> bytes:
-    """Many masks as one grey label image: 0 where there is none, n where the n-th is, counted from 1.
+    """Writes many masks as one grey label image: 0 where no mask is, n where the n-th mask is, counted from 1.
 
-    Where masks overlap, the smaller one is on top, so that parts are seen on their wholes. 8 bits, or 16 if there are
-    more than 255 masks.
+    Where masks overlap, the smaller one is on top, so that parts are visible on their wholes. The image has 8 bits, or
+    16 for more than 255 masks.
 
     Args:
         masks: `H×W` bool each, at most 65,535 of them.

@@ -1,7 +1,7 @@
-"""Masks as polygons: GeoJSON MultiPolygons in pixels, traced by GDAL and simplified by GEOS.
+"""Writes masks as polygons: GeoJSON MultiPolygons in pixels, traced by GDAL and simplified by GEOS.
 
-The pixel in column x and row y is the square from (x, y) to (x + 1, y + 1), so at tolerance 0 a polygon's area is its
-mask's. Rings are closed, the outer ones counterclockwise as seen with y upwards (RFC 7946), holes the other way round.
+The pixel in column x and row y is the square from (x, y) to (x + 1, y + 1), so at tolerance 0 a polygon has the same
+area as its mask. Rings are closed; outer rings run counterclockwise as seen with y upwards (RFC 7946), holes clockwise.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from deployments.messages.pieces import Part
 DEFAULT_TOLERANCE = 1.0
 
 LOSS_PER_PIXEL = 0.01
-"""How much of its IoU with the mask simplifying may cost, for each pixel of the tolerance."""
+"""How much IoU with the mask a simplified polygon may lose, for each pixel of the tolerance."""
 
 TRIES = 3
 
@@ -31,10 +31,11 @@ def write(part: Part, answer_format: AnswerFormat) -> bytes:
 
 
 def segmentation(mask: NDArray[np.bool_], tolerance: float = DEFAULT_TOLERANCE) -> dict[str, Any]:
-    """A GeoJSON MultiPolygon.
+    """Returns the mask as a GeoJSON MultiPolygon.
 
-    Small or thin regions would suffer more from the same tolerance than large ones: where their polygons would miss
-    more than 1 % of the mask for each pixel of it (intersection over union), the contours follow the mask more closely.
+    The same tolerance harms small or thin regions more than large ones. If the polygons would lose more than 1 % of IoU
+    with the mask for each pixel of the tolerance, the contours follow the mask more closely: a half or a quarter of the
+    tolerance is tried, and then the exact contours are kept.
 
     Args:
         mask: `H×W` bool.
@@ -52,19 +53,19 @@ def segmentation(mask: NDArray[np.bool_], tolerance: float = DEFAULT_TOLERANCE) 
 
 
 def _polygons(mask: NDArray[np.bool_]) -> NDArray[Any]:
-    """The mask's regions, with their holes, exactly along the edges of pixels."""
-    # Regions that touch at a corner are two: a ring that touched itself there would be no valid one.
+    """Traces the mask's regions, with their holes, exactly along the edges of pixels."""
+    # Regions that touch only at a corner are separate: one ring for both would touch itself, which is not valid.
     traced = features.shapes(mask.view(np.uint8), mask=mask, connectivity=4)
     return np.array([shapely.geometry.shape(geometry) for geometry, _ in traced], dtype=object)
 
 
 def _iou(polygons: NDArray[Any], mask: NDArray[np.bool_]) -> float:
-    """Intersection over union of a mask and of the pixels whose centres are inside the polygons."""
+    """Computes the IoU of a mask with the pixels whose centres are inside the polygons."""
     drawn = features.rasterize(polygons, out_shape=mask.shape, dtype=np.uint8).view(np.bool_)
     return float((drawn & mask).sum() / (drawn | mask).sum())
 
 
 def _coordinates(polygon: Any) -> list[list[list[int]]]:
-    # Simplifying leaves out corners and moves none: they stay whole numbers.
+    # Simplifying removes corners but moves none, so coordinates stay whole numbers.
     rings = (polygon.exterior, *polygon.interiors)
     return [shapely.get_coordinates(ring).astype(int).tolist() for ring in rings]

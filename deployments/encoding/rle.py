@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths, written by COCO's own library."""
+"""Writes masks as COCO's compressed run lengths, with COCO's own library."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ def write(part: Part, answer_format: AnswerFormat) -> bytes:
 
 
 def segmentation(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """`{"size": [h, w], "counts": "…"}`, as `pycocotools.mask.decode` reads it.
+    """Returns `{"size": [h, w], "counts": "…"}`, as `pycocotools.mask.decode` reads it.
 
     Args:
         mask: `H×W` bool.
     """
-    # COCO counts down the columns.
+    # COCO counts along columns, hence the Fortran order.
     rle = coco.encode(np.asfortranarray(mask.view(np.uint8)))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

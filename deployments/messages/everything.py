@@ -1,4 +1,4 @@
-"""Segment everything: what is asked for, and what comes out.
+"""Segmenting everything: the prompt, and the masks of the answer.
 
 Names, meanings and defaults are those of SAM 2's `SAM2AutomaticMaskGenerator`.
 """
@@ -23,35 +23,40 @@ def _option(default: float, low: float, high: float, description: str) -> Any:
 
 @dataclass(frozen=True)
 class AutomaticPrompt:
-    """What to look for where nobody points at anything: a grid of points, and which of their masks to keep.
+    """How to segment everything: a grid of points to prompt, and thresholds for the masks to keep.
 
-    Each field's meaning and range stand in its metadata, since the HTTP form and the README tell them too.
+    Each field's meaning and range are in its metadata, since the HTTP form and the documentation show them too.
 
     Raises:
-        InvalidPrompt: a value is out of range; the message names it.
+        InvalidPrompt: a value is not a number, not whole, or out of range; the message names its field.
     """
 
     points_per_side: int = _option(32, 1, 256, "Points along each side of the grid.")
-    points_per_batch: int = _option(64, 1, 1024, "At most so many points are decoded together.")
-    pred_iou_thresh: float = _option(0.8, 0, 1, "Keeps masks whose predicted IoU is above it; 0 keeps all.")
+    points_per_batch: int = _option(64, 1, 1024, "How many points are decoded together, at most.")
+    pred_iou_thresh: float = _option(0.8, 0, 1, "Keeps masks whose predicted IoU is above this; 0 keeps all.")
     stability_score_thresh: float = _option(
         0.95,
         0,
         1,
-        "Keeps masks that hardly change when the threshold of their logits does: whose IoU is at least this.",
+        "Keeps stable masks: the mask at a higher and that at a lower threshold of the logits have at least this IoU.",
     )
-    stability_score_offset: float = _option(1.0, 0, 100, "How far the threshold is shifted for that, up and down.")
+    stability_score_offset: float = _option(
+        1.0, 0, 100, "How far the logits' threshold is shifted up and down for the stability score."
+    )
     box_nms_thresh: float = _option(0.7, 0, 1, "Of masks whose boxes overlap more than this (IoU), keeps the best.")
-    crop_n_layers: int = _option(0, 0, 4, "Segments crops of the image too: layer i has 2^i × 2^i of them.")
-    crop_nms_thresh: float = _option(0.7, 0, 1, "As box_nms_thresh, between masks of different crops.")
+    crop_n_layers: int = _option(0, 0, 4, "Layers of crops to segment besides the image: layer i has 2^i × 2^i crops.")
+    crop_nms_thresh: float = _option(0.7, 0, 1, "Like box_nms_thresh, between masks of different crops.")
     crop_overlap_ratio: float = _option(
         512 / 1500, 0, 0.9, "How far crops of the first layer overlap, as a fraction of the image's shorter side."
     )
     crop_n_points_downscale_factor: int = _option(
-        1, 1, 16, "Layer i has points_per_side divided by the i-th power of this."
+        1, 1, 16, "In layer i, points_per_side is divided by the i-th power of this."
     )
     min_mask_region_area: int = _option(
-        0, 0, 65_535, "Removes smaller islands and fills smaller holes; in pixels of the 256×256 mask, as SAM 2 counts."
+        0,
+        0,
+        65_535,
+        "Removes islands and fills holes up to this size, in pixels of the 256×256 mask, as SAM 2 counts.",
     )
 
     def __post_init__(self) -> None:
@@ -64,39 +69,39 @@ class AutomaticPrompt:
                 raise InvalidPrompt(f"{option.name}: must be a whole number, is {float(value):g}")
             if not low <= value <= high:
                 raise InvalidPrompt(f"{option.name}: must be from {low:g} to {high:g}, is {float(value):g}")
-            # Of any number type, numpy's among them.
+            # The value may be of any number type, including numpy's.
             object.__setattr__(self, option.name, kind(value))
         if self.points_in_layer(self.crop_n_layers) < 1:
             raise InvalidPrompt("crop_n_points_downscale_factor: leaves no points for the smallest crops")
 
     @property
     def num_crops(self) -> int:
-        """Crops of all layers together, the whole image among them: runs of the image encoder."""
+        """The number of crops in all layers, including the whole image; each is a run of the image encoder."""
         return sum(4**layer for layer in range(self.crop_n_layers + 1))
 
     @property
     def num_points(self) -> int:
-        """Points of all crops' grids together."""
+        """The number of points in the grids of all crops together."""
         return sum(4**layer * self.points_in_layer(layer) ** 2 for layer in range(self.crop_n_layers + 1))
 
     def points_in_layer(self, layer: int) -> int:
-        """Points along each side of the grid in each crop of a layer."""
+        """Returns the number of points along each side of the grid in each crop of a layer."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
 
 @dataclass(frozen=True, eq=False)
 class AutomaticMasks:
-    """The masks of everything in an image, kept small, in the order that SAM 2's generator gives them.
+    """The masks of everything in an image, at low resolution, in the order of SAM 2's generator.
 
     Attributes:
         image_id: digest of the image.
-        model_id: the model that did it.
+        model_id: the model that segmented it.
         image_size: height and width of the image in pixels.
-        low_res_logits: `K×256×256` float32, not clamped, each of its crop.
+        low_res_logits: `K×256×256` float32, not clamped; each covers its mask's crop.
         predicted_iou: `K` float32.
-        stability_score: `K` float32: IoU of the mask at a higher and at a lower threshold.
+        stability_score: `K` float32: IoU of the mask at a higher with that at a lower threshold.
         point_coords: `K×2` float32, XY in pixels: the point of the grid that the mask comes from.
-        crop_boxes: `K×4` int32, XYXY in pixels: the crop that it comes from.
+        crop_boxes: `K×4` int32, XYXY in pixels: the crop that the mask comes from.
     """
 
     image_id: str
@@ -110,7 +115,7 @@ class AutomaticMasks:
 
     @property
     def num_masks(self) -> int:
-        """K."""
+        """K, the number of masks."""
         return len(self.predicted_iou)
 
     @property
@@ -119,14 +124,14 @@ class AutomaticMasks:
         return self.num_masks
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """`H×W` bool, at the image's size."""
+        """Returns one mask at the image's size, `H×W` bool."""
         left, top, right, bottom = self.crop_boxes[index]
         mask = np.zeros(self.image_size, np.bool_)
         mask[top:bottom, left:right] = upsample(self.low_res_logits[index], (bottom - top, right - left)) > 0
         return mask
 
     def masks(self) -> NDArray[np.bool_]:
-        """`K×H×W` bool, at the image's size."""
+        """Returns all masks at the image's size, `K×H×W` bool."""
         masks = np.empty(self.masks_shape, np.bool_)
         for index in range(self.num_masks):
             masks[index] = self.mask(index)
@@ -134,11 +139,11 @@ class AutomaticMasks:
 
     @property
     def masks_shape(self) -> tuple[int, ...]:
-        """K, H, W."""
+        """The shape of `masks()`: K, H, W."""
         return (self.num_masks, *self.image_size)
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What SAM 2's generator says of a mask, beside its area and box."""
+        """Returns what SAM 2's generator reports of a mask, beside its area and box; the crop box is XYWH."""
         left, top, right, bottom = self.crop_boxes[index].tolist()
         return {
             "predicted_iou": self.predicted_iou[index],
@@ -148,7 +153,7 @@ class AutomaticMasks:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `facts` says of each mask, for all of them; crop boxes are XYWH."""
+        """Returns the values of `facts` for all masks as arrays; crop boxes are XYWH."""
         left, top, right, bottom = self.crop_boxes.T
         return {
             "predicted_iou": self.predicted_iou,
@@ -159,13 +164,13 @@ class AutomaticMasks:
 
     @property
     def logits(self) -> FloatArray:
-        """`K×256×256` float32 in [-32, 32], each of its crop."""
+        """`K×256×256` float32 in [-32, 32]; each covers its mask's crop."""
         return self.low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT)
 
     def objects(self, first: int, last: int) -> "AutomaticMasks":
-        """Some of the masks."""
+        """Returns the masks from index `first` to before `last`."""
         rows = slice(first, last)
-        # A copy: of a slice, Ray would send what it is a slice of.
+        # Copies, since Ray would send the whole array that a slice belongs to.
         return AutomaticMasks(
             self.image_id,
             self.model_id,

@@ -1,7 +1,7 @@
 """Prompt: what to segment in an image.
 
-It validates itself, so that HTTP requests and handle calls share the rules. Names, shapes and meanings are those of
-SAM 2's `SAM2ImagePredictor.predict`.
+A Prompt validates itself, so that HTTP requests and handle calls share the same rules. Names, shapes and meanings are
+those of SAM 2's `SAM2ImagePredictor.predict`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ POINT_LABELS = {-1: "padding", 0: "background", 1: "foreground", 2: "box top lef
 
 
 def _finite_array(field: str, value: ArrayLike) -> FloatArray:
-    """`value` as a float32 array; InvalidPrompt if it is ragged, not numeric, empty, NaN or infinite."""
+    """Returns `value` as a float32 array; raises InvalidPrompt if it is ragged, not numeric, empty, NaN or infinite."""
     try:
         raw = np.asarray(value)
     except ValueError as error:
@@ -65,7 +65,7 @@ def _mask_input(value: ArrayLike) -> FloatArray:
     if array.ndim not in (3, 4) or array.shape[-2:] != (LOW_RES_SIZE, LOW_RES_SIZE) or array.shape[-3] not in (1, 3):
         size = f"{LOW_RES_SIZE}×{LOW_RES_SIZE}"
         raise InvalidPrompt(f"mask_input: must be 1×{size} or B×1×{size}, is {_shape(array)}")
-    # The whole `logits` of a three-mask answer is accepted too and stands for its first, best mask.
+    # The whole `logits` of a three-mask answer is accepted too; its first mask, the best, is used.
     return np.ascontiguousarray(array[..., :1, :, :])
 
 
@@ -77,16 +77,16 @@ def _shape(array: NDArray[Any]) -> str:
 class Prompt:
     """What to segment in an image: points, a box, a mask, any mix of them, or nothing.
 
-    Any array-like is accepted and kept as float32 (labels as int32). A leading object axis `B` asks for B objects at
-    once; the fields that carry it must agree on B, and one `mask_input` may serve all objects.
+    Any array-like is accepted and kept as float32 (labels as int32). A leading object axis `B` prompts B objects at
+    once; the fields that have it must agree on B, but one `mask_input` may serve all objects.
 
     Attributes:
         point_coords: `N×2` or `B×N×2`, XY in pixels.
         point_labels: `N` or `B×N`: 1 foreground, 0 background, 2 and 3 box corners, -1 padding.
         box: `[x0, y0, x1, y1]` or `B×4`, XYXY in pixels.
         mask_input: `1×256×256` or `B×1×256×256`, logits of an earlier answer. Of the three masks of a `3×256×256`
-            answer the first, which has the highest score, is used.
-        multimask_output: three candidate masks for each object, or one.
+            answer, the first is used, which has the highest score.
+        multimask_output: True for three candidate masks for each object, False for one.
         normalize_coords: False if coordinates are already divided by the image's width and height.
 
     Raises:
@@ -136,14 +136,14 @@ class Prompt:
 
     def _check_object_axes(self) -> None:
         counts = self._object_counts()
-        # SAM 2 broadcasts one mask over all objects, as it does with the image.
+        # SAM 2 broadcasts one mask over all objects, like the image.
         for field, count in counts.items():
             if count != self.num_objects and not (field == "mask_input" and count == 1):
                 others = ", ".join(f"{name} has {number}" for name, number in counts.items())
                 raise InvalidPrompt(f"{field}: the number of objects differs: {others}")
 
     def _object_counts(self) -> dict[str, int]:
-        """The number of objects that each given field speaks of."""
+        """Returns the number of objects in each field that is given."""
         ndims = {"point_coords": 3, "box": 2, "mask_input": 4}
         fields = {name: getattr(self, name) for name in ndims}
         return {
@@ -159,13 +159,13 @@ class Prompt:
 
     @property
     def has_object_axis(self) -> bool:
-        """Whether any field leads with an object axis; the answer then does too, also for B = 1."""
+        """Whether any field has a leading object axis; the answer then has one too, also for B = 1."""
         axes = ((self.point_coords, 3), (self.box, 2), (self.mask_input, 4))
         return any(value is not None and value.ndim == ndim for value, ndim in axes)
 
     @property
     def num_points(self) -> int:
-        """All points of all objects together."""
+        """The number of points of all objects together."""
         return 0 if self.point_labels is None else int(self.point_labels.size)
 
     @property
@@ -174,15 +174,15 @@ class Prompt:
         return self.num_objects * (3 if self.multimask_output else 1)
 
     def batched_points(self) -> tuple[FloatArray, IntArray] | None:
-        """`B×N×2` coordinates and `B×N` labels, or None."""
+        """Returns `B×N×2` float32 coordinates and `B×N` int32 labels, or None without points."""
         if self.point_coords is None or self.point_labels is None:
             return None
         return self.point_coords.reshape(-1, *self.point_coords.shape[-2:]), np.atleast_2d(self.point_labels)
 
     def batched_boxes(self) -> FloatArray | None:
-        """`B×4` boxes, or None."""
+        """Returns `B×4` float32 boxes, or None without boxes."""
         return None if self.box is None else np.atleast_2d(self.box)
 
     def batched_masks(self) -> FloatArray | None:
-        """`B×1×256×256` (or one for all objects, `1×1×256×256`) mask logits, or None."""
+        """Returns `B×1×256×256` float32 mask logits (`1×1×256×256` if one serves all objects), or None without."""
         return None if self.mask_input is None else self.mask_input.reshape(-1, 1, LOW_RES_SIZE, LOW_RES_SIZE)

@@ -1,8 +1,8 @@
-"""Low-resolution logits to rows of full-size masks, in numpy.
+"""Upsamples low-resolution logits to rows of full-size masks, in numpy.
 
-The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which SAM 2's predictor
-uses, but computed for any band of rows alone and without torch, so that neither the replicas that parse and encode
-nor a program that calls a handle has to import it.
+Computes the same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which SAM 2's
+predictor uses, but for any band of rows by itself and without torch, so that neither the replicas that parse and encode
+nor programs that call a handle have to import torch.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 def _source_positions(size: int, source_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `size` output positions: its two source neighbours and the weight of the second, in [0, 1]."""
+    """Returns, for each of `size` output positions, its two source neighbours and the second's weight in [0, 1]."""
     # torch multiplies and subtracts in one fused float32 step. Rounding once, from float64, gives the same positions;
-    # rounding twice would move them by up to 1.5e-5 of a source pixel, and steep logits by 4e-4.
+    # rounding twice would move them by up to 1.5e-5 of a source pixel, and change steep logits by up to 4e-4.
     scale = np.float64(np.float32(source_size) / np.float32(size))
     positions = ((np.arange(size) + 0.5) * scale - 0.5).astype(np.float32)
     positions = np.maximum(positions, np.float32(0))
@@ -24,7 +24,7 @@ def _source_positions(size: int, source_size: int) -> tuple[NDArray[np.intp], ND
 
 
 def source_rows(height: int, source_height: int, start: int, stop: int) -> tuple[int, int]:
-    """First and one past the last of the source rows that output rows `start` to `stop` are interpolated from."""
+    """Returns the first and one past the last source row that output rows `start` to `stop` are interpolated from."""
     top, bottom, _ = _source_positions(height, source_height)
     return int(top[start]), int(bottom[stop - 1]) + 1
 
@@ -37,15 +37,15 @@ def upsample_rows(
     source_height: int | None = None,
     source_start: int = 0,
 ) -> NDArray[np.float32]:
-    """Rows `start` to `stop` of one mask, bilinearly interpolated to the image's size.
+    """Returns rows `start` to `stop` of one mask, bilinearly interpolated to the image's size.
 
     Args:
-        low_res: `h×w` float32 logits, or as many rows of them as `source_rows` says.
+        low_res: `h×w` float32 logits, or only the rows of them that `source_rows` names.
         size: height and width of the image in pixels.
         start: first row, counted in the image's pixels.
         stop: one past the last row.
-        source_height: `h`, if `low_res` is only some rows of the logits.
-        source_start: the first of those rows.
+        source_height: `h`, if `low_res` holds only some rows of the logits.
+        source_start: the first of those rows, counted in the logits.
 
     Returns:
         `(stop - start)×width` float32 logits.
@@ -71,7 +71,7 @@ def row_chunks(height: int, width: int, numbers: int) -> Iterator[tuple[int, int
 
 
 def upsample(low_res: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """All masks at the image's size: `…×h×w` float32 logits to `…×height×width`."""
+    """Returns all masks at the image's size: upsamples `…×h×w` float32 logits to `…×height×width` float32."""
     height, width = size
     masks = np.empty((*low_res.shape[:-2], height, width), np.float32)
     for index in np.ndindex(*low_res.shape[:-2]):

@@ -1,8 +1,8 @@
-"""Segment everything: a grid of points over the image and its crops, and the best of their masks.
+"""Segments everything: prompts a grid of points over the image and its crops, and keeps the best of their masks.
 
-What SAM 2's `SAM2AutomaticMaskGenerator` computes, in its order and with its arithmetic, but in small steps, between
-which other requests have their turn, and with a mask brought to the image's size only once its predicted IoU is good
-enough. (The generator does so with all of them, and writes each one's run lengths.)
+Computes the same as SAM 2's `SAM2AutomaticMaskGenerator`, in its order and with its arithmetic, but in small steps,
+between which other requests have their turn. Only masks whose predicted IoU is good enough are brought to the image's
+size. (The generator does so with all masks, and encodes each one's run lengths.)
 """
 
 from collections.abc import Iterator
@@ -29,20 +29,20 @@ from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.model.engine import Engine, ImageEmbedding
 
 CLEANED_LOGIT = 10.0
-"""What SAM 2 sets the logits of a filled hole to, and those of a removed island to its negative."""
+"""SAM 2 sets the logits of a filled hole to this, and those of a removed island to its negative."""
 
 PIXELS_PER_STEP = 4_000_000
-"""Of full-size logits, at least one mask: some hundredths of a second on a CPU."""
+"""Full-size logits computed in one step, but at least one mask: some hundredths of a second on a CPU."""
 
 MAX_CANDIDATES = 4_096
-"""Masks of one request that pass the thresholds. Until the best of them are known, each takes 256 KB of memory."""
+"""How many masks of one request may pass the thresholds. Each takes 256 KB until the best of them are known."""
 
 EVERY_NEIGHBOUR = np.ones((3, 3), np.int8)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the image that is segmented by itself; the first one is the whole.
+    """A part of the image that is segmented by itself; the first crop is the whole image.
 
     Attributes:
         box: XYXY in pixels.
@@ -54,28 +54,28 @@ class Crop:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width in pixels."""
         left, top, right, bottom = self.box
         return bottom - top, right - left
 
     @property
     def pixels(self) -> tuple[slice, slice]:
-        """Where it is in an `H×W×3` image."""
+        """The slices of an `H×W×3` image that the crop covers."""
         left, top, right, bottom = self.box
         return slice(top, bottom), slice(left, right)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Masks of one crop, on the engine's device, but for their logits.
+    """Masks of one crop, on the engine's device, except for their logits, which the generator keeps on the CPU.
 
     Attributes:
-        numbers: `K`, the place of each mask's logits.
+        numbers: `K`, the index of each mask's logits in the generator's list.
         predicted_iou: `K` float32.
         points: `K×2` float32, XY in pixels of the crop, later of the image.
         stability_score: `K` float32.
-        boxes: `K×4` XYXY, in the same pixels.
-        crop_boxes: `K×4`.
+        boxes: `K×4` XYXY, in the same pixels as `points`.
+        crop_boxes: `K×4` XYXY in pixels of the image.
     """
 
     numbers: torch.Tensor
@@ -90,17 +90,17 @@ class Candidates:
 
 
 DecodedPoints: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Logits, predicted IoU and point of some masks."""
+"""Logits, predicted IoUs and points of some masks."""
 
 
 class AutomaticMaskGenerator:
     """Segments everything in one image.
 
-    For each of `crops`, iterate over `steps`; then call `finish`. All of them are the decoding thread's.
+    For each of `crops`, iterate over `steps`; then call `finish`. All of this runs on the decoding thread.
 
     Args:
         engine: the model.
-        prompt: the grid, and which masks to keep.
+        prompt: the grid, and the thresholds for masks to keep.
         image_size: height and width of the image in pixels.
 
     Raises:
@@ -119,14 +119,14 @@ class AutomaticMaskGenerator:
             prompt.points_per_side, prompt.crop_n_layers, prompt.crop_n_points_downscale_factor
         )
         self._kept: list[Candidates] = []
-        # `256×256` each, in the CPU's memory; None once it is known not to be kept.
+        # `256×256` each, in the CPU's memory; None once the mask is known not to be kept.
         self._logits: list[FloatArray | None] = []
 
     def steps(self, embedding: ImageEmbedding, crop: Crop) -> Iterator[None]:
-        """Finds the masks of one crop; stops after each run of the decoder and each few masks that it looks at.
+        """Finds the masks of one crop; yields after each run of the decoder and after each few masks examined.
 
         Raises:
-            Overloaded: it does not fit into the device's memory.
+            Overloaded: a mask does not fit into the device's memory.
             TooLarge: too many masks pass the thresholds.
         """
         height, width = crop.size
@@ -134,11 +134,11 @@ class AutomaticMaskGenerator:
         at_once = min(self._prompt.points_per_batch, self._engine.objects_at_once)
         found: list[Candidates] = []
         for start in range(0, len(points), at_once):
-            decoded = self._decoded(embedding, points[start : start + at_once])
+            decoded = self._decode(embedding, points[start : start + at_once])
             yield
             chunk = max(1, PIXELS_PER_STEP // (height * width))
             for first in range(0, len(decoded[0]), chunk):
-                found.append(self._good(crop, *(tensor[first : first + chunk] for tensor in decoded)))
+                found.append(self._examine(crop, *(tensor[first : first + chunk] for tensor in decoded)))
                 yield
         kept = self._without_duplicates(found, crop)
         self._kept.append(kept)
@@ -146,20 +146,20 @@ class AutomaticMaskGenerator:
 
     @torch.inference_mode()
     def finish(self, image_id: str, model_id: str, max_numbers: int | None = None) -> AutomaticMasks:
-        """The masks of all crops.
+        """Returns the masks of all crops.
 
         Args:
-            image_id: the image's name.
-            model_id: the model's.
-            max_numbers: how many numbers they may be, see AnswerSize; None is no limit.
+            image_id: of the image.
+            model_id: of the model.
+            max_numbers: how many numbers the masks may hold, see AnswerSize; None for no limit.
 
         Raises:
-            TooLarge: they are more.
+            TooLarge: the masks hold more numbers.
         """
         with self._engine.decoding():
             kept = self._joined(self._kept)
             if len(self.crops) > 1:
-                # Of two crops' masks of the same thing, the one from the smaller crop is the finer.
+                # Where masks from two crops show the same thing, the one from the smaller crop is finer.
                 kept = kept[_nms(kept, 1 / box_area(kept.crop_boxes), self._prompt.crop_nms_thresh)]
         if max_numbers is not None:
             advice = "raise the thresholds, or send a smaller image"
@@ -178,8 +178,8 @@ class AutomaticMaskGenerator:
         )
 
     @torch.inference_mode()
-    def _decoded(self, embedding: ImageEmbedding, points: FloatArray) -> DecodedPoints:
-        """The masks of some points whose predicted IoU is good enough."""
+    def _decode(self, embedding: ImageEmbedding, points: FloatArray) -> DecodedPoints:
+        """Decodes some points and returns the masks whose predicted IoU is good enough."""
         logits, predicted_iou = self._engine.decode_points(embedding, points)
         with self._engine.decoding():
             logits, predicted_iou = logits.flatten(0, 1), predicted_iou.flatten()
@@ -190,14 +190,18 @@ class AutomaticMaskGenerator:
             return logits, predicted_iou, points_of
 
     @torch.inference_mode()
-    def _good(self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor) -> Candidates:
-        """Those among a few masks that are stable and not cut off by the crop's edge."""
+    def _examine(
+        self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor
+    ) -> Candidates:
+        """Returns the masks, of a few, that are stable and not cut off by the crop's edge."""
         try:
-            return self._look(crop, logits, predicted_iou, points)
+            return self._select(crop, logits, predicted_iou, points)
         except torch.OutOfMemoryError as error:
             raise Overloaded("a mask of this size does not fit into the device's free memory") from error
 
-    def _look(self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor) -> Candidates:
+    def _select(
+        self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor
+    ) -> Candidates:
         with self._engine.decoding():
             if self._prompt.min_mask_region_area > 0:
                 logits = _without_small_regions(logits, self._prompt.min_mask_region_area)
@@ -216,9 +220,9 @@ class AutomaticMaskGenerator:
             return Candidates(numbers, *rest)
 
     def _store(self, logits: torch.Tensor) -> torch.Tensor:
-        """Keeps logits in the CPU's memory; their places."""
+        """Keeps logits in the CPU's memory; returns their indices."""
         first = len(self._logits)
-        # Copies: a view would keep all of its run in memory.
+        # Copies, since a view would keep the logits of its whole run in memory.
         self._logits += [one.copy() for one in logits.cpu().numpy()]
         if sum(one is not None for one in self._logits) > MAX_CANDIDATES:
             raise TooLarge(f"pred_iou_thresh: more than {MAX_CANDIDATES} masks pass the thresholds; raise them")
@@ -230,7 +234,7 @@ class AutomaticMaskGenerator:
 
     @torch.inference_mode()
     def _without_duplicates(self, found: list[Candidates], crop: Crop) -> Candidates:
-        """Of masks of one crop with nearly the same box the best, in the image's pixels."""
+        """Keeps the best of one crop's masks with nearly the same box; returns them in the image's pixels."""
         with self._engine.decoding():
             kept = self._joined(found)
             kept = kept[_nms(kept, kept.predicted_iou, self._prompt.box_nms_thresh)]
@@ -242,7 +246,7 @@ class AutomaticMaskGenerator:
             )
 
     def _joined(self, parts: list[Candidates]) -> Candidates:
-        """All of them; there may be none."""
+        """Concatenates candidates; there may be none."""
         device = self._engine.device
         none, no_boxes = torch.zeros(0, device=device), torch.zeros((0, 4), dtype=torch.int64, device=device)
         nothing = Candidates(no_boxes[:, 0], none, torch.zeros((0, 2), device=device), none, no_boxes, no_boxes)
@@ -251,25 +255,25 @@ class AutomaticMaskGenerator:
 
 
 def _nms(candidates: Candidates, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The rows that non-maximal suppression of their boxes keeps, the best first."""
+    """Returns the rows that non-maximum suppression of the boxes keeps, the best first."""
     one_class = torch.zeros_like(candidates.boxes[:, 0])
     kept: torch.Tensor = batched_nms(candidates.boxes.float(), scores, one_class, iou_threshold=threshold)
     return kept
 
 
 def _stability_score(masks: torch.Tensor, offset: float) -> torch.Tensor:
-    """`K` float32: the IoU of each mask above a higher and above a lower threshold; 0 where both are empty.
+    """Returns `K` float32: the IoU of each mask at a higher with that at a lower threshold; 0 where both are empty.
 
-    As `sam2.utils.amg.calculate_stability_score`, which counts a row's pixels in 16 bits.
+    Like `sam2.utils.amg.calculate_stability_score`, which counts a row's pixels in 16 bits.
     """
     inner, outer = ((masks > threshold).flatten(1).sum(1, dtype=torch.int32) for threshold in (offset, -offset))
     return (inner / outer).nan_to_num(0.0)
 
 
 def _without_small_regions(logits: torch.Tensor, area: int) -> torch.Tensor:
-    """Fills holes and removes islands of up to `area` pixels, as SAM 2's CUDA extension does: in 256×256 logits.
+    """Fills holes and removes islands of up to `area` pixels of the 256×256 logits, as SAM 2's CUDA extension does.
 
-    Regions hang together by corners too; islands and holes are both those of the mask as it was.
+    Pixels that touch at a corner belong to the same region; holes and islands are both those of the original mask.
     """
     cleaned = logits.cpu().numpy().copy()
     for one in cleaned:
@@ -283,7 +287,7 @@ def _without_small_regions(logits: torch.Tensor, area: int) -> torch.Tensor:
 def _in_small_region(mask: NDArray[np.bool_], area: int) -> NDArray[np.bool_]:
     labels, _ = ndimage.label(mask, EVERY_NEIGHBOUR)
     is_small = np.bincount(labels.ravel()) <= area
-    # Label 0 is what is not in the mask.
+    # Label 0 marks the pixels that are not in the mask.
     is_small[0] = False
     in_small: NDArray[np.bool_] = is_small[labels]
     return in_small

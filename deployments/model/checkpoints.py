@@ -1,4 +1,4 @@
-"""From a model id to a built SAM2Base: the eight Hugging Face ids, your own checkpoint, or the bundled model."""
+"""Builds a SAM2Base from a model id: one of the eight on Hugging Face, your own checkpoint, or the bundled model."""
 
 import pickle
 from collections.abc import Callable
@@ -26,21 +26,21 @@ from deployments.errors import ModelLoadError
 from deployments.settings import BUNDLED_MODEL_ID, ModelSettings
 
 ReportProgress = Callable[[str, int, int], None]
-"""Called with what is being done, bytes done and bytes in all (0 and 0 where there is nothing to count)."""
+"""Called with the current step, the bytes done and the total bytes (0 and 0 where nothing is downloaded)."""
 
 HUB_PROBE_TIMEOUT_S = 8.0
-"""A hub that does not answer a request for a file's size in this time counts as unreachable."""
+"""A hub that does not tell a file's size within this time counts as unreachable."""
 
 DEMO = Path(__file__).parent / "demo"
 
-# What sam2's build_sam2 adds to every configuration, hence part of what `SAM2ImagePredictor.from_pretrained` computes.
+# sam2's build_sam2 adds these to every configuration, so `SAM2ImagePredictor.from_pretrained` computes with them.
 POSTPROCESSING = {
     "dynamic_multimask_via_stability": True,
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
 }
 
-# What torch and safetensors raise on a file that is damaged, cut short, or no checkpoint at all.
+# The errors that torch and safetensors raise on a file that is damaged, truncated, or not a checkpoint at all.
 UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -55,7 +55,11 @@ UNREADABLE = (
 
 
 def load_model(settings: ModelSettings, report: ReportProgress) -> SAM2Base:
-    """The model with its weights, float32, on the CPU, in evaluation mode.
+    """Returns the model with its weights, float32, on the CPU, in evaluation mode.
+
+    Args:
+        settings: of the model.
+        report: called as loading progresses.
 
     Raises:
         ModelLoadError: the hub cannot be reached, a file is missing, or the weights do not fit the configuration.
@@ -68,10 +72,10 @@ def load_model(settings: ModelSettings, report: ReportProgress) -> SAM2Base:
 
 
 def prefetch(model_id: str, report: ReportProgress) -> Path:
-    """Fills the hub cache with a model's checkpoint, for machines without a network, and returns its file.
+    """Downloads a model's checkpoint into the hub cache, for use without a network, and returns its file.
 
     Raises:
-        ModelLoadError: the id is not on the hub, or the hub cannot be reached.
+        ModelLoadError: the id is not one of the hub's, or the hub cannot be reached.
     """
     if model_id not in HF_MODEL_ID_TO_FILENAMES:
         raise ModelLoadError(f"{model_id}: is not on the hub; known are {', '.join(HF_MODEL_ID_TO_FILENAMES)}")
@@ -79,7 +83,7 @@ def prefetch(model_id: str, report: ReportProgress) -> Path:
 
 
 def _locate(settings: ModelSettings, report: ReportProgress) -> tuple[Path, Path]:
-    """The files of configuration and weights; downloads the weights if need be."""
+    """Returns the files of configuration and weights; downloads the weights if necessary."""
     if settings.checkpoint is not None and settings.config is not None:
         return _config_file(settings.model_id, settings.config), _existing(settings.model_id, settings.checkpoint)
     if settings.model_id == BUNDLED_MODEL_ID:
@@ -96,7 +100,7 @@ def _existing(model_id: str, path: Path) -> Path:
 
 
 def _config_file(model_id: str, name: str) -> Path:
-    """A SAM 2 yaml: a file of the user's own, or one that the sam2 package ships."""
+    """Returns a SAM 2 yaml: a file of the user's own, or one inside the sam2 package."""
     if Path(name).is_file():
         return Path(name)
     packaged = Path(str(files("sam2").joinpath(name)))
@@ -111,14 +115,14 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
         return Path(cached)
     report(f"asking the hub for {filename}", 0, 0)
     try:
-        # Asked first and without the client library's retries, so that an unreachable hub is known within seconds.
+        # This first request skips the client library's retries, so that an unreachable hub is noticed within seconds.
         url = hf_hub_url(model_id, filename)
         size = _within(HUB_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, timeout=HUB_PROBE_TIMEOUT_S).size or 0)
         progress = _progress_class(f"downloading {filename}", size, report)
         return Path(hf_hub_download(model_id, filename, tqdm_class=progress))
     except OfflineModeIsEnabled as error:
         raise ModelLoadError(f"{model_id}: {filename} is not in the hub cache, and HF_HUB_OFFLINE is set") from error
-    # RuntimeError is what hf_xet raises for a transfer that broke off.
+    # hf_xet raises RuntimeError for an interrupted transfer.
     except (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -132,18 +136,18 @@ def _download(model_id: str, filename: str, report: ReportProgress) -> Path:
 
 
 def _within(seconds: float, call: Callable[[], int]) -> int:
-    """The result of a call; TimeoutError after so many seconds in all, over every address that it tries."""
-    with_result = ThreadPoolExecutor(1, thread_name_prefix="hub-probe")
+    """Returns the result of a call; raises TimeoutError after `seconds` in total, over all addresses that it tries."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="hub-probe")
     try:
-        return with_result.submit(call).result(timeout=seconds)
+        return executor.submit(call).result(timeout=seconds)
     except TimeoutError as error:
         raise TimeoutError(f"no answer within {seconds:g} s") from error
     finally:
-        with_result.shutdown(wait=False)
+        executor.shutdown(wait=False)
 
 
 def _progress_class(what: str, total: int, report: ReportProgress) -> type[Any]:
-    """A progress bar for hf_hub_download which draws nothing and reports instead."""
+    """Returns a progress bar class for hf_hub_download that draws nothing and calls `report` instead."""
 
     class Progress(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +163,7 @@ def _progress_class(what: str, total: int, report: ReportProgress) -> type[Any]:
 
 
 def _build(model_id: str, config: Path) -> SAM2Base:
-    """A SAM2Base with untrained weights, as sam2's build_sam2 builds it from the same file."""
+    """Returns a SAM2Base with untrained weights, as sam2's build_sam2 builds it from the same file."""
     try:
         tree = OmegaConf.load(config)
         if not isinstance(tree, DictConfig):

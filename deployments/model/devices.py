@@ -1,4 +1,4 @@
-"""What the model runs on: the device and its share of memory, the precision, streams."""
+"""The device that the model runs on: its share of memory, the precision, CUDA streams."""
 
 import os
 from collections.abc import Iterator
@@ -11,28 +11,28 @@ import torch
 from deployments.errors import ModelLoadError
 
 CPU_CACHE_LIMIT_BYTES = 2 * 2**30
-"""What an embedding cache takes of the CPU's memory at most, unless told otherwise."""
+"""The most of the CPU's memory that an embedding cache takes by default."""
 
-# Larger runs are no faster on two cores (`make bench`: batches); they only take memory, and make the first one wait.
+# Larger runs are no faster on two cores (`make bench`: batches); they only take memory and delay the first result.
 OBJECTS_PER_THREAD, MOST_OBJECTS = 2, 32
 
 CUDA_MEMORY_ERRORS = (2, 701)
-"""cudaErrorMemoryAllocation and cudaErrorLaunchOutOfResources, which leave the context as it was."""
+"""cudaErrorMemoryAllocation and cudaErrorLaunchOutOfResources, which leave the CUDA context intact."""
 
-# What a CPU must have to multiply bfloat16 faster than float32, as torch names it; elsewhere it is emulated.
+# torch's names for the instructions that make bfloat16 faster than float32 on a CPU; without them it is emulated.
 BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16")
 
 
 def start_device(device: str, gpu_fraction: float, torch_threads: int | None) -> torch.device:
-    """The device to run on, ready for use; `auto` is the GPU where Ray assigned a share of one.
+    """Returns the device to run on, ready for use; `auto` is the GPU where Ray assigned a share of one.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
-        gpu_fraction: share of the GPU that Ray assigned; this process's memory is capped at it.
-        torch_threads: CPU threads; None takes all cores, where Ray would have set one for a fraction of a CPU.
+        gpu_fraction: share of the GPU that Ray assigned; also caps this process's GPU memory.
+        torch_threads: CPU threads; None takes all cores, where Ray would set one thread for a fraction of a CPU.
 
     Raises:
-        ModelLoadError: a GPU is asked for and torch finds none.
+        ModelLoadError: a GPU is requested and torch finds none.
     """
     torch.set_num_threads(torch_threads or len(os.sched_getaffinity(0)))
     if device == "cpu" or (device == "auto" and gpu_fraction == 0):
@@ -48,26 +48,26 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether an error says that the device's context is broken, which no later call in this process survives.
+    """Returns whether an error means that the device's context is broken, so that every later call will fail too.
 
-    An illegal address, a card that fell off the bus, an ECC error: torch has a class for what CUDA reports of itself.
-    That memory is full is not one of them, though CUDA may be the one to say so, outside of torch's allocator.
+    Examples are an illegal address, a card that fell off the bus, and an ECC error: torch has one class for all errors
+    that CUDA itself reports. Full memory does not count, though CUDA reports it itself outside of torch's allocator.
     """
     return isinstance(error, torch.AcceleratorError) and not is_memory_full(error)
 
 
 def is_memory_full(error: BaseException) -> bool:
-    """Whether an error says that a smaller run might fit into the device's memory."""
+    """Returns whether an error means that the device's memory is full, so that a smaller run might fit."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) in CUDA_MEMORY_ERRORS
-    # TorchScript, which SAM 2's transforms are compiled by, raises torch's own error anew without its type.
+    # TorchScript, which compiles SAM 2's transforms, raises torch's error again as a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "CUDA out of memory" in str(error)
     )
 
 
 def check_device(device: torch.device) -> None:
-    """Runs something small on the device, and waits for it.
+    """Runs a small kernel on the device and waits for its result.
 
     Raises:
         torch.AcceleratorError: the device's context is broken.
@@ -78,13 +78,13 @@ def check_device(device: torch.device) -> None:
 def limit_gpu_memory(device: torch.device, fraction: float, context_reserve_bytes: int) -> None:
     """Caps this process at its share of the GPU; torch raises OutOfMemoryError beyond it.
 
-    Ray only counts fractions and enforces none. The CUDA context lies outside torch's allocator, so its size is
+    Ray counts fractions but does not enforce them. The CUDA context is outside torch's allocator, so its size is
     subtracted from the share.
 
     Args:
         device: the CUDA device.
         fraction: share of the GPU that Ray assigned, in (0, 1].
-        context_reserve_bytes: what the CUDA context takes of the share.
+        context_reserve_bytes: bytes of the share that the CUDA context takes.
 
     Raises:
         ModelLoadError: the share is smaller than the context.
@@ -97,10 +97,10 @@ def limit_gpu_memory(device: torch.device, fraction: float, context_reserve_byte
 
 
 def cuda_context_bytes(device: torch.device) -> int:
-    """Starts CUDA on the device and measures what its context takes, outside torch's allocator.
+    """Starts CUDA on the device and measures the bytes that its context takes outside torch's allocator.
 
-    NVML may not know this process by its id (inside a container); then 600 MiB are assumed, which covers the
-    400–600 MiB of current cards.
+    Inside a container NVML may not know this process by its id; then 600 MiB are assumed, which covers the 400–600 MiB
+    of current cards.
     """
     torch.zeros(1, device=device)
     used = _used_by_this_process(str(torch.cuda.get_device_properties(device).uuid))
@@ -108,7 +108,7 @@ def cuda_context_bytes(device: torch.device) -> int:
 
 
 def _used_by_this_process(gpu_uuid: str) -> int | None:
-    """Bytes of the GPU's memory that this process holds; None where NVML cannot tell."""
+    """Returns the bytes of the GPU's memory that this process holds; None where NVML does not know."""
     try:
         pynvml.nvmlInit()
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu_uuid}"))
@@ -118,11 +118,11 @@ def _used_by_this_process(gpu_uuid: str) -> int | None:
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:
-    """The image encoder's precision: what the setting says, or what suits the device.
+    """Returns the image encoder's precision: the one that is set, or the one that suits the device.
 
     Args:
         setting: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
-        device: what the model runs on.
+        device: the device that the model runs on.
     """
     if setting == "auto":
         setting = "bfloat16" if _multiplies_bfloat16(device) else "float32"
@@ -137,20 +137,20 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
-    """How many images are embedded, and how many prompts decoded, in one run, unless told otherwise."""
+    """Returns how many images are embedded, and how many prompts decoded, in one run by default."""
     return (8, 16) if device.type == "cuda" else (1, objects_at_once(device))
 
 
 def objects_at_once(device: torch.device) -> int:
-    """How many objects are decoded in one run. Each takes 27 MB of activations: in one run, 256 would take 7 GB."""
+    """Returns how many objects are decoded in one run. Each takes 27 MB of activations; 256 at once would take 7 GB."""
     return MOST_OBJECTS if device.type == "cuda" else min(MOST_OBJECTS, OBJECTS_PER_THREAD * torch.get_num_threads())
 
 
 def default_cache_bytes(device: torch.device) -> int:
-    """How much an embedding cache may take once the model is loaded and warmed up.
+    """Returns the default size of the embedding cache in bytes; call once the model is loaded and warmed up.
 
-    Half of what is then free of this process's share of the GPU, since the other half is for activations; on the CPU,
-    whose memory others use too, an eighth of what is available, up to 2 GiB.
+    On a GPU, half of the memory that is then free of this process's share: the other half is for activations. On the
+    CPU, whose memory is shared with other processes, an eighth of the available memory, up to 2 GiB.
     """
     if device.type != "cuda":
         return min(psutil.virtual_memory().available // 8, CPU_CACHE_LIMIT_BYTES)
@@ -160,17 +160,17 @@ def default_cache_bytes(device: torch.device) -> int:
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A CUDA stream that sees all that was done on the device so far; None on the CPU, which has none."""
+    """Returns a CUDA stream that sees all earlier work on the device; None on the CPU, which has no streams."""
     if device.type != "cuda":
         return None
-    # The weights were copied in the default stream, which the new one does not wait for.
+    # The weights were copied on the default stream, for which a new stream does not wait.
     torch.cuda.synchronize(device)
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Runs what it encloses on a stream and waits for it at the end, so that any other stream can use the results."""
+    """Runs the block on a stream and then waits for the stream, so that any other stream can use the results."""
     if stream is None:
         yield
         return
@@ -178,5 +178,5 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
         try:
             yield
         finally:
-            # After a failure too: kernels that still read an embedding must end before its owner may drop it.
+            # Also after an error: kernels that still read an embedding must end before the embedding may be dropped.
             stream.synchronize()

@@ -1,7 +1,7 @@
-"""What a model replica remembers of the images it has seen: LRU bounded by bytes, with single flight.
+"""The embeddings that a model replica remembers: an LRU cache bounded by bytes, with single flight.
 
-An image that many requests ask for at the same moment costs one upload and one run of the encoder. The first request
-that misses is *elected* to send the pixels; the others wait for what becomes of them. Needs no Ray and no torch.
+An image that many requests need at the same moment costs one upload and one run of the encoder. The first request that
+misses is *elected* to send the pixels; the others wait for the resulting embedding. Needs no Ray and no torch.
 """
 
 import asyncio
@@ -16,35 +16,35 @@ from deployments.errors import Overloaded
 
 
 class Sized(Protocol):
-    """What can be remembered: it knows its size."""
+    """A value that the cache can hold: it knows its size."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes."""
+        """Size in memory, in bytes."""
         ...
 
 
 class Observer(Protocol):
-    """Who counts what happens in a cache."""
+    """Counts the hits, misses, evictions and size of a cache."""
 
     def hit(self) -> None:
-        """An image was remembered, or on its way: no run of the encoder."""
+        """Counts a request whose image was remembered or on its way: it needs no run of the encoder."""
 
     def miss(self) -> None:
-        """The encoder has to run."""
+        """Counts an image that the encoder has to run for."""
 
     def evicted(self) -> None:
-        """An image made room for another, or its time was over."""
+        """Counts an image that was dropped to make room or had expired."""
 
     def holds(self, entries: int, nbytes: int) -> None:
-        """So many images, of so many bytes, are remembered now."""
+        """Sets the number of remembered images and their size in bytes."""
 
 
 V = TypeVar("V", bound=Sized)
 
 
 class _SenderGone(Exception):
-    """The flight that a request waited for will not arrive."""
+    """The elected sender gave up or took too long, so the flight that a request waited for will not arrive."""
 
 
 def _future() -> "asyncio.Future[Any]":
@@ -56,12 +56,12 @@ class _Flight(Generic[V]):
     """One image on its way into the cache.
 
     Attributes:
-        sender: who was elected to send the pixels.
+        sender: the caller that was elected to send the pixels.
         started: True once the encoder's run is scheduled, False if the sender gave up.
-        result: what all who wait get.
+        result: the embedding, or the run's error, for all waiting callers.
         task: the encoder's run; None while the pixels are on their way.
-        waiting: how many wait for the result.
-        forgotten: the image is not to be remembered when it is done.
+        waiting: how many callers wait for the result.
+        forgotten: the embedding is not to be remembered when it is done.
     """
 
     sender: str
@@ -76,9 +76,9 @@ class EmbeddingCache(Generic[V]):
     """Embeddings by image_id, the least recently used evicted first. For one event loop.
 
     Args:
-        observer: told of hits, misses, evictions and size.
-        max_waiting: how many may wait for elected senders' pixels, over all images. Beyond it a request is elected
-            too: those who wait hold places in the replica, of which the senders need some.
+        observer: counts hits, misses, evictions and size.
+        max_waiting: how many callers may wait for elected senders' pixels, over all images. Beyond it further callers
+            are elected too: waiting callers hold places in the replica, and senders need places as well.
     """
 
     def __init__(self, observer: Observer, max_waiting: int) -> None:
@@ -97,16 +97,16 @@ class EmbeddingCache(Generic[V]):
 
     @property
     def promised(self) -> int:
-        """Images whose elected senders have not sent their pixels yet."""
+        """The number of elected senders that have not sent their pixels yet."""
         return sum(flight.task is None for flight in self._flights.values())
 
     def configure(self, max_bytes: int, ttl_s: float | None, sender_timeout_s: float) -> None:
         """Takes new limits and applies them at once.
 
         Args:
-            max_bytes: of all that is remembered; 0 remembers nothing.
-            ttl_s: seconds after which an embedding is forgotten, however often it is used; None for never.
-            sender_timeout_s: seconds that an elected sender has for its pixels before another is elected.
+            max_bytes: size of all remembered embeddings together; 0 remembers nothing.
+            ttl_s: seconds after which an embedding is forgotten, no matter how often it is used; None for never.
+            sender_timeout_s: seconds that an elected sender has to send its pixels before another is elected.
         """
         self._max_bytes, self._ttl_s, self._sender_timeout_s = max_bytes, ttl_s, sender_timeout_s
         self._evict()
@@ -115,17 +115,20 @@ class EmbeddingCache(Generic[V]):
             self._expire_in_time()
 
     async def get(self, image_id: str, sender: str | None = "", admit: Callable[[], None] = lambda: None) -> V | None:
-        """What is remembered of an image, waiting for it if it is on its way.
+        """Returns the embedding of an image, waiting for it if it is on its way.
 
         Args:
             image_id: the image.
-            sender: the caller, if it has pixels to send. None then elects it: it is to `compute` the image, or to
-                `give_up`. Without a sender, None means no more than that the image is not there.
-            admit: called before the caller is elected; what it raises leaves the image to others.
+            sender: the caller, if it has pixels to send; None if it has none.
+            admit: called before the caller is elected; if it raises, the caller is not elected.
+
+        Returns:
+            The embedding, or None if it is not there. A caller that is a sender and gets None is thereby elected: it
+            must `compute` the image or `give_up`.
 
         Raises:
             Overloaded: the image is on its way, and no more callers may wait for it.
-            Exception: what the encoder's run raised that the caller waited for, or `admit`.
+            Exception: the error of the encoder's run that the caller waited for, or of `admit`.
         """
         while True:
             value = self._lookup(image_id)
@@ -142,8 +145,8 @@ class EmbeddingCache(Generic[V]):
                 if sender is not None:
                     admit()
                     return None
-                raise Overloaded("overloaded: too many requests wait for pixels that others send")
-            # Where the sender is gone: look again, and be elected or wait for who is.
+                raise Overloaded("overloaded: too many requests wait for pixels from other requests")
+            # If the sender is gone, look again: this caller is elected, or waits for the next elected one.
             with suppress(_SenderGone):
                 value = await self._wait(image_id, flight)
                 self._observer.hit()
@@ -156,18 +159,18 @@ class EmbeddingCache(Generic[V]):
         sender: str = "",
         admit: Callable[[], None] = lambda: None,
     ) -> V:
-        """The image's embedding, from `run` unless it is remembered or another's run for it is under way.
+        """Returns the image's embedding, from `run` unless it is remembered or another caller's run is under way.
 
-        The run is a task of its own: it goes on if this caller is cancelled, for as long as anybody waits for it.
+        The run is a task of its own: if this caller is cancelled, it goes on as long as another caller waits for it.
 
         Args:
             image_id: the image.
-            run: computes it.
+            run: computes the embedding.
             sender: the caller.
-            admit: called before the run; what it raises is for this caller alone, and another is elected in its place.
+            admit: called before the run; if it raises, only this caller gets the error, and another is elected.
 
         Raises:
-            Exception: what the run raised. All who wait get it, and nothing is remembered. Or what `admit` did.
+            Exception: the error of the run, which all waiting callers get; nothing is remembered. Or that of `admit`.
         """
         value = self._lookup(image_id)
         if value is not None:
@@ -182,20 +185,24 @@ class EmbeddingCache(Generic[V]):
                 raise
             flight = flight or self._new_flight(image_id, sender)
             self._observer.miss()
-            flight.task = asyncio.create_task(self._fly(image_id, flight, run))
+            flight.task = asyncio.create_task(self._run(image_id, flight, run))
             flight.started.set_result(True)
         else:
             self._observer.hit()
         return await self._wait(image_id, flight)
 
     def give_up(self, image_id: str, sender: str = "") -> None:
-        """A sender has no pixels to send: if it was elected, one of those who wait is next."""
+        """Releases a sender that will not send its pixels: if it was elected, a waiting caller is elected next."""
         flight = self._flights.get(image_id)
         if flight is not None and flight.sender == sender:
             self._give_up_sender(image_id, flight)
 
     def forget(self, image_id: str) -> bool:
-        """Drops an image, also one that is on its way (who waits for it still gets it); whether there was one."""
+        """Drops an image, remembered or on its way; callers that wait for it still get it.
+
+        Returns:
+            Whether the image was there or on its way.
+        """
         flight = self._flights.get(image_id)
         if flight is not None:
             flight.forgotten = True
@@ -213,35 +220,35 @@ class EmbeddingCache(Generic[V]):
         if flight.task is None:
             self._abandon(image_id, flight)
 
-    async def _fly(self, image_id: str, flight: _Flight[V], run: Callable[[], Awaitable[V]]) -> None:
+    async def _run(self, image_id: str, flight: _Flight[V], run: Callable[[], Awaitable[V]]) -> None:
         try:
             value = await run()
-        # Not handled here but handed on, whatever it is, to those who wait.
+        # Any error is passed on to the waiting callers, to be handled there.
         except Exception as error:
             flight.result.set_exception(error)
         else:
-            # First of all: whatever befalls the cache, those who wait have their answer.
+            # Set before the embedding is stored, so that the waiting callers get it even if storing fails.
             flight.result.set_result(value)
             if not flight.forgotten:
                 self._store(image_id, value)
         finally:
-            # A run that was cancelled has left already, and another may have taken its place.
+            # The flight of a cancelled run was removed before, and another may have taken its place.
             if self._flights.get(image_id) is flight:
                 del self._flights[image_id]
 
     async def _wait(self, image_id: str, flight: _Flight[V]) -> V:
-        """The flight's result; _SenderGone if its sender gave up or took too long."""
+        """Returns the flight's result; raises _SenderGone if its sender gave up or took too long."""
         flight.waiting += 1
         try:
             if flight.task is None:
                 await self._wait_for_pixels(flight)
-            # Not awaited itself: that would cancel it together with this caller.
+            # asyncio.wait, since awaiting the future itself would cancel it together with this caller.
             await asyncio.wait({flight.result})
             return flight.result.result()
         finally:
             flight.waiting -= 1
             if flight.task is not None and flight.waiting == 0 and not flight.result.done():
-                # Nobody is left who would read it. Out of the queue, if it has not reached the encoder.
+                # No caller is left to read the result; a run that has not reached the encoder leaves the queue.
                 self._abandon(image_id, flight)
                 flight.task.cancel()
 
@@ -293,9 +300,9 @@ class EmbeddingCache(Generic[V]):
             self._observer.evicted()
 
     def _expire_in_time(self) -> None:
-        """Also without a request that would look: what is to be forgotten is not kept until somebody comes."""
+        """Schedules a check for expired entries, so that they are dropped even if no request comes."""
         if self._ttl_s is not None:
-            # A little later than that: a loop's timer may be early by its resolution.
+            # A little later than the entry expires, since a loop's timer may be early by its resolution.
             asyncio.get_running_loop().call_later(self._ttl_s + 0.02, self._expire)
 
     def _drop(self, image_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Loads a model: once while its replica starts, and again in the background, with growing pauses, where that failed."""
+"""Loads a model while its replica starts; if that fails, tries again in the background, with growing pauses."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 300.0
 
 SHORTEST_PAUSE_S = 1.0
-"""Between two attempts, however many requests ask for one."""
+"""Pause between two attempts, no matter how many requests ask for one."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -66,12 +66,12 @@ def load_engine(
 
 
 class ModelLoader:
-    """Holds the engine, or why there is none.
+    """Holds the engine, or the reason why there is none.
 
     Args:
         load: builds the engine; raises ModelLoadError.
-        on_failure: told the cause of each failed attempt.
-        first_pause_s: how long to wait after the first failure; doubles each time, up to five minutes.
+        on_failure: called with the cause of each failed attempt.
+        first_pause_s: seconds to wait after the first failure; doubles with each failure, up to five minutes.
     """
 
     def __init__(self, load: Callable[[], "Engine"], on_failure: Callable[[str], None], first_pause_s: float) -> None:
@@ -83,10 +83,10 @@ class ModelLoader:
         self._asked_again = threading.Event()
 
     def attempt(self) -> None:
-        """Loads the model, here and now.
+        """Loads the model and returns when it is loaded.
 
         Raises:
-            ModelLoadError: that failed. Whatever else goes wrong (out of memory, a bug) is turned into one.
+            ModelLoadError: loading failed. Any other error (out of memory, a bug) is turned into one too.
         """
         try:
             self._engine = self._load()
@@ -100,7 +100,7 @@ class ModelLoader:
             raise ModelLoadError(self._cause) from error
 
     def keep_trying(self) -> None:
-        """Attempts again in a thread, until one succeeds."""
+        """Repeats the attempt in a thread until one succeeds."""
         threading.Thread(target=self._retry, name="model-loader", daemon=True).start()
 
     @property
@@ -109,10 +109,10 @@ class ModelLoader:
         return self._engine is not None
 
     def engine(self) -> "Engine":
-        """The engine.
+        """Returns the engine.
 
         Raises:
-            ModelLoadError: the latest attempt failed; another is then made soon, not only after the pause.
+            ModelLoadError: the latest attempt failed. The next one is made soon instead of after the whole pause.
         """
         if self._engine is None:
             self._asked_again.set()
@@ -129,7 +129,7 @@ class ModelLoader:
             try:
                 self.attempt()
             except ModelLoadError:
-                # Noted by attempt(); requests are answered with it meanwhile.
+                # attempt() has noted the cause; requests are answered with it meanwhile.
                 failures += 1
             else:
                 return

@@ -1,4 +1,4 @@
-"""Batches that do not fit into the device's memory are run in halves."""
+"""Runs batches that do not fit into the device's memory in halves."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,27 +18,28 @@ logger = logging.getLogger("ray.serve")
 def run_in_halves(
     run: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], device: torch.device, what: str
 ) -> list[Result | Overloaded]:
-    """The results of `run(items)`; where the device runs out of memory, those of the halves, and of their halves.
+    """Returns the results of `run(items)`; if the device runs out of memory, runs each half by itself, recursively.
 
     Args:
-        run: gives one result an item; may raise torch.OutOfMemoryError.
+        run: returns one result per item; may raise torch.OutOfMemoryError.
         items: at least one.
-        device: what `run` runs on.
-        what: a noun for the error, such as `image`.
+        device: the device that `run` uses.
+        what: a noun for the error message, such as `image`.
 
     Returns:
-        One result an item; the error, not raised, for one that does not fit even alone: the others did nothing wrong.
+        One result per item. For an item that does not fit even alone, the result is the error: it is not raised, since
+        the other items succeed.
     """
     results = _unless_out_of_memory(run, items)
     if results is not None:
         return list(results)
-    # Not before the exception is gone: as long as it is handled, its frames keep the failed run's tensors.
+    # Only now is the exception gone: while it was being handled, its frames kept the failed run's tensors alive.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if len(items) == 1:
         return [Overloaded(f"one {what} of this model does not fit into the device's free memory")]
     half = len(items) // 2
-    logger.warning("%d %ss do not fit into the device's free memory; goes on in halves", len(items), what)
+    logger.warning("%d %ss do not fit into the device's free memory; running them in halves", len(items), what)
     return [
         *run_in_halves(run, items[:half], device, what),
         *run_in_halves(run, items[half:], device, what),
@@ -46,7 +47,7 @@ def run_in_halves(
 
 
 def all_or_error(results: Sequence[Result | Overloaded]) -> list[Result]:
-    """The results, if there are no errors among them; else raises the first.
+    """Returns the results if there is no error among them; otherwise raises the first error.
 
     Raises:
         Overloaded: an item did not fit into the device's memory.

@@ -1,4 +1,4 @@
-"""Prompts taken apart into objects, and objects of many prompts put together into runs of the mask decoder."""
+"""Splits prompts into objects, and groups the objects of many prompts into runs of the mask decoder."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from deployments.messages.arrays import FloatArray, IntArray
 from deployments.messages.prompt import Prompt
 
-# Labels by which SAM 2's prompt encoder knows the corners of a box.
+# The labels that SAM 2's prompt encoder uses for the corners of a box.
 BOX_CORNER_LABELS = (2, 3)
 
 
@@ -17,11 +17,11 @@ class PromptedObject:
     """One object to be segmented.
 
     Attributes:
-        item: which of the prompts that are decoded together it belongs to.
-        coords: `N×2` float32, its points in the model's frame, the two corners of its box in front; or None.
-        labels: `N` int32; None where coords is.
+        item: the index of its prompt among those that are decoded together.
+        coords: `N×2` float32, its points in the model's frame, with the two corners of its box in front; or None.
+        labels: `N` int32; None if `coords` is None.
         mask: `1×256×256` float32 logits, or None.
-        multimask_output: three candidate masks, or one.
+        multimask_output: True for three candidate masks, False for one.
     """
 
     item: int
@@ -32,18 +32,18 @@ class PromptedObject:
 
     @property
     def kind(self) -> tuple[int | None, bool, bool]:
-        """What objects must have in common to be decoded in one run.
+        """A key that objects must share to be decoded in one run.
 
-        The number of tokens is part of it: SAM 2 attends to padding too, so that padding would change the results.
+        It includes the number of tokens: SAM 2 also attends to padding, so padding would change the results.
         """
         return None if self.coords is None else len(self.coords), self.mask is not None, self.multimask_output
 
 
 def prompted_objects(item: int, prompt: Prompt, image_size: tuple[int, int], resolution: int) -> list[PromptedObject]:
-    """The objects of one prompt, in its order.
+    """Returns the objects of one prompt, in its order.
 
     Args:
-        item: the prompt's place among those that are decoded together.
+        item: the prompt's index among those that are decoded together.
         prompt: what to segment.
         image_size: height and width of the image in pixels.
         resolution: height and width of the model's frame.
@@ -65,7 +65,7 @@ def prompted_objects(item: int, prompt: Prompt, image_size: tuple[int, int], res
 
 
 def decodable_together(objects: Iterable[PromptedObject], at_most: int) -> Iterator[list[PromptedObject]]:
-    """Runs of objects of the same kind; the objects of one prompt keep their order."""
+    """Yields runs of at most `at_most` objects of the same kind; the objects of one prompt keep their order."""
     of_kind: dict[tuple[int | None, bool, bool], list[PromptedObject]] = {}
     for one in objects:
         of_kind.setdefault(one.kind, []).append(one)
@@ -75,7 +75,7 @@ def decodable_together(objects: Iterable[PromptedObject], at_most: int) -> Itera
 
 
 def _point_tokens(prompt: Prompt) -> tuple[FloatArray, IntArray] | None:
-    """`B×N×2` coordinates and `B×N` labels, a box as two points in front; None without any."""
+    """Returns `B×N×2` coordinates and `B×N` labels, with a box as two points in front; None without points or box."""
     coords, labels = [], []
     boxes = prompt.batched_boxes()
     if boxes is not None:
@@ -89,9 +89,9 @@ def _point_tokens(prompt: Prompt) -> tuple[FloatArray, IntArray] | None:
 
 
 def _in_model_frame(coords: FloatArray, normalize: bool, image_size: tuple[int, int], resolution: int) -> FloatArray:
-    """What `SAM2Transforms.transform_coords` computes, in its order, so that no bit differs."""
+    """Computes the same as `SAM2Transforms.transform_coords`, in the same order, so that no bit differs."""
     height, width = image_size
-    # What overflows here is not finite in the answer either, and refused there.
+    # Coordinates that overflow here give an answer that is not finite either, and is rejected.
     with np.errstate(over="ignore"):
         size: FloatArray = np.array([width, height] if normalize else [1, 1], np.float32)
         in_frame: FloatArray = coords / size * np.float32(resolution)

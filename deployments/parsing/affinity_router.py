@@ -1,4 +1,4 @@
-"""The consistent-hash router, mended for several calls of one request: the same image, the same replica."""
+"""Ray's consistent-hash router with a fix for several calls of one request: sends an image to the same replica."""
 
 from ray.serve._private.common import RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
@@ -8,8 +8,9 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 class AffinityRouter(ConsistentHashRouter):
     """Ray's ConsistentHashRouter, which sends equal session ids to the same replica, without its mix-up of calls.
 
-    It finds the call that a replica was chosen for by an id that all calls made inside one request inherit. Of several
-    concurrent ones, some would so get another's replica, and the last would hang. Every call has metadata of its own.
+    Ray's router chooses a replica and then finds the call that it chose for by the request's internal id, which all
+    calls made inside one request inherit. Of several concurrent calls some would get another call's replica, and the
+    last would hang. This router compares the metadata objects instead, of which every call has its own.
     """
 
     def _get_pending_request_matching_internal_request_id(

@@ -1,4 +1,4 @@
-"""How many bytes may be in memory at a time, over all requests of a replica: first come, first served."""
+"""Bounds how many bytes all requests of a replica hold in memory at a time: first come, first served."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from deployments.errors import Overloaded
 
 RECENT = 0.2
-"""Weight of the latest share's time in the average."""
+"""Weight of the latest share in the average of how long shares are held."""
 
 
 class ByteBudget:
@@ -18,8 +18,8 @@ class ByteBudget:
 
     Args:
         limit: bytes.
-        what: fills it, for the message of who gets no share.
-        on_change: told how many bytes are taken.
+        what: fills the budget; for the message to requests that get no share.
+        on_change: called with the number of bytes in use.
     """
 
     def __init__(self, limit: int, what: str, on_change: Callable[[int], None] = lambda _: None) -> None:
@@ -31,14 +31,14 @@ class ByteBudget:
         self._hold_s: float | None = None
 
     def set_limit(self, limit: int) -> None:
-        """Takes a new limit; who waits may now have a turn."""
+        """Sets a new limit and admits the waiting requests that it has room for."""
         self._limit = limit
         self._admit()
 
     def expected_wait_s(self, nbytes: int) -> float:
-        """How long a share will have to wait for its turn, by how long others were held lately.
+        """Estimates how many seconds a share of `nbytes` will wait, from how long recent shares were held.
 
-        By Little's law: shares leave at the rate limit / (average time that one is held).
+        By Little's law, bytes are released at the rate limit / (average time that a share is held).
         """
         ahead = sum(share for share, turn in self._queue if not turn.done())
         short = self._used + ahead + nbytes - self._limit
@@ -46,10 +46,14 @@ class ByteBudget:
 
     @asynccontextmanager
     async def share(self, nbytes: int, timeout_s: float) -> AsyncIterator[None]:
-        """Holds so many bytes, at most all there are, while the block runs.
+        """Holds a share of the budget while the block runs.
+
+        Args:
+            nbytes: size of the share; more than the whole budget counts as the whole.
+            timeout_s: how long to wait for the share.
 
         Raises:
-            Overloaded: they will not be free in time, or were not.
+            Overloaded: the bytes are not expected to be free in time, or were not free in time.
         """
         nbytes = min(nbytes, self._limit)
         if (expected_s := self.expected_wait_s(nbytes)) > timeout_s:
@@ -79,7 +83,7 @@ class ByteBudget:
             raise
 
     def _leave(self, nbytes: int, turn: "asyncio.Future[None]") -> None:
-        """A request stops waiting, perhaps in the very moment of its turn."""
+        """Takes a request out of the queue; gives its bytes back if it was admitted in the same moment."""
         if turn.done() and not turn.cancelled():
             self._used -= nbytes
         self._admit()
@@ -87,7 +91,7 @@ class ByteBudget:
     def _admit(self) -> None:
         while self._queue:
             nbytes, turn = self._queue[0]
-            # Whoever is first goes, even over a limit that was lowered, once nobody else is on the way.
+            # With nothing in use the first request is admitted even beyond the limit, which may have been lowered.
             if not turn.done():
                 if self._used and self._used + nbytes > self._limit:
                     break

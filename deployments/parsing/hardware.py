@@ -1,4 +1,4 @@
-"""What this machine has and how busy it is: CPU, memory, GPUs. Sizes in bytes, utilisation in percent."""
+"""Reads this machine's CPU, memory and GPUs, and how busy they are. Sizes in bytes, utilisation in percent."""
 
 import platform
 from typing import Any
@@ -8,7 +8,7 @@ import pynvml
 
 
 def node_hardware() -> dict[str, Any]:
-    """The hardware of the node that runs this; `gpus` is empty where there is no NVIDIA driver."""
+    """Returns the hardware of the node that this runs on; `gpus` is empty where there is no NVIDIA driver."""
     memory = psutil.virtual_memory()
     return {
         "hostname": platform.node(),
@@ -38,7 +38,7 @@ def _gpu(device: Any) -> dict[str, Any]:
         utilization = pynvml.nvmlDeviceGetUtilizationRates(device)
         compute_percent, memory_percent = utilization.gpu, utilization.memory
     except pynvml.NVMLError:
-        # A slice of a GPU (MIG, vGPU) does not count its utilisation.
+        # A slice of a GPU (MIG, vGPU) does not measure its utilisation.
         compute_percent, memory_percent = None, None
     return {
         "id": pynvml.nvmlDeviceGetUUID(device),

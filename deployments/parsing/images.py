@@ -1,4 +1,4 @@
-"""From what a client calls an image to an RGB array and its image_id."""
+"""Turns what clients send as an image into an RGB array and its image_id."""
 
 import hashlib
 import io
@@ -24,14 +24,14 @@ ImageInput: TypeAlias = bytes | RgbArray | Image.Image
 
 IMAGE_ID = re.compile("[0-9a-f]{64}")
 
-# Not raster images: Pillow reads these by running or emulating another program, or only their metadata. IPTC wraps an
-# image of any format, these included.
+# Formats that are not raster images: Pillow reads them by running or emulating another program, or reads only their
+# metadata. IPTC is among them because it can wrap an image of any format, including the others.
 NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
 
-# Pillow's own guard: a warning beyond its limit, and an error beyond twice that.
+# Pillow's own guard against huge images: a warning beyond its limit, an error beyond twice the limit.
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
-# What Pillow's decoders raise on broken files, beside UnidentifiedImageError.
+# The errors that Pillow's decoders raise on broken files, beside UnidentifiedImageError.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -51,14 +51,15 @@ DECODER_ERRORS = (
 
 @dataclass(frozen=True, eq=False)
 class IdentifiedImage:
-    """An image whose header was read and whose name is known, but which is decoded only where its pixels are needed.
+    """An image with a known image_id and checked header, which is decoded only where its pixels are needed.
 
     Attributes:
-        image_id: SHA-256, as hex, of the uploaded bytes; of an array or PIL image, of its upright RGB pixels and shape.
-        source: the file or its bytes, or the `H×W×3` uint8 pixels where they were at hand; None if only the name was
-            given.
-        decoded_bytes: of the pixels that `decode` returns; 0 where they are at hand. While it runs, Pillow's own copies
-            take two to four times as much.
+        image_id: SHA-256, as hex, of the uploaded bytes; for an array or PIL image, of its upright RGB pixels and
+            shape.
+        source: the file or its bytes, or the `H×W×3` uint8 pixels if the caller gave those; None if only the image_id
+            was given.
+        decoded_bytes: size of the pixels that `decode` returns; 0 if the source holds them already. During decoding,
+            Pillow's own copies take two to four times as much.
     """
 
     image_id: str
@@ -66,14 +67,14 @@ class IdentifiedImage:
     decoded_bytes: int = 0
 
     def decode(self, limits: Limits) -> RgbArray:
-        """The upright image, `H×W×3` uint8 RGB.
+        """Returns the upright image, `H×W×3` uint8 RGB.
 
         Args:
-            limits: those that it was identified with.
+            limits: the same as for `identify`.
 
         Raises:
             InvalidImage: the file is damaged or truncated.
-            TooLarge: there is not enough memory for its pixels.
+            TooLarge: there is not enough memory for the pixels.
         """
         assert self.source is not None
         if isinstance(self.source, np.ndarray):
@@ -83,10 +84,10 @@ class IdentifiedImage:
 
 
 def named(image_id: str) -> IdentifiedImage:
-    """An image of which only the name is given.
+    """Returns an image of which only the image_id is given, without pixels.
 
     Raises:
-        InvalidRequest: that is no image_id.
+        InvalidRequest: the text is not an image_id.
     """
     if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
         raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")
@@ -94,18 +95,18 @@ def named(image_id: str) -> IdentifiedImage:
 
 
 def identify(image: ImageInput | BinaryIO, limits: Limits, answer: AnswerSize | None = None) -> IdentifiedImage:
-    """Names an image and checks its size, without decoding the file.
+    """Computes an image's image_id and checks its size, without decoding the file.
 
     Args:
         image: an image file or its bytes, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
             the first three; alpha is dropped; 16-bit images keep their high byte; of an animation the first frame
             counts.
         limits: the largest file and image that are accepted.
-        answer: what the answer will hold, and may.
+        answer: the size of the answer and its limit; None is not checked.
 
     Raises:
-        InvalidImage: it is no image, or an array of another shape or type.
-        TooLarge: it has too many bytes or pixels, or the answer too many numbers.
+        InvalidImage: this is not an image, or an array of another shape or type.
+        TooLarge: the image has too many bytes or pixels, or the answer too many numbers.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image, limits, answer)
@@ -149,9 +150,9 @@ def _from_file(source: bytes | BinaryIO, limits: Limits, answer: AnswerSize | No
 
 @contextmanager
 def _opened(source: bytes | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
-    """The file's image, its header read; what goes wrong inside is told in the service's own errors."""
-    # `max_pixels` is checked before decoding; but an image inside an icon file is decoded while the file is opened,
-    # and there Pillow's own guard is the only one.
+    """Opens the file and reads its header; Pillow's errors inside the block are raised as the service's own."""
+    # `max_pixels` is checked before decoding. Only an image inside an icon file is decoded while the file is opened:
+    # there Pillow's own guard is the only one.
     Image.MAX_IMAGE_PIXELS = max_pixels
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     file.seek(0)
@@ -184,7 +185,7 @@ def _check_size(size: tuple[int, int], limits: Limits, answer: AnswerSize | None
 
 
 def _decoded(image: Image.Image) -> RgbArray:
-    """The pixels, upright, as RGB. PIL decodes only here, so this is where a damaged file shows."""
+    """Returns the upright RGB pixels, `H×W×3` uint8. PIL decodes only here, so damage to a file shows here first."""
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
@@ -201,14 +202,14 @@ def _decoded(image: Image.Image) -> RgbArray:
 
 
 def _high_byte(grey: NDArray[np.integer]) -> RgbArray:
-    """16-bit grey to RGB. Pillow would clip at 255, which turns most such images white."""
+    """Converts 16-bit grey to RGB. Pillow would clip at 255, which turns most such images white."""
     if grey.max() > 255:
         grey = grey.clip(0, 65535).astype(np.uint16, copy=False) >> 8
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _scaled(grey: NDArray[np.float32]) -> RgbArray:
-    """Float grey to RGB: values in [0, 1], as scientific images have them, or else in [0, 255]."""
+    """Converts float grey to RGB: values in [0, 1], as in scientific images, or else in [0, 255]."""
     values = np.nan_to_num(grey)
     if values.max() <= 1:
         values = values * 255

@@ -1,4 +1,4 @@
-"""What the cluster itself says: the state of each model, the hardware of each node, how clients reach this replica."""
+"""Asks the cluster for the state of each model and the hardware of each node."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ LOOK_EVERY_S = 1.0
 
 
 class ModelStates:
-    """Asks Serve's controller and the status board.
+    """The state of each model, from Serve's controller and the status board.
 
     Args:
         model_ids: the configured models.
@@ -34,28 +34,28 @@ class ModelStates:
     def __init__(self, model_ids: Sequence[str]) -> None:
         self._model_ids = model_ids
         self._statuses = [ModelStatus(model_id, "loading", "not known yet") for model_id in model_ids]
-        self._looked_at = -math.inf
-        self._looking = asyncio.Lock()
-        self._lookers = ThreadPoolExecutor(2, thread_name_prefix="status")
+        self._read_at = -math.inf
+        self._lock = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="status")
 
     async def model_statuses(self) -> list[ModelStatus]:
-        """The state of each configured model, at most a second old; wakes none.
+        """Returns the state of each configured model, at most a second old; wakes no sleeping model.
 
-        Asked in threads of its own, so that a cluster whose control plane hangs can still be told to be alive, and can
-        still decode images: then the last answer stands.
+        If the control plane hangs, returns the last known states: the question runs in threads of its own, so that
+        this replica can still answer `/health` and decode images meanwhile.
         """
-        async with self._looking:
-            if time.monotonic() - self._looked_at > LOOK_EVERY_S:
+        async with self._lock:
+            if time.monotonic() - self._read_at > LOOK_EVERY_S:
                 loop = asyncio.get_running_loop()
                 try:
                     async with asyncio.timeout(CONTROL_PLANE_TIMEOUT_S):
-                        self._statuses = await loop.run_in_executor(self._lookers, self._look)
+                        self._statuses = await loop.run_in_executor(self._executor, self._read)
                 except (TimeoutError, RayError) as error:
                     logger.warning("the control plane does not answer: %s", type(error).__name__)
-                self._looked_at = time.monotonic()
+                self._read_at = time.monotonic()
         return self._statuses
 
-    def _look(self) -> list[ModelStatus]:
+    def _read(self) -> list[ModelStatus]:
         reported = read_statuses()
         application = serve.status().applications.get(APP_NAME)
         deployments = application.deployments if application else {}
@@ -65,12 +65,18 @@ class ModelStates:
         ]
 
     async def model_status(self, model_id: str) -> ModelStatus:
-        """The state of one configured model."""
+        """Returns the state of one configured model."""
         return next(status for status in await self.model_statuses() if status.model_id == model_id)
 
 
 def joined_status(model_id: str, reported: ModelStatus | None, deployment: Any) -> ModelStatus:
-    """Joins what a model's replicas say with what Serve says of its deployment (None while it does not know one)."""
+    """Combines the state that a model's replicas reported with Serve's status of its deployment.
+
+    Args:
+        model_id: the model.
+        reported: the replicas' best state; None if no living replica has reported any.
+        deployment: Serve's status; None while Serve does not know the deployment.
+    """
     if deployment is None:
         return reported or ModelStatus(model_id, "loading", "starting a replica")
     broken = deployment.status in ("UNHEALTHY", "DEPLOY_FAILED")
@@ -80,12 +86,15 @@ def joined_status(model_id: str, reported: ModelStatus | None, deployment: Any) 
         return ModelStatus(model_id, "failed", deployment.message)
     if any(deployment.replica_states.values()):
         return reported or ModelStatus(model_id, "loading", "starting a replica")
-    # Unhealthy is also what Serve calls a deployment while it replaces a replica that died.
+    # Serve also calls a deployment UNHEALTHY while it replaces a replica that has died.
     return ModelStatus(model_id, "loading", deployment.message) if broken else ModelStatus(model_id, "asleep")
 
 
 async def cluster_hardware() -> list[dict[str, Any]]:
-    """The hardware of every living node of the cluster, asked on the node itself."""
+    """Returns the hardware of every living node of the cluster, read on the node itself.
+
+    A node that does not answer in time has only its `node_id` and an `error`.
+    """
     nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
     return list(await asyncio.gather(*(_ask_node(node["NodeID"]) for node in nodes)))
 

@@ -1,7 +1,7 @@
-"""Every metric's name, unit and tags. Ray exports them with the prefix `ray_`.
+"""Defines every metric with its name, unit and tags. Ray exports them with the prefix `ray_`.
 
 Serve adds the tags application, deployment and replica. Names end with their unit, those of counters with `_total`.
-Tags have few values: configured models, routes as they are registered, formats, statuses.
+Tags take few values: configured models, routes as registered, formats, statuses.
 """
 
 import threading
@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-# Ray's annotations have tuples of one name only.
+# `Any`, since Ray's annotations allow only tuples of a single name.
 REQUEST: Any = ("route", "model_id", "response_format")
 MODEL: Any = ("model_id",)
 STAGE: Any = ("model_id", "stage")
@@ -20,15 +20,16 @@ SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 """Buckets from a remembered image's click to the longest deadline."""
 
 BATCH_SIZES = [size + 0.5 for size in (*range(17), 24, 32, 48, 64, 128, 256)]
-"""Ray sums up a histogram by the middles of its buckets: so that is exact up to 16."""
+"""Ray computes a histogram's sum from the middles of its buckets; these boundaries make it exact up to size 16."""
 
 
 KEEP_S = 4.0
-"""Ray drops a gauge that was not set for two of its report intervals: for 20 s, by default."""
+"""Seconds after which gauges are set again. Ray drops a gauge that was not set for two report intervals: 20 s by
+default."""
 
 
 class KeptGauge:
-    """A gauge whose last value is exported until the process ends, however long ago it was set."""
+    """A gauge whose last value is exported until the process ends, no matter when it was set."""
 
     _all: ClassVar[WeakSet["KeptGauge"]] = WeakSet()
     _keeper: ClassVar[threading.Thread | None] = None
@@ -47,14 +48,14 @@ class KeptGauge:
                 KeptGauge._keeper.start()
 
     def set(self, value: float, **tags: str) -> None:
-        """It is so much from now on, for these tags."""
+        """Sets the gauge for these tags."""
         with self._lock:
             self._last[tuple(tags.items())] = value
-            # A dict of its own: Serve adds to it.
+            # Serve adds to this dict, which belongs to this call alone.
             self._gauge.set(value, tags=tags)
 
     def repeat(self) -> None:
-        """Sets again what was set last."""
+        """Sets the last value of each set of tags again."""
         with self._lock:
             for tags, value in self._last.items():
                 self._gauge.set(value, tags=dict(tags))
@@ -70,34 +71,34 @@ class KeptGauge:
 
 
 class RequestMetrics:
-    """What becomes of the requests of one RequestParser replica."""
+    """Counts and times the requests of one RequestParser replica."""
 
     def __init__(self) -> None:
         self._requests = Counter("sam2_requests_total", "HTTP requests that ended.", (*REQUEST, "status"))
         self._seconds = Histogram(
-            "sam2_request_seconds", "From a request's arrival to the last byte of its answer.", SECONDS, REQUEST
+            "sam2_request_seconds", "Time from a request's arrival to the last byte of its answer.", SECONDS, REQUEST
         )
         self._stages = Histogram(
             "sam2_stage_seconds",
-            "Where that time went: parse, queue, embed, decode, encode (to the first byte), send.",
+            "Time of each stage of a request: parse, queue, embed, decode, encode (to the first byte), send.",
             SECONDS,
             STAGE,
         )
         self._in_progress = KeptGauge("sam2_requests_in_progress", "HTTP requests under way.")
-        self._answer_bytes = KeptGauge("sam2_answer_bytes_in_flight", "The share of the answer budget that is taken.")
+        self._answer_bytes = KeptGauge("sam2_answer_bytes_in_flight", "Bytes of the answer budget that are in use.")
         self._rejected = Counter(
-            "sam2_rejected_total", "Requests that were refused for no fault of theirs.", ("reason",)
+            "sam2_rejected_total", "Requests that were rejected through no fault of their own.", ("reason",)
         )
         self._retries = Counter(
-            "sam2_retries_total", "Calls that were sent again since the replica that had them died.", ("callee",)
+            "sam2_retries_total", "Calls that were sent again because their replica had died.", ("callee",)
         )
 
     def in_progress(self, count: int) -> None:
-        """So many requests are under way."""
+        """Sets the number of requests under way."""
         self._in_progress.set(count)
 
     def answer_bytes(self, nbytes: int) -> None:
-        """So many bytes of the answer budget are taken."""
+        """Sets the number of bytes of the answer budget that are in use."""
         self._answer_bytes.set(nbytes)
 
     def finished(
@@ -109,29 +110,29 @@ class RequestMetrics:
         seconds: float,
         stages: Mapping[str, float],
     ) -> None:
-        """A request is over, answered or not.
+        """Counts a request that has ended, answered or not.
 
         Args:
-            route: as it is registered.
-            model_id: a configured model; "" if it never came to one.
-            response_format: of the answer; "" where there is no choice.
+            route: the path as it is registered.
+            model_id: a configured model; "" if the request ended before its model was known.
+            response_format: of the answer; "" where the route offers no choice.
             status: of the answer; 499 if the client went away.
-            seconds: from its arrival.
+            seconds: time since the request's arrival.
             stages: seconds of each stage.
         """
         tags = {"route": route, "model_id": model_id, "response_format": response_format}
-        # A copy each: Serve adds to it.
+        # Each metric gets a copy, since Serve adds to the dict.
         self._requests.inc(tags={**tags, "status": str(status)})
         self._seconds.observe(seconds, tags={**tags})
         for stage, stage_s in stages.items():
             self._stages.observe(stage_s, tags={"stage": stage, "model_id": model_id})
 
     def rejected(self, reason: str) -> None:
-        """A request was refused."""
+        """Counts a rejected request."""
         self._rejected.inc(tags={"reason": reason})
 
     def retried(self, callee: str) -> None:
-        """A call is sent again."""
+        """Counts a call that is sent again."""
         self._retries.inc(tags={"callee": callee})
 
 
@@ -140,38 +141,38 @@ class ModelMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._batch_size = Histogram(
-            "sam2_batch_size", "Images (embed) or prompts (decode) of one run.", BATCH_SIZES, STAGE
+            "sam2_batch_size", "Images (embed) or prompts (decode) in one run of the model.", BATCH_SIZES, STAGE
         )
         self._queue_length = KeptGauge(
             "sam2_queue_length",
-            "Images (embed), prompts (decode), requests (auto) that wait.",
+            "Images (embed), prompts (decode) or requests (auto) that wait for their turn.",
             STAGE,
             model_id=model_id,
         )
-        self._load_seconds = Histogram("sam2_model_load_seconds", "From the start of loading to ready.", SECONDS, MODEL)
-        self._load_failures = Counter("sam2_model_load_failures_total", "Attempts to load that failed.", MODEL)
+        self._load_seconds = Histogram("sam2_model_load_seconds", "Time that loading a model took.", SECONDS, MODEL)
+        self._load_failures = Counter("sam2_model_load_failures_total", "Attempts to load a model that failed.", MODEL)
         for metric in (self._batch_size, self._load_seconds, self._load_failures):
             metric.set_default_tags({"model_id": model_id})
 
     def batch(self, stage: str, size: int) -> None:
-        """A batch is at work."""
+        """Counts a batch that starts to run."""
         self._batch_size.observe(size, tags={"stage": stage})
 
     def waiting(self, stage: str, count: int) -> None:
-        """So many wait."""
+        """Sets how many images, prompts or requests wait in a stage."""
         self._queue_length.set(count, stage=stage)
 
     def loaded(self, seconds: float) -> None:
-        """The model can answer."""
+        """Records how many seconds loading the model took, from the start until it could answer."""
         self._load_seconds.observe(seconds)
 
     def load_failed(self) -> None:
-        """An attempt to load it failed."""
+        """Counts a failed attempt to load the model."""
         self._load_failures.inc()
 
 
 class CacheMetrics:
-    """What happens in the embedding cache of one model replica."""
+    """Hits, misses, evictions and size of the embedding cache of one model replica."""
 
     def __init__(self, model_id: str) -> None:
         self._hits = Counter(
@@ -179,29 +180,29 @@ class CacheMetrics:
         )
         self._misses = Counter("sam2_embedding_cache_misses_total", "Images that the encoder had to run for.", MODEL)
         self._evictions = Counter(
-            "sam2_embedding_cache_evictions_total", "Images that made room for others, or whose time was over.", MODEL
+            "sam2_embedding_cache_evictions_total", "Images that were dropped to make room or had expired.", MODEL
         )
         self._bytes = KeptGauge(
             "sam2_embedding_cache_bytes", "Memory of the remembered embeddings.", MODEL, model_id=model_id
         )
         self._entries = KeptGauge("sam2_embedding_cache_entries", "Remembered images.", MODEL, model_id=model_id)
         for metric in (self._hits, self._misses, self._evictions):
-            # A dict each: Serve adds to it.
+            # Each metric gets a dict of its own, since Serve adds to it.
             metric.set_default_tags({"model_id": model_id})
 
     def hit(self) -> None:
-        """An image was remembered, or on its way."""
+        """Counts a request whose image was remembered or already on its way."""
         self._hits.inc()
 
     def miss(self) -> None:
-        """The encoder has to run."""
+        """Counts an image that the encoder has to run for."""
         self._misses.inc()
 
     def evicted(self) -> None:
-        """An image made room for another, or its time was over."""
+        """Counts an image that was dropped to make room or had expired."""
         self._evictions.inc()
 
     def holds(self, entries: int, nbytes: int) -> None:
-        """So many images, of so many bytes, are remembered now."""
+        """Sets the number of remembered images and their size in bytes."""
         self._entries.set(entries)
         self._bytes.set(nbytes)

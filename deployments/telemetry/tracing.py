@@ -1,7 +1,7 @@
-"""Tracing: spans of a request's stages, inside those that Ray Serve makes of its hops, and where they are sent.
+"""Tracing: spans for a request's stages, inside Ray Serve's spans for its hops, and the exporter that sends them.
 
 Spans are recorded only where Serve's `tracing_config` (or RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH) turns tracing on, and
-then for `sampling_ratio` of the requests. Elsewhere a span is a no-op of some microseconds.
+then for `sampling_ratio` of the requests. Elsewhere a span is a no-op that takes a few microseconds.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ TRACER = "segment-anything-2"
 
 @contextmanager
 def span(name: str, **attributes: str | int | float) -> Iterator[None]:
-    """A span around the block, below the one that is current.
+    """Records a span around the block, as a child of the current span.
 
     Args:
         name: of the stage.
-        attributes: of the span; never anything of the image itself.
+        attributes: of the span; never any of the image's content.
     """
-    # Outside of a hop that is sampled, Serve leaves no span current. One without a parent would be a trace of its own.
+    # Outside a sampled hop there is no current span, and a span without a parent would start a trace of its own.
     if not trace.get_current_span().get_span_context().is_valid:
         yield
         return
@@ -30,12 +30,12 @@ def span(name: str, **attributes: str | int | float) -> Iterator[None]:
 
 
 def otlp() -> list[Any]:
-    """Span processors that send spans to an OpenTelemetry collector, over HTTP: for `exporter_import_path`.
+    """Returns span processors that send spans over HTTP to an OpenTelemetry collector: for `exporter_import_path`.
 
-    The standard variables say where, such as OTEL_EXPORTER_OTLP_ENDPOINT (by default http://localhost:4318), and set
+    The standard environment variables set its address (OTEL_EXPORTER_OTLP_ENDPOINT, by default http://localhost:4318),
     headers and certificates.
     """
-    # Imported where tracing is on; elsewhere nobody needs it.
+    # Imported only where tracing is on.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

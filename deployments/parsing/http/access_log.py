@@ -1,4 +1,4 @@
-"""What is counted and logged of each HTTP request and WebSocket, from its first byte to the last of its answer."""
+"""Counts and logs each HTTP request and WebSocket, from its first byte to the last byte of its answer."""
 
 import asyncio
 import logging
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 CLIENT_CLOSED_REQUEST = 499
-"""Not sent, since nobody is there to read it: the client went away, took nothing of its answer for too long, or had no
-more of the time that it gave."""
-
+"""Logged but never sent, since no client is there to read it: the client went away, read nothing of its answer for too
+long, or the time that it allowed for the request ran out."""
 
 UNROUTED = "other"
 
@@ -29,11 +28,11 @@ SWITCHING_PROTOCOLS, FORBIDDEN = 101, 403
 
 
 class Outcome:
-    """How a request ends, as far as the messages to its client tell.
+    """How a request ends, read from the messages that are sent to its client.
 
     Attributes:
-        status: of the answer; 101 if a WebSocket was accepted.
-        complete: nothing of the answer is missing. A WebSocket may end at any time.
+        status: status of the answer; 101 if a WebSocket was accepted.
+        complete: whether the whole answer was sent. An accepted WebSocket may end at any time.
     """
 
     def __init__(self) -> None:
@@ -57,12 +56,12 @@ class Outcome:
 class AccessLogMiddleware:
     """ASGI middleware: counts every HTTP request and WebSocket, and logs those that segment, fail or are rejected.
 
-    A line holds names and numbers only: nothing of the image, no header, no form field.
+    A line holds names and numbers only: none of the image, no header, no form field.
 
     Args:
         app: the application inside.
-        metrics: count what ends.
-        in_flight: counts what is under way.
+        metrics: counts the requests that have ended.
+        in_flight: counts the requests under way.
     """
 
     def __init__(self, app: ASGIApp, metrics: "RequestMetrics", in_flight: InFlightRequests) -> None:
@@ -89,7 +88,7 @@ class AccessLogMiddleware:
             outcome.complete = outcome.status == SWITCHING_PROTOCOLS
             raise
         except Exception as error:
-            # The answer had begun; otherwise its status would have told, and no error would come here.
+            # The answer had begun; otherwise the error would have become its status and not have come here.
             broken = _note_break(context, error)
             raise
         finally:
@@ -115,8 +114,8 @@ class AccessLogMiddleware:
 
 
 def _note_break(context: RequestContext, error: Exception) -> int:
-    """The status that an answer would have had if it had not begun before what broke it off."""
-    # Starlette raises an error of its own for what it cannot answer any more.
+    """Returns the status that the answer would have had if the error had come before its first byte."""
+    # Starlette wraps errors that come too late to be answered in one of its own.
     cause = error.__cause__ or error
     if not isinstance(cause, ServiceError):
         return 500
@@ -125,13 +124,16 @@ def _note_break(context: RequestContext, error: Exception) -> int:
 
 
 def _route(scope: Scope) -> str:
-    """The path as it is registered, so that no image_id becomes a metric's tag."""
+    """Returns the path as it is registered, so that no image_id becomes a metric's tag."""
     path = str(getattr(scope.get("route"), "path", UNROUTED))
     return path.rstrip("/") or "/"
 
 
 def _fields(context: RequestContext, status: int, seconds: float, stages: dict[str, float]) -> dict[str, Any]:
-    """Of the structured log (`encoding: JSON`), which has request_id, route, deployment and replica from Serve."""
+    """Returns the fields to add to the structured log (`encoding: JSON`).
+
+    Serve itself adds request_id, route, deployment and replica.
+    """
     fields = {
         "status": status,
         "seconds": round(seconds, 4),

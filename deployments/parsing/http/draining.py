@@ -1,4 +1,4 @@
-"""Counting the HTTP requests under way, so that the service can end once they are answered."""
+"""Counts the HTTP requests under way, so that the service can end once they are answered."""
 
 import asyncio
 import time
@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 
 class InFlightRequests:
-    """How many HTTP requests are under way, and whether more are let in.
+    """The number of HTTP requests under way, and whether more are admitted.
 
     Args:
-        on_change: told how many there are.
+        on_change: called with the number of requests under way.
+
+    Attributes:
+        is_closed: no more requests are admitted.
     """
 
     def __init__(self, on_change: Callable[[int], None] = lambda _: None) -> None:
@@ -18,12 +21,16 @@ class InFlightRequests:
         self._under_way = 0
 
     def count(self, change: int) -> None:
-        """One came (1), or is over (-1)."""
+        """Counts a request that has arrived (1) or ended (-1)."""
         self._under_way += change
         self._on_change(self._under_way)
 
     async def close(self, patience_s: float) -> int:
-        """Lets nobody in any more, and waits for those who are inside; how many are left at the end."""
+        """Admits no more requests and waits for those under way, for at most `patience_s` seconds.
+
+        Returns:
+            How many requests are still under way.
+        """
         self.is_closed = True
         until = time.monotonic() + patience_s
         while self._under_way and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Multipart form to Prompt: reading the body within its limits, and the JSON in its fields."""
+"""Reads multipart forms: the body within its limits, and a Prompt from the JSON in its fields."""
 
 import asyncio
 import dataclasses
@@ -30,13 +30,13 @@ PROMPT_FIELDS = ("point_coords", "point_labels", "box", "mask_input")
 # No route takes more; a client that sends thousands of fields is not talking to this service.
 MAX_FIELDS = 64
 
-# The longest sensible text of one point in JSON, `[x,y],` with two float64 in full, rounded up.
+# The longest sensible JSON text of one point, `[x,y],` with two float64 at full length, rounded up.
 POINT_TEXT_BYTES = 64
 
-# As Python's codecs call them; latin-1 is what Starlette takes for an unknown one.
+# By the names of Python's codecs; latin-1 is Starlette's substitute for a charset that it does not know.
 CHARSETS = {"utf-8", "ascii", "iso8859-1", "latin-1"}
 
-# What a client may need to know that sent another content type.
+# Advice for clients that send another content type.
 HINTS = {
     "application/x-www-form-urlencoded": "; for a form without a file, requests and httpx send multipart if each field "
     "is given as files={name: (None, value)}"
@@ -46,12 +46,12 @@ NUMBERS_ONLY = re.compile(r"[\s\d\[\],.eE+-]*")
 
 
 class LimitedMultiPartParser(MultiPartParser):
-    """Starlette's parser, bounding file parts too and naming the field that is too large.
+    """Starlette's parser, which here also limits the size of file parts and names the field that is too large.
 
     Attributes:
-        max_field_bytes: of a text field.
-        max_file_bytes: of a file, by the name of its field.
-        ended: the closing boundary was read.
+        max_field_bytes: limit on a text field.
+        max_file_bytes: limits on files, by the names of their fields.
+        ended: whether the closing boundary was read.
     """
 
     max_field_bytes = 0
@@ -59,23 +59,27 @@ class LimitedMultiPartParser(MultiPartParser):
     ended = False
 
     def on_part_begin(self) -> None:
-        """Refuses the charsets whose decoders are slow or surprising: punycode, for one, is quadratic."""
+        """Rejects charsets whose decoders are slow or surprising: punycode, for one, takes quadratic time."""
         if self._charset not in CHARSETS:
             raise InvalidRequest(f"Content-Type: charset {self._charset} is not supported; use utf-8")
         super().on_part_begin()
 
     def on_end(self) -> None:
-        """Notes that the closing boundary was there; without it the last part would be dropped in silence."""
+        """Notes that the closing boundary has arrived; if it is missing, Starlette silently drops the last part."""
         self.ended = True
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """Counts each part's bytes while they arrive."""
+        """Counts each part's bytes as they arrive.
+
+        Raises:
+            TooLarge: the part exceeds its limit.
+        """
         part = self._current_part
         if part.file is None:
             size, limit = len(part.data), self.max_field_bytes
         else:
             size = (part.file.size or 0) + self._unwritten_bytes()
-            # A file that no route reads is bounded as the largest that one does.
+            # A file that no route reads has the limit of the largest file that the route reads.
             limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
         if size + end - start > limit:
             raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
@@ -86,18 +90,18 @@ class LimitedMultiPartParser(MultiPartParser):
 
 
 class FormRequest(Request):
-    """A request whose form has been read by this module; FastAPI finds it where it would read it itself."""
+    """A request whose form this module has read and stored in `_form`, where FastAPI finds it and reads no more."""
 
     async def read_form(self, limits: Limits, max_file_bytes: Mapping[str, int]) -> None:
-        """Reads the body.
+        """Reads the body within the limits.
 
         Args:
             limits: of the body and of text fields.
             max_file_bytes: of each file that the route reads, by the name of its field.
 
         Raises:
-            UnsupportedMediaType: it is not multipart/form-data.
-            InvalidRequest: it is not well-formed, or a field is given twice.
+            UnsupportedMediaType: the body is not multipart/form-data.
+            InvalidRequest: the body is not well-formed, or a field is given twice.
             TooLarge: the body, the image or a text field exceeds its limit.
         """
         content_type = self.headers.get("content-type", "")
@@ -145,7 +149,13 @@ def _check_single(form: FormData) -> None:
 def form_route(
     limits: Limits, max_file_bytes: Mapping[str, int], body_timeout_s: Callable[[], float]
 ) -> type[APIRoute]:
-    """The class of routes that take a form: bounded in size and time, and refused with the service's own errors."""
+    """Returns the class for routes that take a form; it limits the form's size and time with the service's own errors.
+
+    Args:
+        limits: of the body and of text fields.
+        max_file_bytes: of each file that the routes read, by the name of its field.
+        body_timeout_s: returns how many seconds the body may take to arrive.
+    """
 
     class FormRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -170,7 +180,7 @@ def form_route(
 def parse_prompt(
     fields: dict[str, str | None], multimask_output: bool, normalize_coords: bool, limits: Limits
 ) -> Prompt:
-    """A Prompt from the JSON text of its fields; an empty field or `null` counts as not given.
+    """Builds a Prompt from the JSON text of its fields; an empty field or `null` counts as not given.
 
     Args:
         fields: the text of point_coords, point_labels, box and mask_input.
@@ -195,7 +205,11 @@ def parse_prompt(
 
 
 def form_of(options: type[T]) -> Callable[..., T]:
-    """A FastAPI dependency that reads a dataclass, whose fields' metadata tell range and meaning, from a form."""
+    """Returns a FastAPI dependency that reads a dataclass from a form.
+
+    Args:
+        options: the dataclass; each field's metadata give its `range` and `description`.
+    """
 
     def read(**values: Any) -> T:
         return options(**values)
@@ -214,7 +228,11 @@ def form_of(options: type[T]) -> Callable[..., T]:
 
 
 def _check_text_sizes(fields: dict[str, str | None], limits: Limits) -> None:
-    """Refuses what cannot but exceed the limits before it is parsed: a parsed list takes many times its text."""
+    """Rejects, before parsing, text too long for the limits: a parsed list takes many times the memory of its text.
+
+    Raises:
+        TooLarge: the field holds more points or objects than the limits allow.
+    """
     longest = POINT_TEXT_BYTES * (limits.max_points + limits.max_objects)
     for name in PROMPT_FIELDS[:3]:
         if len(fields.get(name) or "") > longest:
@@ -234,7 +252,7 @@ def _parse_json(name: str, text: str | None) -> list[Any] | None:
         raise InvalidPrompt(f"{name}: is not valid JSON: {error.msg} at character {error.pos}{hint}") from error
     if value is not None and not isinstance(value, list):
         raise InvalidPrompt(f"{name}: must be a JSON array, is {type(value).__name__}")
-    # Before numpy sees it: a long string beside many numbers would become an array of strings of that length.
+    # Checked before numpy, which would turn a long string among many numbers into an array of strings of that length.
     if value is not None and not NUMBERS_ONLY.fullmatch(text):
         raise InvalidPrompt(f"{name}: must hold numbers only")
     return value

@@ -1,4 +1,4 @@
-"""The JSON documents that the routes answer with, and their texts in the OpenAPI document."""
+"""The JSON documents that the routes answer with, and their descriptions in the OpenAPI document."""
 
 from typing import Any, Literal
 
@@ -8,11 +8,11 @@ PIPELINE = "segment-anything-2"
 
 
 class SegmentationAnswer(BaseModel):
-    """Three strings, each holding JSON; masks, scores and logits share their order: descending score."""
+    """Three strings that each hold JSON; masks, scores and logits are all ordered by descending score."""
 
-    masks: str = Field(description="`C×H×W` masks at the image's size; `B×C×H×W` if the prompt had an object axis.")
+    masks: str = Field(description="`C×H×W` masks at the image's size; `B×C×H×W` if the prompt has an object axis.")
     scores: str = Field(description="`C` (`B×C`) estimated IoUs.")
-    logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for a later request's `mask_input`.")
+    logits: str = Field(description="`C×256×256` (`B×C×256×256`) logits, for the `mask_input` of a later request.")
 
 
 class Rle(BaseModel):
@@ -30,13 +30,13 @@ class MultiPolygon(BaseModel):
 
 
 class Record(BaseModel):
-    """One mask; which keys `segmentation` has follows from `response_format`."""
+    """One mask; `response_format` determines the keys of `segmentation`."""
 
     segmentation: Rle | MultiPolygon
     area: int = Field(description="Pixels.")
     bbox: list[int] = Field(description="x, y, width, height in pixels.")
     logits: list[list[list[float]]] | None = Field(
-        default=None, description="`1×256×256` of the image, or of its crop, if `return_logits` was asked for."
+        default=None, description="`1×256×256`, of the image or of the mask's crop, if the request has `return_logits`."
     )
 
 
@@ -47,12 +47,12 @@ class MaskRecord(Record):
 
 
 class AutomaticRecord(Record):
-    """One mask of everything, with the keys of SAM 2's generator."""
+    """One mask found by segmenting everything, with the keys of SAM 2's generator."""
 
     predicted_iou: float
     stability_score: float
-    point_coords: list[list[float]] = Field(description="The point of the grid that it comes from.")
-    crop_box: list[int] = Field(description="The crop that it comes from: x, y, width, height.")
+    point_coords: list[list[float]] = Field(description="The point of the grid that the mask comes from.")
+    crop_box: list[int] = Field(description="The crop that the mask comes from: x, y, width, height.")
 
 
 class MaskRecords(BaseModel):
@@ -62,12 +62,12 @@ class MaskRecords(BaseModel):
     model_id: str
     size: list[int] = Field(description="Height and width of the image.")
     masks: list[MaskRecord] | list[list[MaskRecord]] = Field(
-        description="A list for each object, if the prompt had an object axis."
+        description="A list for each object, if the prompt has an object axis."
     )
 
 
 class AutomaticRecords(BaseModel):
-    """Everything, as `rle` or `polygons`."""
+    """All masks found by segmenting everything, as `rle` or `polygons`."""
 
     image_id: str
     model_id: str
@@ -76,7 +76,7 @@ class AutomaticRecords(BaseModel):
 
 
 class EmbeddedImage(BaseModel):
-    """The image is embedded: prompts may name it by its `image_id`, for as long as the model remembers it."""
+    """The image is embedded: prompts may name it by its `image_id` for as long as the model remembers it."""
 
     image_id: str
     width: int
@@ -88,14 +88,16 @@ class Forgotten(BaseModel):
     """An image is forgotten."""
 
     image_id: str
-    forgotten: bool = Field(description="Whether any replica remembered it.")
+    forgotten: bool = Field(description="Whether any replica remembered the image.")
 
 
 class ErrorMessage(BaseModel):
-    """What went wrong."""
+    """The cause of an error."""
 
     msg: str
-    code: str | None = Field(default=None, description="For programs: `deadline_exceeded` of 503; mostly left out.")
+    code: str | None = Field(
+        default=None, description="For programs: `deadline_exceeded` with status 503; otherwise left out."
+    )
 
 
 class ErrorAnswer(BaseModel):
@@ -105,13 +107,13 @@ class ErrorAnswer(BaseModel):
 
 
 class NotCachedMessage(ErrorMessage):
-    """What went wrong, and what a program may act on: upload the image, or upload it again."""
+    """The cause, with a code that programs may act on: upload the image, or upload it again."""
 
     code: Literal["image_not_cached"]
 
 
 class NotCachedAnswer(BaseModel):
-    """The shape of 404 where an image_id is not remembered."""
+    """The shape of 404 where the model does not remember an image_id."""
 
     detail: NotCachedMessage
 
@@ -131,7 +133,7 @@ class ValidationAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """OK: alive. IDLE: alive, and the default model sleeps until a request comes. ERROR: it failed to load."""
+    """OK: alive. IDLE: alive, the default model sleeps until a request comes. ERROR: the default model did not load."""
 
     status: Literal["OK", "IDLE", "ERROR"]
 
@@ -155,11 +157,11 @@ class Model(BaseModel):
     """A configured model and the state of its replicas."""
 
     model_id: str
-    default: bool = Field(description="Serves requests that name no model.")
+    default: bool = Field(description="Whether this model serves requests that name none.")
     state: Literal["asleep", "loading", "ready", "failed"]
     detail: str = Field(description="What is being loaded, or why loading failed.")
-    done_bytes: int = Field(description="How far a download is.")
-    total_bytes: int = Field(description="How large it is; 0 where there is nothing to count.")
+    done_bytes: int = Field(description="Bytes downloaded so far.")
+    total_bytes: int = Field(description="Size of the download; 0 where nothing is downloaded.")
 
 
 class Models(BaseModel):
@@ -178,7 +180,7 @@ class Gpu(BaseModel):
 
 
 class GpuInfo(Gpu):
-    """What a GPU is."""
+    """The kind of a GPU."""
 
     major: int = Field(description="CUDA compute capability.")
     minor: int
@@ -187,7 +189,7 @@ class GpuInfo(Gpu):
 class GpuStats(Gpu):
     """How busy a GPU is, in percent."""
 
-    utilization_compute: int | None = Field(description="None where a slice of a GPU does not count it.")
+    utilization_compute: int | None = Field(description="None for a slice of a GPU, which does not measure it.")
     utilization_memory: int | None
 
 
@@ -205,7 +207,7 @@ class Node(BaseModel):
 
 
 class HardwareInfo(BaseModel):
-    """The GPUs and nodes of the whole cluster; GPUs are numbered through."""
+    """The GPUs and nodes of the whole cluster; GPUs are numbered across all nodes."""
 
     pipeline: str = PIPELINE
     model_id: str
@@ -229,14 +231,14 @@ ANSWER_HEADERS: dict[str, Any] = {
     },
     "Server-Timing": {
         "schema": {"type": "string"},
-        "description": "Milliseconds of parse, queue, embed, decode, and encode up to the first byte; `cache` tells "
-        "whether the image was remembered: `hit` or `miss`.",
+        "description": "Milliseconds of parse, queue, embed, decode, and encode up to the first byte; `cache` is `hit` "
+        "if the image was remembered, else `miss`.",
     },
 }
 
 PNG_HEADERS: dict[str, Any] = {
-    "X-Mask-Index": {"schema": {"type": "integer"}, "description": "Of `png`: which mask it is."},
-    "X-Score": {"schema": {"type": "number"}, "description": "Of `png`: the mask's estimated IoU."},
+    "X-Mask-Index": {"schema": {"type": "integer"}, "description": "With `png`: the index of the mask."},
+    "X-Score": {"schema": {"type": "number"}, "description": "With `png`: the mask's estimated IoU."},
 }
 
 BINARY: dict[str, Any] = {
@@ -246,18 +248,18 @@ BINARY: dict[str, Any] = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {
         "model": ErrorAnswer,
-        "description": "The prompt, an option, the model id or the image is bad; `msg` names the field.",
+        "description": "The prompt, an option, the model id or the image is invalid; `msg` names the field.",
     },
     401: {"model": ErrorAnswer, "description": "AUTH_TOKEN is set and the bearer token is missing or wrong."},
     404: {
         "model": NotCachedAnswer,
-        "description": "The model does not remember the image of that `image_id`: upload the image.",
+        "description": "The model does not remember the image with this `image_id`: upload the image.",
     },
     408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
     415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
-    422: {"model": ValidationAnswer, "description": "A field is missing, or not what its type allows."},
-    500: {"model": ErrorAnswer, "description": "A bug; the log has it under the answer's X-Request-Id."},
+    422: {"model": ValidationAnswer, "description": "A field is missing or of the wrong type."},
+    500: {"model": ErrorAnswer, "description": "A bug; find it in the log by the answer's X-Request-Id."},
     503: {
         "model": ErrorAnswer,
         "description": "Overloaded, past the deadline, or model not ready; try again after `Retry-After` seconds.",
@@ -267,5 +269,5 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of these statuses."""
+    """Returns the OpenAPI entries of these statuses."""
     return {status: ERRORS[status] for status in statuses}

@@ -6,6 +6,6 @@ HEADER = "Server-Timing"
 
 
 def server_timing(times: StageTimes) -> str:
-    """The header's value, such as `parse;dur=3.1, queue;dur=2.0, …, cache;desc="hit"`."""
+    """Returns the header's value, such as `parse;dur=3.1, queue;dur=2.0, …, cache;desc="hit"`."""
     durations = [f"{name};dur={seconds * 1000:.1f}" for name, seconds in times.seconds().items()]
     return ", ".join([*durations, *([f'cache;desc="{times.cache}"'] if times.cache else [])])

@@ -11,11 +11,11 @@ from deployments.parsing.model_states import ModelStates, cluster_hardware
 
 
 class StatusRoutes:
-    """What operators and load balancers ask.
+    """The routes for operators and load balancers.
 
     Args:
-        default_model_id: the model whose state is the service's.
-        model_states: whom they are answered by.
+        default_model_id: the model whose state counts as the service's.
+        model_states: the source of the models' states.
     """
 
     def __init__(self, default_model_id: str, model_states: ModelStates) -> None:
@@ -35,23 +35,23 @@ class StatusRoutes:
         app.add_api_route("/hardware/stats", self.get_hardware_stats, operation_id="hardwareStats", **guarded)
 
     async def get_health(self) -> openapi.Health:
-        """Whether the service is alive."""
+        """Tells whether the service is alive."""
         state = (await self._model_states.model_status(self._default_model_id)).state
         return openapi.Health(status="ERROR" if state == "failed" else "IDLE" if state == "asleep" else "OK")
 
     async def get_ready(self) -> openapi.Ready:
-        """Whether the default model can answer; 503 while it cannot."""
+        """Tells whether the default model can answer; 503 while it cannot."""
         status = await self._model_states.model_status(self._default_model_id)
         if status.state != "ready":
             raise ModelUnavailable(f"model {status}")
         return openapi.Ready(status="READY", model_id=status.model_id)
 
     async def get_version(self) -> openapi.Version:
-        """The service's version and its default model."""
+        """Returns the service's version and its default model."""
         return openapi.Version(model_id=self._default_model_id, version=version("segment-anything-2-serve"))
 
     async def get_models(self) -> openapi.Models:
-        """Every configured model, with its state: asleep, loading (how far), ready, failed (why)."""
+        """Lists every configured model with its state: asleep, loading (how far), ready, or failed (why)."""
         default = self._default_model_id
         statuses = await self._model_states.model_statuses()
         return openapi.Models(
@@ -59,7 +59,7 @@ class StatusRoutes:
         )
 
     async def get_hardware_info(self) -> openapi.HardwareInfo:
-        """The GPUs and nodes of the cluster."""
+        """Lists the GPUs and nodes of the cluster."""
         nodes = await cluster_hardware()
         gpus = [openapi.GpuInfo(**gpu) for node in nodes for gpu in node.get("gpus", [])]
         return openapi.HardwareInfo(
@@ -67,7 +67,7 @@ class StatusRoutes:
         )
 
     async def get_hardware_stats(self) -> openapi.HardwareStats:
-        """How busy the GPUs and nodes of the cluster are."""
+        """Tells how busy the GPUs and nodes of the cluster are."""
         nodes = await cluster_hardware()
         gpus = [openapi.GpuStats(**gpu) for node in nodes for gpu in node.get("gpus", [])]
         return openapi.HardwareStats(
