@@ -3,8 +3,10 @@
 import textwrap
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from benchmarks.report import BUDGETS, Report, Row
 from tuning.hardware import summary
@@ -27,7 +29,9 @@ def draw(report: Report, path: Path) -> None:
     heights = [LINE * (len(ratios) + 5) * bool(ratios), LINE * (len(BUDGETS) + 1)]
     figure = Figure(figsize=(WIDTH, sum(heights) + LINE * len(head)), layout="constrained")
     figure.suptitle("\n".join(head), fontsize=9)
-    above, below = figure.subfigures(2, height_ratios=[max(height, 0.01) for height in heights])
+    above, below = np.ravel(
+        figure.subfigures(2, 1, squeeze=False, height_ratios=[max(height, 0.01) for height in heights])
+    )
     if ratios:
         _bars(above.subplots(), ratios)
     _verdicts(below.subplots(), report.budget_rows())
@@ -39,7 +43,10 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
     """Each ratio from 1 on a logarithmic axis; whiskers to the least and the most of its rounds, budgets as marks."""
     axes.set_title("Throughput, service ÷ naive server (whiskers: least and most of the rounds; │ budget)", fontsize=10)
     measured = [row.measured or 0.0 for row in rows]
-    spreads = [(row.spread.low, row.spread.high) if row.spread else (row.measured, row.measured) for row in rows]
+    spreads = [
+        (row.spread.low, row.spread.high) if row.spread else (value, value)
+        for row, value in zip(rows, measured, strict=True)
+    ]
     whiskers = [[value - low for value, (low, _) in zip(measured, spreads, strict=True)]]
     whiskers.append([high - value for value, (_, high) in zip(measured, spreads, strict=True)])
     axes.barh(range(len(rows)), [value - 1 for value in measured], left=1, height=0.55, color=BAR)
@@ -82,7 +89,7 @@ def _verdicts(axes: Axes, rows: list[Row]) -> None:
     ]
     columns = ["budget", "limit", "measured", "verdict", "precision"]
     widths = [0.56, 0.1, 0.1, 0.1, 0.14]
-    table = axes.table(cells, colLabels=columns, colWidths=widths, cellLoc="left", colLoc="left", bbox=[0, 0, 1, 1])
+    table = axes.table(cells, colLabels=columns, colWidths=widths, cellLoc="left", colLoc="left", bbox=Bbox.unit())
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     for (line, column), cell in table.get_celld().items():

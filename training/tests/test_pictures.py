@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from training.pictures import curve_picture
@@ -16,11 +17,13 @@ def test_a_curve_has_a_line_for_clicks_one_for_boxes_and_a_colour_for_each_size(
     curve = [note(6, 128, 0.3), note(12, 128, 0.5, box=0.6), note(18, 256, 0.6, box=0.7)]
     figure = curve_picture(curve)
     [axes] = figure.axes
-    clicks, boxes, *points = [line.get_xydata().tolist() for line in axes.lines]
+    clicks, boxes, *points = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
     assert clicks == [[6, 0.3], [12, 0.5], [18, 0.6]]
     assert boxes == [[12, 0.6], [18, 0.7]]
     assert points == [[[6, 0.3], [12, 0.5]], [[18, 0.6]]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["128 pixels", "256 pixels"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["128 pixels", "256 pixels"]
     figure.savefig(tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.width > picture.height > 200
