@@ -53,6 +53,7 @@ DEPLOYMENT_FILES = {"parsing.request_parser", "parsing.http.ingress", "model.sam
 CLUSTER_FILES = {
     "parsing.model_calls",
     "parsing.encoder_calls",
+    "parsing.retries",
     "parsing.model_states",
     "parsing.http.flow_control",
     "parsing.affinity_router",
@@ -240,7 +241,8 @@ from deployments.model.engine import Engine
 from deployments.model.model_loader import ModelLoader
 from deployments.parsing.http.form import parse_prompt
 from deployments.parsing.images import identify
-from deployments.messages.prompt import Prompt, sorted_segmentation
+from deployments.messages.prompt import Prompt
+from deployments.messages.segmentation import sorted_segmentation
 from deployments.settings import Limits, ModelSettings
 
 image = identify(np.zeros((60, 80, 3), np.uint8), Limits())
