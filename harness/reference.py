@@ -50,19 +50,19 @@ def upright(data: bytes) -> Image.Image:
 
 
 class Reference:
-    """`SAM2ImagePredictor`, remembering the latest image so that its requests share one run of the encoder."""
+    """`SAM2ImagePredictor`, one for each image, so that an image's requests share one run of the encoder."""
 
     def __init__(self, model: SAM2Base) -> None:
-        self._predictor = SAM2ImagePredictor(model)
-        self._image = b""
+        self._model = model
+        self._predictors: dict[bytes, SAM2ImagePredictor] = {}
 
     def answer(self, image: bytes, fields: Fields, multimask_output: bool, normalize_coords: bool) -> Answer:
         """What the service must answer, masks as un-thresholded logits."""
-        if image != self._image:
-            self._predictor.set_image(upright(image))
-            self._image = image
+        if image not in self._predictors:
+            self._predictors[image] = SAM2ImagePredictor(self._model)
+            self._predictors[image].set_image(upright(image))
         parts = [
-            self._predictor.predict(
+            self._predictors[image].predict(
                 **one,
                 multimask_output=multimask_output,
                 return_logits=True,

@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 # What Prometheus sees of each kind: its series, by what follows the name.
 SERIES = {"Counter": ("",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
 
+# The parameters by which a metric is made, of Ray's classes and of ours.
+NAMING = ("name", "description", "tag_keys")
+
 
 class Metric(NamedTuple):
     """A metric as it is made: what it is called, and the names of its tags."""
@@ -98,10 +101,7 @@ def _read(call: ast.Call, made: Any, kind: str, module: ModuleType) -> Metric:
     given = dict(zip(parameters, call.args, strict=False)) | {one.arg: one.value for one in call.keywords if one.arg}
     where = f"{module.__name__}:{call.lineno}"
     try:
-        name, description, tags = (
-            eval(ast.unparse(given[each]), vars(module)) if each in given else ()
-            for each in ("name", "description", "tag_keys")
-        )
+        values = {name: eval(ast.unparse(value), vars(module)) for name, value in given.items() if name in NAMING}
     except NameError as error:
         raise ValueError(f"{where}: a metric is made of what only a running function knows: {error}") from error
-    return Metric(where, kind, str(name), str(description or ""), tuple(tags))
+    return Metric(where, kind, values["name"], values.get("description", ""), tuple(values.get("tag_keys", ())))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from deployments import launcher
 from deployments.launcher import Stopped, _catch_stop_signals
 from harness.serve import free_port
 from harness.weights import fill_hub_cache
@@ -89,59 +91,33 @@ def config_with(path: Path, **changes: Any) -> str:
     return str(path)
 
 
+@dataclass(frozen=True)
+class Launchers:
+    """Two that were started together, since each start is mostly waiting: for the tests after them to go on."""
+
+    serving: subprocess.Popen[str]
+    url: str
+    failing: subprocess.Popen[str]
+    """Its model cannot be loaded."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose model cannot be loaded. Started first, since each start takes a minute, mostly of waiting."""
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
+    """Started before the first of these tests; those that need them come last.
+
+    One after the other, and the tests after both, until Ray is there: it gives a node only 30 s to start.
+    """
     folder = tmp_path_factory.mktemp("failing")
     own = {"model_id": "mine", "checkpoint": str(folder / "gone.pt"), "config": str(DEMO_FOLDER / "sam2_demo.yaml")}
     config = config_with(folder / "config.yaml", models=[own])
+    port = free_port()
     # Its own, lest two launchers that look for free ones at the same time find the same.
     ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
-    with launched("--config", config, "--port", str(free_port()), **ports) as process:
-        yield process
-
-
-def test_from_launch_to_the_seeds_curl_and_a_clean_stop() -> None:
-    port = free_port()
-    with launched("--port", str(port), AUTH_TOKEN="let-me-in") as process:
-        said = lines_until(process, "ready:")
-        assert any("sam2-demo: loading" in line for line in said), said
-        url = f"http://127.0.0.1:{port}"
-        curl = [
-            *("curl", "-s", "-X", "POST", f"{url}/segment-anything-2", "-H", "Authorization: Bearer let-me-in"),
-            *("-F", "point_coords=[[120,100],[120,50]]", "-F", "point_labels=[1,0]"),
-            *("-F", f"image=@{DEMO_FOLDER / 'example.png'}"),
-        ]
-        answer = orjson.loads(subprocess.run(curl, check=True, capture_output=True).stdout)
-        width, height = Image.open(DEMO_FOLDER / "example.png").size
-        assert np.array(orjson.loads(answer["masks"])).shape == (3, height, width)
-
-        refused = httpx.post(f"{url}/segment-anything-2", headers={"Authorization": "Bearer wrong"})
-        assert refused.status_code == 401
-        assert refused.json()["detail"]["msg"] == "Authorization: the bearer token is missing or wrong"
-        assert httpx.get(f"{url}/models").status_code == 401
-        for path in ("/health", "/ready", "/docs", "/openapi.json"):
-            assert httpx.get(f"{url}{path}").status_code == 200, path
-
-        with ThreadPoolExecutor(1) as pool:
-            # Some seconds of work.
-            everything = pool.submit(
-                httpx.post,
-                f"{url}/segment-anything-2/auto",
-                data={"points_per_side": "12"},
-                files={"image": (DEMO_FOLDER / "example.png").read_bytes()},
-                headers={"Authorization": "Bearer let-me-in"},
-                timeout=100,
-            )
-            time.sleep(1)
-            assert not everything.done()
-            # As `docker stop` does; Ctrl-C is handled by the same lines.
-            process.send_signal(signal.SIGTERM)
-            lines_until(process, "stopped")
-            # What was under way is answered whole.
-            assert everything.result().status_code == 200
-            assert "masks" in everything.result().json()
-        assert process.wait(60) == 0
+    with launched("--port", str(port), AUTH_TOKEN="let-me-in") as serving:
+        lines_until(serving, "[")
+        with launched("--config", config, "--port", str(free_port()), **ports) as failing:
+            lines_until(failing, "[")
+            yield Launchers(serving, f"http://127.0.0.1:{port}", failing)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -159,16 +135,16 @@ def test_it_is_stopped_once_by_either_signal(number: signal.Signals) -> None:
             signal.signal(each, handler)
 
 
-def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(failing: subprocess.Popen[str]) -> None:
-    error = last_words(failing)
-    assert "mine" in error
-    assert "no such file" in error
-
-
-def test_a_wrong_config_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    error = fails_with("--config", config_with(tmp_path / "config.yaml", models=["sam2-demo"], defualt_model="x"))
-    assert "args.defualt_model" in error
-    assert "gone.yaml" in fails_with("--config", str(tmp_path / "gone.yaml"))
+def test_a_wrong_config_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process: a launcher of its own would need seconds to be imported.
+    monkeypatch.setattr(launcher, "prepare_environment", None)
+    config = config_with(tmp_path / "config.yaml", models=["sam2-demo"], defualt_model="x")
+    assert launcher.main(["--config", config]) == 1
+    assert "args.defualt_model" in capsys.readouterr().err
+    assert launcher.main(["--config", str(tmp_path / "gone.yaml")]) == 1
+    assert "gone.yaml" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -190,3 +166,50 @@ def test_prefetch_ends_with_the_files_or_with_the_cause(tmp_path: Path) -> None:
         assert process.returncode == 0
         assert said.strip() == f"facebook/sam2-hiera-tiny: {cached}"
         assert "sam2.1_hiera_tiny.pt is not in the hub cache" in last_words(failing)
+
+
+def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(launchers: Launchers) -> None:
+    error = last_words(launchers.failing)
+    assert "mine" in error
+    assert "no such file" in error
+
+
+def test_from_launch_to_the_seeds_curl_and_a_clean_stop(launchers: Launchers) -> None:
+    process, url = launchers.serving, launchers.url
+    said = lines_until(process, "ready:")
+    assert any("sam2-demo: loading" in line for line in said), said
+    curl = [
+        *("curl", "-s", "-X", "POST", f"{url}/segment-anything-2", "-H", "Authorization: Bearer let-me-in"),
+        *("-F", "point_coords=[[120,100],[120,50]]", "-F", "point_labels=[1,0]"),
+        *("-F", f"image=@{DEMO_FOLDER / 'example.png'}"),
+    ]
+    answer = orjson.loads(subprocess.run(curl, check=True, capture_output=True).stdout)
+    width, height = Image.open(DEMO_FOLDER / "example.png").size
+    assert np.array(orjson.loads(answer["masks"])).shape == (3, height, width)
+
+    refused = httpx.post(f"{url}/segment-anything-2", headers={"Authorization": "Bearer wrong"})
+    assert refused.status_code == 401
+    assert refused.json()["detail"]["msg"] == "Authorization: the bearer token is missing or wrong"
+    assert httpx.get(f"{url}/models").status_code == 401
+    for path in ("/health", "/ready", "/docs", "/openapi.json"):
+        assert httpx.get(f"{url}{path}").status_code == 200, path
+
+    with ThreadPoolExecutor(1) as pool:
+        # Some seconds of work.
+        everything = pool.submit(
+            httpx.post,
+            f"{url}/segment-anything-2/auto",
+            data={"points_per_side": "12"},
+            files={"image": (DEMO_FOLDER / "example.png").read_bytes()},
+            headers={"Authorization": "Bearer let-me-in"},
+            timeout=100,
+        )
+        time.sleep(1)
+        assert not everything.done()
+        # As `docker stop` does; Ctrl-C is handled by the same lines.
+        process.send_signal(signal.SIGTERM)
+        lines_until(process, "stopped")
+        # What was under way is answered whole.
+        assert everything.result().status_code == 200
+        assert "masks" in everything.result().json()
+    assert process.wait(60) == 0

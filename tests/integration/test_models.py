@@ -65,8 +65,8 @@ def test_a_model_that_cannot_load_says_why_and_disturbs_no_other(
     service: Service, first_answers: FirstAnswers, model_id: str, cause: str
 ) -> None:
     response, seconds = first_answers[model_id]
-    # As soon as the failure is known, not at the end of the request's patience.
-    assert seconds < 90
+    # As soon as the failure is known, not at the end of the 150 s for which a request waits for its model.
+    assert seconds < 140
     with service.client() as client:
         message = response.json()["detail"]["msg"]
         assert response.status_code == 503

@@ -15,7 +15,7 @@ from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.model import automatic_masks
 from deployments.model.automatic_masks import AutomaticMaskGenerator
 from deployments.model.checkpoints import load_model
-from deployments.model.engine import Engine
+from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
 from harness.images import iou, picture
 
@@ -27,19 +27,51 @@ Options = Mapping[str, Any]
 LENIENT: Options = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
 
 
-def everything(engine: Engine, image: np.ndarray[Any, Any], prompt: AutomaticPrompt) -> AutomaticMasks:
+Pixels = np.ndarray[Any, Any]
+
+EMBEDDINGS: dict[tuple[Any, ...], ImageEmbedding] = {}
+"""Of the images that several tests search; by their shapes and bytes."""
+
+
+def embedded(engine: Engine, pixels: Pixels) -> ImageEmbedding:
+    key = (pixels.shape, pixels.tobytes())
+    if key not in EMBEDDINGS:
+        [EMBEDDINGS[key]] = engine.embed([pixels])
+    return EMBEDDINGS[key]
+
+
+def everything(engine: Engine, image: Pixels, prompt: AutomaticPrompt) -> AutomaticMasks:
     generator = AutomaticMaskGenerator(engine, prompt, image.shape[:2])
     for crop in generator.crops:
-        for _ in generator.steps(engine.embed([image[crop.pixels]])[0], crop):
+        for _ in generator.steps(embedded(engine, image[crop.pixels]), crop):
             pass
     return generator.finish("id", "model")
 
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[..., list[dict[str, Any]]]:
+    """Meta's generator, whose encoder runs once for each image."""
     # A model of its own: the engine takes parts off the one that it is given.
     model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None).eval()
-    return lambda image, **options: SAM2AutomaticMaskGenerator(model, **options).generate(image)
+    states: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def generate(image: Pixels, **options: Any) -> list[dict[str, Any]]:
+        generator = SAM2AutomaticMaskGenerator(model, **options)
+        predictor = generator.predictor
+        run_encoder = predictor.set_image
+
+        def set_image(pixels: Pixels) -> None:
+            key = (pixels.shape, pixels.tobytes())
+            if key not in states:
+                run_encoder(pixels)
+                states[key] = {name: vars(predictor)[name] for name in ("_features", "_orig_hw", "_is_image_set")}
+            vars(predictor).update(states[key])
+
+        predictor.set_image = set_image
+        found: list[dict[str, Any]] = generator.generate(image)
+        return found
+
+    return generate
 
 
 @pytest.mark.parametrize(
@@ -121,7 +153,7 @@ def test_too_many_masks_are_refused(demo_engine: Engine, monkeypatch: pytest.Mon
     found = everything(demo_engine, image, prompt).num_masks
     assert found > 12
     generator = AutomaticMaskGenerator(demo_engine, prompt, (61, 90))
-    for _ in generator.steps(demo_engine.embed([image])[0], generator.crops[0]):
+    for _ in generator.steps(embedded(demo_engine, image), generator.crops[0]):
         continue
     numbers = found * (61 * 90 + 256 * 256)
     assert generator.finish("id", "model", numbers).num_masks == found
@@ -147,7 +179,7 @@ def test_each_step_is_one_run_of_the_decoder_or_a_few_masks(
     monkeypatch.setattr(demo_engine, "_run_decoder", counted)
     image = np.asarray(picture(90, 61))
     generator = AutomaticMaskGenerator(demo_engine, AutomaticPrompt(points_per_side=3, pred_iou_thresh=0), (61, 90))
-    steps = list(generator.steps(demo_engine.embed([image])[0], generator.crops[0]))
+    steps = list(generator.steps(embedded(demo_engine, image), generator.crops[0]))
     assert runs == [4, 4, 1]
     # Nine points have three masks each; two are looked at in one step.
     assert len(steps) == 3 + 6 + 6 + 2
