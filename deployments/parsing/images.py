@@ -82,11 +82,11 @@ class IdentifiedImage:
             return _decoded(image)
 
 
-def named(image_id: str) -> IdentifiedImage:
-    """An image of which only the name is given.
+def image_by_id(image_id: str) -> IdentifiedImage:
+    """Returns an image of which only the id is given.
 
     Raises:
-        InvalidRequest: that is no image_id.
+        InvalidRequest: the id is malformed.
     """
     if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
         raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")
