@@ -1,4 +1,4 @@
-"""The graph on one screen: RequestParser → Sam2Model, one for each configured model → ResponseEncoder."""
+"""The deployments: RequestParser, which calls the others; a Sam2Model for each configured model; ResponseEncoder."""
 
 from typing import Any
 
@@ -20,7 +20,10 @@ from deployments.settings import (
 )
 
 FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
-"""Behind HAProxy, lets RequestParser send no faster than its client reads; it does its heavy work in threads."""
+"""Behind HAProxy, makes RequestParser send no faster than its client reads: see docs/configuration.md#behind-haproxy.
+
+Serve then runs RequestParser's code on its own event loop, which stays free, since heavy work runs in threads.
+"""
 
 KEEP_FREED_MEMORY = {
     "env_vars": {
@@ -32,20 +35,20 @@ KEEP_FREED_MEMORY = {
 }
 """On a CPU, lets a model's run reuse the memory of the one before it.
 
-By default glibc's malloc returns each large tensor to the system, which clears its pages anew for the next one: about a
-fifth of the time that hiera-tiny's image encoder takes (`make bench`: batches). It costs a replica some hundreds of MB
-between runs, 380 MB with hiera-tiny. For models alone: elsewhere there is nothing to gain.
+By default glibc's malloc returns each large tensor's memory to the system, which must clear it for the next tensor.
+That takes about a fifth of the time of hiera-tiny's image encoder (`make bench`: batches). Keeping the memory costs a
+replica some hundreds of MB between runs, 380 MB with hiera-tiny. The other deployments would gain nothing.
 """
 
 SURGE = {"max_surge_percent": 100}
-"""An update starts the new replicas before it stops the old ones, which takes as much spare room as they have."""
+"""An update starts the new replicas before it stops the old ones: the cluster must have room for both."""
 
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
-    # Most of them wait: for a model, for their share of the answer budget, for a client that reads slowly.
+    # Most requests wait: for a model, for their share of the answer budget, or for a client that reads slowly.
     "max_ongoing_requests": 256,
-    # Beyond them Serve itself refuses, at once.
+    # Serve itself rejects further requests at once.
     "max_queued_requests": 64,
     "backpressure_config": {"retry_after_s": 1},
     "ray_actor_options": {"num_cpus": 1, "runtime_env": FLOW_CONTROL},
@@ -53,25 +56,26 @@ PARSER_OPTIONS: dict[str, Any] = {
     "user_config": RequestParserConfig().model_dump(),
 }
 MODEL_OPTIONS: dict[str, Any] = {
-    # Many of them cost little: they decode on a remembered image, or wait for another request's pixels.
+    # Many requests cost little: they decode a prompt of a remembered image, or wait for another request's pixels.
     "max_ongoing_requests": 128,
     "max_queued_requests": 256,
     "ray_actor_options": {"num_cpus": 1, "runtime_env": KEEP_FREED_MEMORY},
     "user_config": Sam2ModelConfig().model_dump(),
-    # The same image, the same replica; one that is full passes it on to the next on the ring.
+    # Sends all requests for an image to the same replica, or to the next replica on the ring if that one is full.
     "request_router_config": {
         "request_router_class": "deployments.parsing.affinity_router.AffinityRouter",
-        # Places on the ring for each replica. With Ray's 100, the busiest of eight would have 16 % more than its share.
+        # Places of each replica on the ring. With Ray's 100, the busiest of eight replicas would have 16 % more than
+        # its share.
         "request_router_kwargs": {"num_virtual_nodes": 1000},
     },
-    # A constructor that reads a large checkpoint from a slow disk, or downloads it, is not to be killed.
+    # A constructor that reads a large checkpoint from a slow disk, or downloads it, must not be killed.
     "health_check_timeout_s": 60,
     **SURGE,
 }
 ENCODER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
-    # Far more than its threads: while a replica is full, its callers try again after pauses of up to a second, and it
-    # stands idle meanwhile. With 4, sixteen clients of large answers got a third of the throughput that they get now.
+    # Far more than an encoder has threads: callers of a full replica try again only after pauses of up to a second,
+    # while the replica stands idle. With 4, sixteen clients of large answers got a third of today's throughput.
     "max_ongoing_requests": 64,
     "max_queued_requests": 1024,
     "ray_actor_options": {"num_cpus": 1},
@@ -82,14 +86,14 @@ ON_DEMAND = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application, from the config file's `args` (ServiceSettings).
+    """Builds the application from the config file's `args` (ServiceSettings).
 
     The default model is warm and the others are on demand, unless the config file's `deployments` say otherwise.
 
     Raises:
         ValueError: a setting is unknown, missing or out of range; the message names it.
     """
-    # The token is read here too: a worker node that lacks AUTH_TOKEN must not open what the head node closed.
+    # AUTH_TOKEN, if it is set here, goes into the settings: replicas on nodes without the variable require it too.
     settings = with_auth_token(parse_settings(args))
     models = {model.model_id: _model(model, settings) for model in settings.models}
     encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()

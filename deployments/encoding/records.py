@@ -1,4 +1,4 @@
-"""What `rle` and `polygons` have in common: a JSON document with a record for each mask, written part by part."""
+"""The JSON document that `rle` and `polygons` share: a record for each mask, written part by part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from deployments.messages.mask_set import MaskSet
 from deployments.messages.pieces import Part
 
 Geometry = Callable[[NDArray[np.bool_]], Any]
-"""A mask, `H×W` bool, as a format writes it under `segmentation`."""
+"""A function that turns a mask, `H×W` bool, into a format's value of `segmentation`."""
 
 
 def encode_part(part: Part, geometry: Geometry, return_logits: bool) -> bytes:
-    """The text of a part of `{"image_id": …, "model_id": …, "size": [h, w], "masks": […]}`.
+    """Writes a part of `{"image_id": …, "model_id": …, "size": [h, w], "masks": […]}`.
 
     Each mask is `{"segmentation": …, "area": …, "bbox": [x, y, w, h], …}` with its scores. With an object axis, `masks`
     holds a list for each object.
@@ -24,7 +24,7 @@ def encode_part(part: Part, geometry: Geometry, return_logits: bool) -> bytes:
     Args:
         part: some objects of the answer.
         geometry: writes a mask.
-        return_logits: each record also holds `logits`, `1×256×256`, clamped: a later request's `mask_input`.
+        return_logits: whether each record also holds `logits`, a later request's `mask_input`: `1×256×256`, clamped.
     """
     masks = part.masks
     head = {"image_id": masks.image_id, "model_id": masks.model_id, "size": masks.image_size, "masks": []}
@@ -49,7 +49,7 @@ def _record(masks: MaskSet, index: int, geometry: Geometry, return_logits: bool)
 
 
 def _bbox(mask: NDArray[np.bool_]) -> list[int]:
-    """`[x, y, width, height]` of the smallest box around a mask, in pixels; zeros if it is empty."""
+    """Returns `[x, y, width, height]` of the smallest box around a mask, in pixels; zeros if the mask is empty."""
     columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
     if not columns.size:
         return [0, 0, 0, 0]

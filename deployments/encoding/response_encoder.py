@@ -1,4 +1,4 @@
-"""ResponseEncoder, the CPU deployment: from low-resolution logits to the bytes of an answer."""
+"""ResponseEncoder, the CPU deployment: turns low-resolution logits into the bytes of an answer."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,18 +17,18 @@ WRITERS: dict[ResponseFormat, Callable[[Any, AnswerFormat], bytes]] = {
     "png": png.write,
     "npz": npz.write,
 }
-"""What writes a piece of each format: a Band where the format is cut by rows, else a Part."""
+"""The function that writes a piece in each format: a Band if the format is cut by rows, else a Part."""
 
 
 class ResponseEncoder:
-    """Writes answers piece by piece. Stateless: a piece that was lost with its replica is simply asked for again."""
+    """Writes answers piece by piece. Stateless: if a replica dies, its pieces are requested again from another."""
 
     async def encode(self, piece: Piece, answer_format: AnswerFormat) -> Text:
-        """Writes a piece of an answer."""
+        """Writes a piece of an answer; returns the bytes of its text as a uint8 array."""
         text = await asyncio.to_thread(encode_piece, piece, answer_format)
         return np.frombuffer(text, np.uint8)
 
 
 def encode_piece(piece: Piece, answer_format: AnswerFormat) -> bytes:
-    """The bytes of a piece."""
+    """Writes a piece of an answer; returns the bytes of its text."""
     return WRITERS[answer_format.response_format](piece, answer_format)

@@ -1,1 +1,1 @@
-"""What travels between deployments: frozen values that validate themselves, over numpy arrays."""
+"""Messages between deployments: frozen values over numpy arrays, which validate themselves."""

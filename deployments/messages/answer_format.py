@@ -9,21 +9,22 @@ from deployments.errors import InvalidRequest
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
 AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
-"""Formats for everything in an image. `json` is not one: the number of masks, and so its size, is not known ahead."""
+"""Formats for everything in an image. Not `json`: its size depends on the number of masks, which is not known ahead."""
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the rest of the service must know of a format.
+    """Properties of a format that the rest of the service must know.
 
     Attributes:
-        media_type: its Content-Type.
-        cut_by: how its writing is shared out among encoders: by rows of all masks, by objects, or not at all.
-        shrinks: Content-Encoding makes it much smaller, unless it holds logits.
-        is_full_text: it holds every pixel as text, and low-resolution logits: the contract's own format.
-        holds_one_mask: it holds a single mask of a prompt.
+        media_type: the Content-Type.
+        cut_by: how an answer is divided among encoders: by rows of all masks, by objects, or not at all.
+        shrinks: whether Content-Encoding makes an answer without logits much smaller.
+        is_full_text: whether an answer holds every pixel, and low-resolution logits, as text. Only the contract's own
+            format does.
+        holds_one_mask: whether an answer holds a single mask of a prompt.
     """
 
     media_type: str
@@ -49,15 +50,15 @@ class AnswerFormat:
     """How to write an answer.
 
     Attributes:
-        response_format: `json`: the contract's. `rle`: COCO's compressed run lengths. `polygons`: GeoJSON. `png`: one
-            mask as an image; of automatic masks, all in one label image. `npz`: numpy's archive.
-        return_logits: of `json`, un-thresholded float masks. Of the others, whether the answer holds low-resolution
-            logits too, which `png` cannot.
-        tolerance: of `polygons`, how far in pixels a contour may be from the mask's, from 0 to 100.
-        mask_index: of `png`, which mask, counted through objects and their candidates; None is the best.
+        response_format: `json`: the contract's format. `rle`: COCO's compressed run lengths. `polygons`: GeoJSON.
+            `png`: one mask as an image, or all automatic masks in one label image. `npz`: numpy's archive.
+        return_logits: whether the masks of `json` are un-thresholded floats, not 0 and 1. For other formats, whether
+            the answer also holds low-resolution logits, which `png` cannot.
+        tolerance: for `polygons`, how many pixels a contour may be away from the mask's own contour, from 0 to 100.
+        mask_index: for `png`, the index of the mask, numbered over all objects and their candidates; None is the best.
 
     Raises:
-        InvalidRequest: an option is out of range, or says nothing of this format.
+        InvalidRequest: an option is out of range, or does not apply to this format.
     """
 
     response_format: ResponseFormat = "json"
@@ -80,14 +81,14 @@ class AnswerFormat:
 
     @property
     def traits(self) -> Traits:
-        """What the rest of the service must know of the format."""
+        """Properties of the format that the rest of the service must know."""
         return TRAITS[self.response_format]
 
     def check_index(self, num_masks: int) -> None:
-        """Rejects a `mask_index` that is not among so many masks.
+        """Rejects a `mask_index` that is not from 0 to `num_masks - 1`.
 
         Raises:
-            InvalidRequest: it is not.
+            InvalidRequest: `mask_index` is out of range.
         """
         if self.mask_index is not None and not 0 <= self.mask_index < num_masks:
             raise InvalidRequest(f"mask_index: must be from 0 to {num_masks - 1}, is {self.mask_index}")

@@ -1,8 +1,8 @@
-"""What RequestParser asks of a model replica, what a replica may ask for first, and what it answers.
+"""Messages between RequestParser and model replicas: calls, data that a replica may ask for first, and answers.
 
 A call is a frozen value: the same call gives the same answer on every replica, so it may be sent again after a
-replica's death. Data that is large, and that the replica may already remember, does not belong into the call. It is
-supplied only when the replica answers Wanted.
+replica's death. Large data that a replica may already remember is not part of the call: it is supplied only when the
+replica answers Wanted.
 """
 
 import math
@@ -23,8 +23,8 @@ class EmbeddedImage:
     """An image that a model has embedded.
 
     Attributes:
-        image_id: its digest, by which prompts may name it.
-        model_id: the model.
+        image_id: digest of the image; later prompts may give it in place of the image.
+        model_id: the model that embedded it.
         image_size: height and width in pixels.
     """
 
@@ -38,13 +38,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class ModelAnswer(Generic[Result]):
-    """What a model replica answers, and where its time went.
+    """A model replica's answer, and where the replica's time went.
 
     Attributes:
         result: a Segmentation, AutomaticMasks or an EmbeddedImage.
-        cache: `hit` if the image was remembered, or already on its way for another request; else `miss`.
-        embed_s: seconds of the image encoder's run, or of waiting for another request's run.
-        decode_s: seconds of the decoder's runs, which other requests' prompts may have shared.
+        cache: `hit` if the image was remembered, or was already being embedded for another request; else `miss`.
+        embed_s: seconds that the image encoder ran, or that the call waited for another request's run.
+        decode_s: seconds that the decoder ran; other requests' prompts may have been in the same runs.
     """
 
     result: Result
@@ -55,12 +55,12 @@ class ModelAnswer(Generic[Result]):
 
 @dataclass(frozen=True)
 class AnswerSize:
-    """What an answer will hold, and how much it may hold.
+    """How much an answer will hold, and how much it may hold.
 
     Attributes:
-        num_masks: full-size masks.
-        max_numbers: limit on the numbers of all masks and their low-resolution logits.
-        advice: what to ask for instead of too much.
+        num_masks: the number of full-size masks.
+        max_numbers: limit on the count of numbers in all masks and their low-resolution logits.
+        advice: the end of the error message: how to ask for less.
     """
 
     num_masks: int
@@ -71,10 +71,10 @@ class AnswerSize:
         """Rejects an answer that would be too large.
 
         Args:
-            image_size: height and width of the image.
+            image_size: height and width of the image in pixels.
 
         Raises:
-            TooLarge: it would hold too many numbers.
+            TooLarge: the answer would hold too many numbers.
         """
         height, width = image_size
         numbers = self.num_masks * (width * height + LOW_RES_SIZE**2)
@@ -115,8 +115,8 @@ class SegmentCall(ModelCall[Segmentation]):
 
     Attributes:
         prompt: what to segment.
-        answer_size: how much the answer may hold; the replica always knows the image's size, the caller does not.
-            None is no limit.
+        answer_size: how much the answer may hold; None is no limit. The replica checks it, since the caller does not
+            always know the image's size.
     """
 
     prompt: Prompt
@@ -125,11 +125,11 @@ class SegmentCall(ModelCall[Segmentation]):
 
 @dataclass(frozen=True, eq=False)
 class AutoCall(ModelCall[AutomaticMasks]):
-    """Segments everything.
+    """Segments everything in an image.
 
     Attributes:
         prompt: the grid of points, and which masks to keep.
-        max_numbers: how many numbers the masks may be, see AnswerSize; None is no limit.
+        max_numbers: limit on the count of numbers in all masks, see AnswerSize; None is no limit.
     """
 
     prompt: AutomaticPrompt
@@ -137,7 +137,7 @@ class AutoCall(ModelCall[AutomaticMasks]):
 
     @property
     def needs_pixels(self) -> bool:
-        """Crops are embedded anew each time: only the whole image is remembered."""
+        """Whether there are crops: they are embedded for each call, since only the whole image is remembered."""
         return self.prompt.crop_n_layers > 0
 
 
@@ -149,7 +149,7 @@ Want: TypeAlias = Literal["pixels"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A replica's answer to a call that it cannot serve without more data: send the call again, with the data.
+    """A replica's answer to a call that needs more data; the caller sends the call again, with the data.
 
     Attributes:
         what: the data that is missing.
@@ -160,7 +160,7 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Supplies:
-    """The data that a call brings along.
+    """The data that is sent along with a call.
 
     Attributes:
         pixels: `H×W×3` uint8 RGB, or None.
@@ -174,9 +174,9 @@ class Caller:
     """The request on whose behalf a call is made.
 
     Attributes:
-        name: unlike that of any other request, and the same each time that the request sends a call.
-        offers: what it can supply. Only a caller that offers the pixels may be elected to send them.
-        wait_s: seconds until its deadline. Where the queue is longer, the replica rejects the call at once.
+        name: unique to the request, and the same each time that the request sends a call.
+        offers: the data that the request can supply. Only a caller that offers pixels may be elected to send them.
+        wait_s: seconds until the request's deadline. If the queue is longer, the replica rejects the call at once.
     """
 
     name: str = ""

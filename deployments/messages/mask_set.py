@@ -1,4 +1,4 @@
-"""MaskSet: what the masks of a prompt and those of everything have in common, for all that writes masks."""
+"""MaskSet: the interface that Segmentation and AutomaticMasks share, for all code that writes masks."""
 
 from typing import Any, Protocol, Self, TypeVar
 
@@ -12,7 +12,7 @@ Record = TypeVar("Record")
 
 
 class MaskSet(Protocol):
-    """Masks of one image, kept as low-resolution logits; counted through objects and their candidates."""
+    """Masks of one image, kept as low-resolution logits, and numbered over all objects and their candidates."""
 
     @property
     def image_id(self) -> str:
@@ -32,44 +32,44 @@ class MaskSet(Protocol):
 
     @property
     def logits(self) -> FloatArray:
-        """`…×256×256` float32 in [-32, 32], as answers hold them."""
+        """`…×256×256` float32 in [-32, 32], as they are in answers."""
 
     @property
     def num_objects(self) -> int:
-        """Objects, between which an answer can be cut."""
+        """The number of objects; an answer can be cut between two objects."""
 
     @property
     def num_masks(self) -> int:
-        """Masks of all objects."""
+        """The number of masks of all objects."""
 
     @property
     def masks_shape(self) -> tuple[int, ...]:
-        """Shape of the array of all full-size masks, `…×H×W`."""
+        """The shape of the array of all full-size masks, `…×H×W`."""
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """One mask, `H×W` bool."""
+        """Computes one mask at the image's size, `H×W` bool."""
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What an answer says of a mask, beside its area and box."""
+        """Returns what a mask's record says beyond its pixels, area and box."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `facts` says of each mask, as one array for all masks."""
+        """Returns the facts of all masks, one array for each key."""
 
     def objects(self, first: int, last: int) -> Self:
-        """Some of the objects, in memory of their own."""
+        """Returns objects `first` to `last` (exclusive), in memory of their own."""
 
     def only(self, index: int) -> Self:
-        """A single mask, in memory of its own."""
+        """Returns a single mask, in memory of its own."""
 
     def shown(self, mask_index: int | None) -> int | None:
-        """The mask that an answer of a single mask shows; None if it shows all of them, as labels."""
+        """Returns the index of the mask that an answer of a single mask shows; None if it shows all, as labels."""
 
     def grouped(self, records: list[Record]) -> list[Any]:
-        """A record for each mask, in lists as an answer groups them."""
+        """Groups the records of all masks into the lists of an answer."""
 
     def check_format(self, answer_format: AnswerFormat) -> None:
-        """Rejects a format, or an option of one, that these masks cannot be written in.
+        """Rejects a format, or a format's option, that does not suit these masks.
 
         Raises:
-            InvalidRequest: it is one.
+            InvalidRequest: these masks cannot be written so.
         """

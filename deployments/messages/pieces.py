@@ -1,7 +1,8 @@
-"""The pieces that an answer is cut into, each sent to an encoder with no more of the masks than it is made of.
+"""Cuts an answer into pieces; each piece is sent to an encoder with only those logits that it is written from.
 
-The default JSON is cut into bands of rows, the other formats into parts of a few objects. Rows are counted through:
-first those of all full-size masks, over objects and their candidates, then those of all low-resolution logits.
+The default JSON is cut into bands of rows; other formats are cut into parts of a few objects, or not at all. Rows are
+numbered over the whole answer: first the rows of all full-size masks, over objects and their candidates, then the rows
+of all low-resolution logits.
 """
 
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from deployments.messages.segmentation import Segmentation
 from deployments.messages.upsampling import source_rows
 
 Text: TypeAlias = NDArray[np.uint8]
-"""The bytes of some text, as an array: Ray lets its reader look into shared memory, where it would copy bytes twice."""
+"""A text as an array of bytes: its receiver reads an array in shared memory, while Ray would copy `bytes` twice."""
 
 BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
-"""Text of one mask value in the default answer, comma included: a float32 on average, and 0 or 1."""
+"""Bytes of text of one mask value in the default answer, comma included: a float32 (on average), and a 0 or 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class LogitRows:
     """Some rows of the low-resolution logits of one mask.
 
     Attributes:
-        mask: the mask, counted through objects and their candidates.
-        start: the first of the rows.
+        mask: index of the mask, numbered over all objects and their candidates.
+        start: index of the first row.
         rows: `n×256` float32, not clamped.
     """
 
@@ -41,16 +42,16 @@ class LogitRows:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Some rows of an answer, and no more of its Segmentation than it takes to write them.
+    """Some rows of an answer, with the part of its Segmentation that they are written from.
 
     Attributes:
         image_size: height and width of the image in pixels.
-        iou_predictions: `B×C` float32, of all masks.
-        has_object_axis: whether the answer leads with the object axis `B`.
+        iou_predictions: `B×C` float32, the scores of all masks.
+        has_object_axis: whether the answer's arrays lead with the object axis `B`.
         start: first row, from 0.
         stop: one past the last row.
-        masks: the logits that rows of full-size masks are interpolated from, for each mask.
-        logits: the rows of low-resolution logits, likewise.
+        masks: for each full-size mask in the band, the logits that its rows are interpolated from.
+        logits: for each mask whose low-resolution logits are in the band, their rows.
     """
 
     image_size: tuple[int, int]
@@ -68,18 +69,18 @@ class Band:
 
 
 def num_rows(segmentation: Segmentation) -> int:
-    """Rows of all full-size masks and of all low-resolution logits."""
+    """Counts the rows of all full-size masks and of all low-resolution logits."""
     return int(segmentation.iou_predictions.size) * (segmentation.image_size[0] + LOW_RES_SIZE)
 
 
 def row_bytes(segmentation: Segmentation, return_logits: bool) -> int:
-    """About the longest text of a row, of a full-size mask or of low-resolution logits."""
+    """Estimates the bytes of the longest row's text, in full-size masks and low-resolution logits."""
     width = segmentation.image_size[1]
     return max(LOW_RES_SIZE * BYTES_PER_LOGIT, width * (BYTES_PER_LOGIT if return_logits else BYTES_PER_BIT))
 
 
 def cut_band(segmentation: Segmentation, start: int, stop: int) -> Band:
-    """Rows `start` to `stop` of the answer (0 to `num_rows`)."""
+    """Cuts rows `start` to `stop` (exclusive) out of an answer's `num_rows`."""
     height = segmentation.image_size[0]
     full_rows = int(segmentation.iou_predictions.size) * height
     masks = [
@@ -103,12 +104,12 @@ def cut_band(segmentation: Segmentation, start: int, stop: int) -> Band:
 
 def _logit_rows(segmentation: Segmentation, mask: int, first: int, last: int) -> LogitRows:
     index = divmod(mask, segmentation.iou_predictions.shape[1])
-    # A copy: of a slice, Ray would send what it is a slice of.
+    # A copy: Ray would send the whole array that a slice belongs to.
     return LogitRows(mask, first, segmentation.low_res_logits[index][first:last].copy())
 
 
 def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int]]:
-    """Rows `start` to `stop`, counted through masks of this height, as (mask, first row, one past the last)."""
+    """Finds rows `start` to `stop` in masks of this height: yields (mask, first row in it, one past the last)."""
     while start < stop:
         mask, first = divmod(start, height)
         last = min(height, first + stop - start)
@@ -117,25 +118,23 @@ def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int
 
 
 PIXELS_PER_PART = 16_000_000
-"""Of full-size masks, which an encoder holds one at a time: some tenths of a second of its work."""
-
+"""Full-size pixels in a part: some tenths of a second of work for an encoder, which holds one mask at a time."""
 
 LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
-"""About the longest text of one mask's low-resolution logits."""
-
+"""About the length in bytes of the longest text of one mask's low-resolution logits."""
 
 BYTES_PER_PART = 5_000_000
-"""Of such text."""
+"""Limit on the bytes of text of low-resolution logits in a part."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some objects of an answer; the texts of all parts follow each other.
+    """Some objects of an answer; the answer is the texts of its parts, joined in order.
 
     Attributes:
-        masks: no more of them than the part is made of.
-        is_first: the text begins with them.
-        is_last: the text ends with them.
+        masks: the masks of these objects alone.
+        is_first: whether the answer begins with this part.
+        is_last: whether the answer ends with this part.
     """
 
     masks: MaskSet
@@ -147,15 +146,15 @@ Piece: TypeAlias = Band | Part
 
 
 def cut(masks: MaskSet, answer_format: AnswerFormat, band_bytes: int) -> Iterator[Piece]:
-    """The pieces of an answer; the texts that are written of them follow each other.
+    """Cuts an answer into pieces; the answer is their texts, joined in order.
 
     Args:
-        masks: what is answered, of which `check_format` has accepted the format.
-        answer_format: how it is written.
-        band_bytes: about the longest text of a band.
+        masks: the masks to write; their `check_format` has accepted the format.
+        answer_format: how to write them.
+        band_bytes: about the length in bytes of the longest text of a band.
     """
     if answer_format.traits.cut_by == "rows":
-        # The only masks whose `check_format` accepts such a format.
+        # Only a Segmentation accepts a format that is cut by rows: see `check_format`.
         yield from _cut_by_rows(cast(Segmentation, masks), answer_format.return_logits, band_bytes)
         return
     if answer_format.traits.holds_one_mask and (index := masks.shown(answer_format.mask_index)) is not None:
@@ -171,7 +170,7 @@ def text_bytes(masks: MaskSet, answer_format: AnswerFormat) -> int:
     if answer_format.traits.cut_by == "rows":
         segmentation = cast(Segmentation, masks)
         return num_rows(segmentation) * row_bytes(segmentation, answer_format.return_logits)
-    # No format packs a mask into more than what it is made of, noise apart.
+    # Except for noise, no format writes a mask in more bytes than its low-resolution logits have.
     logits_as_text = answer_format.return_logits and answer_format.traits.cut_by == "objects"
     return masks.low_res_logits.nbytes + (LOGITS_TEXT_BYTES * masks.num_masks if logits_as_text else 0)
 
@@ -185,10 +184,10 @@ def _cut_by_rows(segmentation: Segmentation, return_logits: bool, band_bytes: in
 
 def _cut_by_objects(masks: MaskSet, return_logits: bool) -> Iterator[Part]:
     height, width = masks.image_size
-    of_each = masks.num_masks // masks.num_objects
-    count = max(1, PIXELS_PER_PART // (height * width * of_each))
+    masks_per_object = masks.num_masks // masks.num_objects
+    count = max(1, PIXELS_PER_PART // (height * width * masks_per_object))
     if return_logits:
-        count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * of_each)))
+        count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * masks_per_object)))
     for first in range(0, masks.num_objects, count):
         last = min(first + count, masks.num_objects)
         yield Part(masks.objects(first, last), first == 0, last == masks.num_objects)

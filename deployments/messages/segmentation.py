@@ -14,11 +14,11 @@ from deployments.messages.upsampling import upsample
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The masks of one prompt, kept small: full-size masks are computed where they are read.
+    """The masks of one prompt, kept as low-resolution logits: full-size masks are computed where they are needed.
 
     Attributes:
         image_id: digest of the image that was segmented.
-        model_id: the model that did it.
+        model_id: the model that segmented it.
         image_size: height and width of the image in pixels.
         low_res_logits: `B×C×256×256` float32, not clamped, each object's masks by descending score.
         iou_predictions: `B×C` float32, the model's estimate of each mask's IoU, descending.
@@ -43,49 +43,49 @@ class Segmentation:
         return self._without_object_axis(self.low_res_logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT))
 
     def masks(self, return_logits: bool = False) -> NDArray[Any]:
-        """`C×H×W` (or `B×C×H×W`) masks at the image's size.
+        """Computes the masks at the image's size, `C×H×W` (or `B×C×H×W`).
 
         Args:
-            return_logits: float32 logits if True; else bool, True where the logit is above 0.
+            return_logits: True for float32 logits; False for bool masks, True where the logit is above 0.
         """
         masks = upsample(self._without_object_axis(self.low_res_logits), self.image_size)
         return masks if return_logits else masks > 0
 
     @property
     def num_objects(self) -> int:
-        """B."""
+        """The number of objects, `B`."""
         return len(self.iou_predictions)
 
     @property
     def num_masks(self) -> int:
-        """B × C."""
+        """The number of masks, `B × C`."""
         return int(self.iou_predictions.size)
 
     @property
     def masks_shape(self) -> tuple[int, ...]:
-        """C, H, W, with B before them if the prompt had the object axis."""
+        """The shape of `masks()`: `C, H, W`, with `B` in front if the prompt had the object axis."""
         return (*self.scores.shape, *self.image_size)
 
     @property
     def best(self) -> int:
-        """The mask with the highest score, counted through objects and their candidates."""
+        """The index of the mask with the highest score; masks are numbered over all objects and their candidates."""
         return int(self.iou_predictions.argmax())
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """`H×W` bool: one mask, counted through objects and their candidates."""
+        """Computes one mask at the image's size, `H×W` bool; see `best` for the index."""
         return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What is said of that mask, beside its area and box."""
+        """Returns what a mask's record says beyond its pixels, area and box: the score."""
         return {"score": self.iou_predictions.reshape(-1)[index]}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `facts` says of each mask, for all of them."""
+        """Returns the facts of all masks in one array: `{"scores": …}`, `C` (or `B×C`) float32."""
         return {"scores": self.scores}
 
     def objects(self, first: int, last: int) -> "Segmentation":
-        """Some of the objects."""
-        # A copy: of a slice, Ray would send what it is a slice of.
+        """Returns objects `first` to `last` (exclusive), in memory of their own."""
+        # A copy: Ray would send the whole array that a slice belongs to.
         return replace(
             self,
             low_res_logits=self.low_res_logits[first:last].copy(),
@@ -93,7 +93,7 @@ class Segmentation:
         )
 
     def only(self, index: int) -> "Segmentation":
-        """A single mask, counted through objects and their candidates."""
+        """Returns a single mask, in memory of its own; see `best` for the index."""
         row, column = divmod(index, self.iou_predictions.shape[1])
         return replace(
             self,
@@ -102,21 +102,21 @@ class Segmentation:
         )
 
     def shown(self, mask_index: int | None) -> int:
-        """The mask that an answer of a single mask shows: the one that was asked for, or the best."""
+        """Returns the index of the mask that an answer of a single mask shows: the requested one, or the best."""
         return self.best if mask_index is None else mask_index
 
     def grouped(self, records: list[Any]) -> list[Any]:
-        """A record for each mask, in a list for each object if the prompt had the object axis."""
+        """Groups the records of all masks: a list for each object if the prompt had the object axis, else one list."""
         if not self.has_object_axis:
             return records
         candidates = self.num_masks // self.num_objects
         return [records[start : start + candidates] for start in range(0, len(records), candidates)]
 
     def check_format(self, answer_format: AnswerFormat) -> None:
-        """Rejects a `mask_index` that is not among the masks.
+        """Rejects a `mask_index` that no mask has.
 
         Raises:
-            InvalidRequest: it is not.
+            InvalidRequest: `mask_index` is out of range.
         """
         answer_format.check_index(self.num_masks)
 
@@ -132,15 +132,16 @@ def sorted_segmentation(
     iou_predictions: FloatArray,
     has_object_axis: bool,
 ) -> Segmentation:
-    """A Segmentation from `B×C×256×256` logits and `B×C` scores in the model's order: sorts each object's masks.
+    """Builds a Segmentation from `B×C×256×256` logits and `B×C` scores, and sorts each object's masks by score.
 
     Raises:
-        InvalidPrompt: they are not finite: the prompt's numbers overflow inside the model. JSON could not hold them.
+        InvalidPrompt: a logit or score is not finite, since the prompt's numbers overflow inside the model. JSON could
+            not hold it.
     """
     if not (np.isfinite(low_res_logits).all() and np.isfinite(iou_predictions).all()):
         raise InvalidPrompt(
-            "prompt: the model's answer is not finite; coordinates or mask_input are too large for it, or its weights "
-            "are broken"
+            "prompt: the model's answer is not finite; coordinates or mask_input are too large for the model, or its "
+            "weights are broken"
         )
     order = np.argsort(-iou_predictions, axis=1, kind="stable")
     return Segmentation(

@@ -19,13 +19,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 RECENT = 0.3
-"""Weight of the latest batch in the average."""
+"""Weight of the latest batch in the average of batch times."""
 
 logger = logging.getLogger("ray.serve")
 
 
-class Observer(Protocol):
-    """Counts batches and queues."""
+class StageObserver(Protocol):
+    """Records batches and the lengths of queues."""
 
     def batch(self, stage: str, size: int) -> None:
         """Counts a batch of a stage."""
@@ -35,59 +35,59 @@ class Observer(Protocol):
 
 
 class Admission:
-    """Admits calls to a batch queue only while no batch is at work.
+    """Admits calls to a batch queue only while no batch is running.
 
-    Serve closes a batch when its wait is over, even while the batch before it is still at work. Under load, each call
-    would so become a batch of its own, however many others queue behind it. Here, calls that arrive meanwhile wait
-    outside, are admitted together when the batch is done, and form one batch again. A call that is cancelled outside
-    is never admitted.
+    Serve closes a batch when its wait is over, even while the batch before it is still running. Under load, each call
+    would then become a batch of its own, even if many calls queue behind it. Here, calls that arrive during a batch
+    wait outside, are admitted together when the batch is done, and form one batch. A call that is cancelled outside is
+    never admitted.
 
-    Use: `async with admission: await batched_method(item)`, and `with admission.run():` around the work in the batch's
-    own function.
+    Use: `async with admission: await batched_method(item)`, and `with admission.running():` around the work in the
+    batch's own function.
 
     Args:
         size: the largest batch; may be changed at any time.
-        on_wait: told how many calls wait outside, whenever that changes.
+        on_wait: called with the number of calls that wait outside, whenever that changes.
     """
 
     def __init__(self, size: int, on_wait: Callable[[int], None] = lambda _: None) -> None:
         self.size = size
         self._on_wait = on_wait
         self._inside = 0
-        self._at_work = False
+        self._is_running = False
         self._closed = False
         self._batch_s: float | None = None
         self._outside: deque[asyncio.Future[None]] = deque()
 
     @contextmanager
-    def run(self) -> Iterator[None]:
-        """Marks a batch as at work: nothing more is admitted until it is done and all its calls have left."""
-        self._at_work = self._closed = True
+    def running(self) -> Iterator[None]:
+        """Marks a batch as running: no call is admitted until the batch is done and all its calls have left."""
+        self._is_running = self._closed = True
         began_at = time.monotonic()
         try:
             yield
         finally:
-            self._at_work = False
+            self._is_running = False
             self.note_seconds(time.monotonic() - began_at)
             self._open()
 
     def note_seconds(self, batch_s: float) -> None:
-        """Adds the time that a batch took to the average, by which waits are estimated."""
+        """Adds the seconds that a batch took to the average, from which waits are estimated."""
         self._batch_s = batch_s if self._batch_s is None else self._batch_s + RECENT * (batch_s - self._batch_s)
 
     @property
     def waiting(self) -> int:
-        """How many calls wait outside."""
+        """The number of calls that wait outside."""
         return sum(not turn.done() for turn in self._outside)
 
     def expected_wait_s(self, announced: int = 0) -> float:
-        """Estimates how long a new call would wait to be admitted, by how long batches took lately; 0 at first.
+        """Estimates the seconds that a new call would wait, from those of recent batches; 0 before the first batch.
 
         Args:
-            announced: how many calls will come before it.
+            announced: the number of calls that are not here yet, but will be admitted before the new one.
         """
-        # The batch at work counts, even if its calls were cancelled.
-        ahead = max(self._inside, int(self._at_work)) + self.waiting + announced
+        # The running batch counts, even if its calls were cancelled.
+        ahead = max(self._inside, int(self._is_running)) + self.waiting + announced
         return (ahead + self.size - 1) // self.size * (self._batch_s or 0.0)
 
     async def __aenter__(self) -> None:
@@ -100,7 +100,7 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            # Cancelled at the very moment of being admitted.
+            # The call was admitted at the very moment when it was cancelled.
             if not turn.cancelled():
                 self._leave()
             self._on_wait(self.waiting)
@@ -114,7 +114,7 @@ class Admission:
         self._open()
 
     def _open(self) -> None:
-        if self._inside or self._at_work:
+        if self._inside or self._is_running:
             return
         self._closed = False
         while self._outside and self._inside < self.size:
@@ -126,22 +126,22 @@ class Admission:
 
 
 class _Queue:
-    """What stages have in common: an admission, and calls rejected early where the queue is too long for them."""
+    """The base of Stage and Turns: admits calls, and rejects a call early if the queue is too long for it."""
 
-    def __init__(self, name: str, model_id: str, observer: Observer) -> None:
+    def __init__(self, name: str, model_id: str, observer: StageObserver) -> None:
         self.name = name
         self.admission = Admission(1, partial(observer.waiting, name))
         self._model_id = model_id
 
     def check(self, wait_s: float, announced: int = 0) -> None:
-        """Rejects now what would be rejected, or given up, after a long wait.
+        """Rejects a call at once if it would be rejected, or given up, after a long wait.
 
         Args:
-            wait_s: how long the caller may wait.
-            announced: how many calls will come before it.
+            wait_s: seconds that the call may wait.
+            announced: the number of calls that are not here yet, but will be admitted before it.
 
         Raises:
-            Overloaded: the queue is longer.
+            Overloaded: the expected wait is longer.
         """
         expected_s = self.admission.expected_wait_s(announced)
         if expected_s > wait_s:
@@ -152,11 +152,11 @@ class Stage(_Queue, Generic[Item, Result]):
     """One step of a model, such as the image encoder: batches of many requests' items, run on a thread of its own.
 
     Args:
-        name: for the metrics and the thread.
-        model_id: for messages.
-        run: runs a batch; gives one result an item, or an Overloaded for an item that does not fit into memory.
+        name: the stage's name in metrics, and its thread's name.
+        model_id: the model's id, for messages.
+        run: runs a batch; returns a result for each item, or an Overloaded for an item that does not fit into memory.
         batched: a `@serve.batch` method that hands its items to `run_batch`.
-        observer: counts batches and queues.
+        observer: records batches and the length of the queue.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Stage(_Queue, Generic[Item, Result]):
         model_id: str,
         run: Callable[[Sequence[Item]], Sequence[Result | Overloaded]],
         batched: Callable[[Item], Awaitable[tuple[Result | Overloaded, float]]],
-        observer: Observer,
+        observer: StageObserver,
     ) -> None:
         super().__init__(name, model_id, observer)
         self._run = run
@@ -175,16 +175,16 @@ class Stage(_Queue, Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def configure(self, max_batch_size: int, batch_wait_timeout_s: float = 0.0) -> None:
-        """Takes new limits of a batch; they hold from the next batch on."""
+        """Sets the limits of a batch, from the next batch on."""
         self.admission.size = max_batch_size
         self._batched.set_max_batch_size(max_batch_size)
         self._batched.set_batch_wait_timeout_s(batch_wait_timeout_s)
 
     async def submit(self, item: Item) -> tuple[Result, float]:
-        """Queues an item.
+        """Queues an item, and waits for its result.
 
         Returns:
-            Its result, and the seconds that its batch ran.
+            The result, and the seconds that the item's batch ran.
 
         Raises:
             Overloaded: the item does not fit into the device's memory.
@@ -196,9 +196,9 @@ class Stage(_Queue, Generic[Item, Result]):
         return result, seconds
 
     async def run_batch(self, items: list[Item]) -> list[tuple[Result | Overloaded, float]]:
-        """Runs a batch on the stage's thread; each result comes with the seconds that the batch ran."""
+        """Runs a batch on the stage's thread; returns each result with the seconds that the batch ran."""
         self._observer.batch(self.name, len(items))
-        with self.admission.run():
+        with self.admission.running():
             results, seconds = await self.on_thread(self._run, items)
         return [(result, seconds) for result in results]
 
@@ -206,53 +206,53 @@ class Stage(_Queue, Generic[Item, Result]):
         """Runs a function on the stage's thread, between two batches.
 
         Returns:
-            What the function returns, and the seconds that it took.
+            The function's result, and the seconds that it took.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, _timed, run, *arguments)
 
 
 class Turns(_Queue):
-    """Long jobs, one at a time.
+    """Lets long jobs run one at a time.
 
     Args:
-        name: for the metrics.
-        model_id: for messages.
-        max_waiting: how many jobs may wait for their turn.
-        observer: counts the queue.
+        name: the queue's name in metrics.
+        model_id: the model's id, for messages.
+        max_waiting: the most jobs that may wait for their turn.
+        observer: records the length of the queue.
     """
 
-    def __init__(self, name: str, model_id: str, max_waiting: int, observer: Observer) -> None:
+    def __init__(self, name: str, model_id: str, max_waiting: int, observer: StageObserver) -> None:
         super().__init__(name, model_id, observer)
         self._max_waiting = max_waiting
 
     @asynccontextmanager
     async def turn(self, until: float) -> AsyncIterator[None]:
-        """Waits for the turn of the job inside.
+        """Waits until no other job runs, and keeps other jobs waiting until the block ends.
 
         Args:
             until: `time.monotonic()` at the caller's deadline.
 
         Raises:
-            Overloaded: the turn would not come in time, or did not.
+            Overloaded: too many jobs wait, or the turn would not come, or did not come, in time.
         """
         if self.admission.waiting >= self._max_waiting:
-            raise Overloaded("overloaded: too many requests for everything wait for their turn")
+            raise Overloaded("overloaded: too many requests to segment everything wait for their turn")
         self.check(until - time.monotonic())
         async with AsyncExitStack() as turn:
             try:
                 async with asyncio.timeout(until - time.monotonic()):
                     await turn.enter_async_context(self.admission)
             except TimeoutError as error:
-                raise Overloaded("overloaded: other requests for everything take too long") from error
-            with self.admission.run():
+                raise Overloaded("overloaded: other requests to segment everything take too long") from error
+            with self.admission.running():
                 yield
 
 
 def overload_returned(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T | Overloaded]]:
     """Makes a replica's method return the Overloaded that it raises; the caller's side raises it again (retries.py).
 
-    Serve logs each exception that leaves a replica with its traceback, twice, and Ray writes it down once more. That
-    holds the GIL for milliseconds, which the model lacks just when most calls are rejected.
+    Serve would log each exception that leaves a replica twice, with its traceback, and Ray once more. Logging holds the
+    GIL for milliseconds, and takes them from the model just when most calls are rejected.
     """
 
     @wraps(method)
@@ -270,7 +270,7 @@ def _timed(run: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     started = time.perf_counter()
     try:
         return run(*arguments), time.perf_counter() - started
-    # Every error goes on to the caller, unless nothing would work here any more.
+    # Every error is passed on to the caller, unless the device is lost.
     except Exception as error:
         _exit_if_device_is_lost(error)
         raise
@@ -278,7 +278,7 @@ def _timed(run: Callable[..., T], *arguments: Any) -> tuple[T, float]:
 
 def _exit_if_device_is_lost(error: Exception) -> None:
     """Exits if the GPU is lost: callers retry elsewhere at once, and Serve restarts the replica."""
-    # Imported here: it brings torch, which is loaded by now; app.py imports this file only to draw the graph.
+    # Imported here, where torch is loaded anyway: app.py, which only builds the graph, imports this file without torch.
     from deployments.model.devices import is_device_lost
 
     if is_device_lost(error):

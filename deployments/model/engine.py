@@ -1,7 +1,7 @@
-"""SAM 2 on torch without state: images to embeddings, embeddings and prompts to segmentations.
+"""Engine: SAM 2 on torch, without state. Turns images into embeddings, and embeddings and prompts into logits.
 
-What `SAM2ImagePredictor` computes, but with the image's features as a value that can be cached and sent around rather
-than kept on the object. Needs no Ray.
+It computes the same as `SAM2ImagePredictor`, but returns an image's features as a value that can be cached and passed
+around, and does not keep them on the object. It needs no Ray.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
 
 DecodedPrompt: TypeAlias = tuple[FloatArray, FloatArray]
-"""Low-resolution logits and IoU predictions of a prompt's objects."""
+"""The low-resolution logits and the IoU predictions of a prompt's objects: `B×C×256×256` and `B×C`, float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """What the image encoder makes of one image.
+    """The image encoder's output for one image.
 
     Attributes:
-        image_embed: `1×C×h×w` in the engine's precision, the coarsest feature map as `SAM2Base.forward_image` gives it
-            (for SAM 2, C = 256, h = w = 64), without the no-memory vector that image mode adds.
+        image_embed: `1×C×h×w` in the engine's precision, the coarsest feature map of `SAM2Base.forward_image` (for SAM
+            2, C = 256, h = w = 64), without the no-memory vector that image mode adds.
         high_res_feats: finer feature maps for the mask decoder, finest first, each `1×C'×h'×w'`.
         image_size: height and width of the original image in pixels.
     """
@@ -44,21 +44,22 @@ class ImageEmbedding:
 
     @property
     def nbytes(self) -> int:
-        """The device memory that it holds."""
+        """The bytes of device memory that the embedding holds."""
         return sum(tensor.nbytes for tensor in (self.image_embed, *self.high_res_feats))
 
 
 class Engine:
     """A SAM2Base model and the steps from pixels to low-resolution masks.
 
-    One thread may call `embed` while another calls `decode`: they share weights, which nobody writes, and on a GPU each
-    has a stream of its own, in which it also waits for its results.
+    One thread may call `embed` while another calls `decode`: the two share only weights, which are never written, and
+    on a GPU each has a stream of its own, and waits only for results on that stream.
 
     Args:
-        model: float32, and from now on the engine's own.
-        device: what to run on.
-        precision: of the image encoder's weights and of embeddings. Prompts are decoded in float32, which costs little.
-        compile_batch_sizes: if any, the image encoder is compiled for batches of these sizes.
+        model: a model in float32. The engine changes it, so the caller must not use it any more.
+        device: the device to run on.
+        precision: dtype of the image encoder's weights and of embeddings. Prompts are decoded in float32, which costs
+            little.
+        compile_batch_sizes: the batch sizes that the image encoder is compiled for; without any, it is not compiled.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class Engine:
         self.device = device
         self.precision = precision
         self.objects_at_once = objects_at_once(device)
-        # The same for every image, so it is taken out of the encoder's run, where it would cost 88 MB an image.
+        # The position encoding is the same for every image. Inside the encoder's run it would cost 88 MB an image.
         self._position_encoding = model.image_encoder.neck.position_encoding
         model.image_encoder.neck.position_encoding = torch.nn.Identity()
         if precision != torch.float32:
             _set_encoder_precision(model, precision)
         self._model = model.to(device).eval()
-        # Image mode's stand-in for a memory of earlier frames, which a video has.
+        # Image mode adds this vector, where video mode attends to the memory of earlier frames.
         self._no_memory = model.no_mem_embed.reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else None
         self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
@@ -89,7 +90,7 @@ class Engine:
         self._embed_stream, self._decode_stream = own_stream(device), own_stream(device)
 
     def warm_up(self) -> None:
-        """Runs every batch size and a prompt once, so that no request pays for compiling or for what starts lazily.
+        """Runs every batch size and a prompt once, so that no request waits for compilation or lazy initialisation.
 
         Raises:
             Overloaded: the device's memory is too small for a single image.
@@ -101,18 +102,18 @@ class Engine:
 
     @torch.inference_mode()
     def position_encoding(self, embedding: ImageEmbedding) -> torch.Tensor:
-        """The position encoding of an embedding's `image_embed`, `1×C×h×w` float32, as memory attention takes it."""
+        """Returns the position encoding of an `image_embed`, `1×C×h×w` float32, as memory attention takes it."""
         encoding: torch.Tensor = self._position_encoding(embedding.image_embed)
         return encoding.float()
 
     def check_device(self) -> None:
-        """Makes sure that the device still works; see `devices.check_device`."""
+        """Checks that the device still works; see `devices.check_device`."""
         check_device(self.device)
 
     # ---- images
 
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """`embed_each`, for who wants all or nothing.
+        """Runs `embed_each`, but raises if any image fails.
 
         Raises:
             Overloaded: a single image does not fit into the device's memory.
@@ -121,13 +122,13 @@ class Engine:
 
     @torch.inference_mode()
     def embed_each(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding | Overloaded]:
-        """Runs the image encoder over a batch: in one run, if it fits into memory.
+        """Runs the image encoder over a batch, in a single run if its size and the memory allow.
 
         Args:
             images: `H×W×3` uint8 RGB images, each of its own size.
 
         Returns:
-            For each its embedding, or the error if it does not fit into the device's memory even alone.
+            For each image its embedding, or the error if the image does not fit into the device's memory even alone.
         """
         largest = self._batch_sizes[-1] if self._batch_sizes else max(1, len(images))
         with on_stream(self._embed_stream):
@@ -138,7 +139,7 @@ class Engine:
             ]
 
     def _embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """One run of the image encoder."""
+        """Runs the image encoder once."""
         *high_res_feats, image_embed = self._encode(self._batch(images).to(self.precision))
         return [
             ImageEmbedding(
@@ -150,28 +151,29 @@ class Engine:
         ]
 
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        """`B×3×S×S` float32 inputs of the model; B is the next size that is compiled for, the surplus is zeros."""
+        """Returns the model's input, `B×3×S×S` float32; B is the next compiled size, and surplus images are zeros."""
         count = next((size for size in self._batch_sizes if size >= len(images)), len(images))
         side = self._model.image_size
         batch = torch.zeros((count, 3, side, side), device=self.device)
         for index, image in enumerate(images):
-            # ToTensor without its copies. The strided tensor resizes to the same bits as a contiguous one.
+            # This is torchvision's ToTensor without its copies. A strided tensor is resized to the same bits as a
+            # contiguous tensor.
             pixels = self._upload(image).permute(2, 0, 1).float().div_(255)
             batch[index] = self._transforms.transforms(pixels)
         return batch
 
     def _upload(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """`H×W×3` uint8 on the device."""
+        """Copies an image to the device, `H×W×3` uint8."""
         if self.device.type != "cuda":
-            # Arrays out of Ray's object store are read-only, which torch's tensors are not.
+            # An array in Ray's object store is read-only, so it is copied: torch's tensors are writable.
             return torch.from_numpy(np.require(image, requirements=["C", "W"]))
-        # The copy out of pinned memory runs while the next image is prepared; torch keeps the memory until it is done.
+        # The copy from pinned memory runs while the next image is prepared; torch keeps that memory until it is done.
         pinned = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
         pinned.numpy()[...] = image
         return pinned.to(self.device, non_blocking=True)
 
     def _image_features(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps `B×C×h×w` as `SAM2Base.forward_image` gives them, finest first."""
+        """Computes the feature maps of `SAM2Base.forward_image`, each `B×C×h×w`, finest first."""
         feats: list[torch.Tensor] = self._model.forward_image(batch)["backbone_fpn"][-self._model.num_feature_levels :]
         return feats
 
@@ -182,7 +184,7 @@ class Engine:
     # ---- prompts
 
     def decode(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[DecodedPrompt]:
-        """`decode_each`, for who wants all or nothing.
+        """Runs `decode_each`, but raises if any prompt fails.
 
         Raises:
             Overloaded: a single object does not fit into the device's memory.
@@ -191,11 +193,11 @@ class Engine:
 
     @torch.inference_mode()
     def decode_each(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> list[DecodedPrompt | Overloaded]:
-        """Runs prompt encoder and mask decoder for all objects of many prompts, those that are alike together.
+        """Runs prompt encoder and mask decoder for all objects of many prompts; objects of the same kind run together.
 
         Returns:
             For each item `B×C×256×256` float32 logits, not clamped, and `B×C` float32 IoU predictions, in the
-            decoder's order; or the error if one of its objects does not fit into the device's memory even alone.
+            decoder's order; or the error if one of the item's objects does not fit into the device's memory even alone.
         """
         embeddings = [embedding for embedding, _ in items]
         answers: list[list[DecodedPrompt | Overloaded]] = [[] for _ in items]
@@ -209,7 +211,7 @@ class Engine:
 
     @torch.inference_mode()
     def decode_points(self, embedding: ImageEmbedding, points: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decodes points that are an object each, and leaves the results on the device.
+        """Decodes points, each as an object of its own, and leaves the results on the device.
 
         Args:
             embedding: the image.
@@ -231,7 +233,7 @@ class Engine:
             return torch.stack(logits), torch.stack(scores)
 
     def decoding(self) -> AbstractContextManager[None]:
-        """What is done with such results on the device, one after the other, is done inside this."""
+        """Returns a context for work on the results of `decode_points`: on the device, it runs after the decoder."""
         return on_stream(self._decode_stream)
 
     def _objects(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> Iterator[PromptedObject]:
@@ -241,7 +243,10 @@ class Engine:
     def _decode_objects(
         self, embeddings: Sequence[ImageEmbedding], objects: Sequence[PromptedObject]
     ) -> list[tuple[FloatArray, FloatArray]]:
-        """One run: `C×256×256` logits and `C` IoU predictions of each object. Objects name their embedding by index."""
+        """Runs the decoder once; returns `C×256×256` logits and `C` IoU predictions of each object.
+
+        An object's `item` is the index of its embedding.
+        """
         low_res_logits, iou_predictions = self._run_decoder(embeddings, objects)
         return list(zip(low_res_logits.cpu().numpy(), iou_predictions.cpu().numpy(), strict=True))
 
@@ -251,14 +256,14 @@ class Engine:
         sparse, dense = self._prompt_embeddings(objects)
         images = [embeddings[one.item] for one in objects]
         one_image = all(image is images[0] for image in images)
-        # The decoder repeats a single image's features by itself, and the finer ones without copying them.
+        # The decoder itself repeats the features of a single image, and does not copy the finer ones.
         images = images[:1] if one_image else images
         levels = [image.high_res_feats for image in images]
         image_embed = _joined([image.image_embed for image in images])
         low_res_logits, iou_predictions, _, _ = self._model.sam_mask_decoder(
             image_embeddings=image_embed if self._no_memory is None else image_embed + self._no_memory,
             image_pe=self._model.sam_prompt_encoder.get_dense_pe(),
-            # Without points and masks there is a single, empty prompt, which stands for all objects.
+            # Without points and masks there is a single, empty prompt embedding, which is expanded to all objects.
             sparse_prompt_embeddings=sparse.expand(len(objects), -1, -1),
             dense_prompt_embeddings=dense.expand(len(objects), -1, -1, -1),
             multimask_output=objects[0].multimask_output,
@@ -268,7 +273,7 @@ class Engine:
         return low_res_logits, iou_predictions
 
     def _prompt_embeddings(self, objects: Sequence[PromptedObject]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`B×N×C` embeddings of points and boxes, and `B×C×h×w` of masks, of objects of the same kind."""
+        """Embeds the prompts of objects of one kind: `B×N×C` for points and boxes, and `B×C×h×w` for masks."""
         coords = self._stacked([one.coords for one in objects if one.coords is not None])
         labels = self._stacked([one.labels for one in objects if one.labels is not None])
         sparse, dense = self._model.sam_prompt_encoder(
@@ -283,7 +288,7 @@ class Engine:
 
 
 def _stacked_or_error(objects: Sequence[DecodedPrompt | Overloaded]) -> DecodedPrompt | Overloaded:
-    """The objects of one prompt as one answer, or the first error among them."""
+    """Stacks the objects of one prompt into one answer; returns the first error if there is any."""
     try:
         logits, scores = zip(*all_or_error(objects), strict=True)
     except Overloaded as error:
@@ -292,15 +297,15 @@ def _stacked_or_error(objects: Sequence[DecodedPrompt | Overloaded]) -> DecodedP
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensors as one float32 batch; a single one is not copied unless it must be cast."""
+    """Joins tensors to one float32 batch; a single tensor is not copied unless it must be cast."""
     return (tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))).float()
 
 
 def _set_encoder_precision(model: SAM2Base, precision: torch.dtype) -> None:
-    """Casts all that runs in `forward_image`; what decodes prompts stays as it is."""
+    """Casts all modules that run in `forward_image`; the modules that decode prompts keep their precision."""
     model.image_encoder.to(precision)
     if model.use_high_res_features_in_sam:
-        # They stand in the mask decoder, but only forward_image applies them: to the neck's finest levels, which are
-        # float32 where its top-down path, which interpolates in float32, reaches them.
+        # These convolutions belong to the mask decoder, but run in forward_image, on the neck's finest levels. Those
+        # levels are float32 if the neck's top-down path reaches them, since it interpolates in float32.
         for conv in (model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1):
             conv.to(precision).register_forward_pre_hook(lambda _, inputs: tuple(x.to(precision) for x in inputs))

@@ -1,4 +1,4 @@
-"""Sam2Model, the GPU deployment: one configured model, its remembered embeddings, batched over requests."""
+"""Sam2Model, the GPU deployment: runs one configured model in batches over requests, and remembers embeddings."""
 
 import logging
 import threading
@@ -45,17 +45,17 @@ NO_SUPPLIES, ANYONE = Supplies(), Caller()
 DONE = object()
 
 MAX_WAITING_AUTOS = 8
-"""Requests for everything that wait for their turn, each perhaps with its pixels."""
+"""The most requests to segment everything that wait for their turn; each may hold its image's pixels."""
 
 
 @dataclass
 class Embedded(Generic[Result]):
-    """An image's embedding, and what it took to get it.
+    """An image's embedding, and how the call got it.
 
     Attributes:
-        embedding: of the whole image.
-        cache: `hit` if no run of the encoder was made for this call.
-        seconds: of that run, or of waiting for another call's.
+        embedding: the embedding of the whole image.
+        cache: `miss` if the encoder ran for this call, else `hit`.
+        seconds: seconds that the encoder ran, or that the call waited for another call's run.
     """
 
     embedding: "ImageEmbedding"
@@ -63,16 +63,16 @@ class Embedded(Generic[Result]):
     seconds: float
 
     def answer(self, result: Result, decode_s: float = 0.0) -> ModelAnswer[Result]:
-        """The answer to the call that the image was embedded for."""
+        """Builds the answer to the call that the image was embedded for."""
         return ModelAnswer(result, self.cache, self.seconds, decode_s)
 
 
 class Sam2Model:
     """Segments images with one model, which is loaded before Serve sends the replica its first request.
 
-    Where loading fails, a *warm* deployment (min_replicas ≥ 1) raises, so that a rolling update stops. An *on-demand*
-    one (min_replicas 0) answers requests with the cause and tries again in the background: if it raised, the whole
-    application would be unhealthy and queued requests would hang.
+    If loading fails, a *warm* deployment (min_replicas ≥ 1) raises, so that a rolling update stops. An *on-demand*
+    deployment (min_replicas 0) answers requests with the cause and tries again in the background: if it raised, the
+    whole application would be unhealthy and queued requests would hang.
 
     Raises:
         ModelLoadError: the model is warm and cannot be loaded.
@@ -83,7 +83,7 @@ class Sam2Model:
         self._config = Sam2ModelConfig()
         self._status = StatusReporter(serve.get_replica_context().replica_tag, settings.model_id)
         self._metrics = ModelMetrics(settings.model_id)
-        # Two stages, so that a click on a remembered image does not wait for a batch of new ones.
+        # Two stages, so that a click on a remembered image does not wait for a batch of new images.
         self._embed_stage: Stage[RgbArray, ImageEmbedding] = Stage(
             "embed", settings.model_id, lambda images: self._engine().embed_each(images), self._embed, self._metrics
         )
@@ -91,11 +91,12 @@ class Sam2Model:
             "decode", settings.model_id, lambda items: self._engine().decode_each(items), self._decode, self._metrics
         )
         self._auto_turns = Turns("auto", settings.model_id, MAX_WAITING_AUTOS, self._metrics)
-        # Calls that wait for others' pixels take at most half of the places; callers that bring pixels need the rest.
+        # At most half of the replica's places go to calls that wait for another call's pixels: calls that bring pixels
+        # need the rest.
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
         )
-        # The loader's thread configures stages and cache too, and must not bring back what was just replaced.
+        # The loader's thread configures stages and cache too, and must not restore a configuration that was replaced.
         self._configuring = threading.Lock()
         self._defaults = DeviceDefaults()
         self._loader = ModelLoader(self._load, self._note_failure, self._config.load_retry_s)
@@ -110,7 +111,7 @@ class Sam2Model:
 
     # Async: Serve runs synchronous methods in a thread of their own, and the cache belongs to the event loop.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
+        """Applies the deployment's `user_config` (Sam2ModelConfig), at the start and whenever it changes."""
         self._config = Sam2ModelConfig.model_validate(user_config)
         self._loader.first_pause_s = self._config.load_retry_s
         self._configure()
@@ -119,30 +120,30 @@ class Sam2Model:
         """Returns once the model can answer.
 
         Raises:
-            ModelUnavailable: loading failed; the message names model and cause.
+            ModelUnavailable: loading failed; the message names the model and the cause.
         """
         self._engine()
 
     async def check_health(self) -> None:
-        """Runs something small on the device. Serve calls this regularly, and replaces a replica that fails it."""
+        """Runs a small operation on the device. Serve calls this regularly, and replaces a replica that fails it."""
         if self._loader.is_loaded:
             await self._decode_stage.on_thread(self._engine().check_device)
 
     def _load(self) -> "Engine":
         started = time.perf_counter()
         engine, self._defaults = load_engine(self._settings, _gpu_fraction(), self._status.loading)
-        # Perhaps on the loader's thread, but no request has reached stages or cache yet.
+        # This may be the loader's thread. Stages and cache may still be configured: no request has reached them yet.
         self._configure()
         self._metrics.loaded(time.perf_counter() - started)
         self._status.ready()
         return engine
 
     def _configure(self) -> None:
-        """Sets batches and cache, to what suits the device where the configuration leaves it open."""
+        """Configures stages and cache; a value that the configuration leaves open is set to suit the device."""
         with self._configuring:
             config, defaults = self._config, self._defaults
             self._embed_stage.configure(config.max_batch_size or defaults.images, config.batch_wait_timeout_s)
-            # No wait: calls that arrive while a batch is at work form the next one.
+            # Prompts need no wait: calls that arrive while a batch is running form the next batch.
             self._decode_stage.configure(config.max_decode_batch_size or defaults.prompts)
             max_bytes = defaults.cache_bytes if config.cache_bytes is None else config.cache_bytes
             self._cache.configure(max_bytes, config.cache_ttl_s, config.pixels_timeout_s)
@@ -163,23 +164,24 @@ class Sam2Model:
     async def ask(
         self, call: ModelCall[Result], supplies: Supplies = NO_SUPPLIES, caller: Caller = ANYONE
     ) -> ModelAnswer[Result] | Wanted:
-        """Answers a call, on the remembered embedding of its image or on that of the supplied pixels.
+        """Answers a call from the remembered embedding of its image, or from the supplied pixels.
 
         Args:
-            call: what to do.
+            call: the question about an image.
             supplies: the pixels, if the replica has asked for them.
             caller: the request behind the call.
 
         Returns:
-            The answer; or Wanted: the replica does not remember the image. Of several callers that ask for the same
-            image at the same time, one is elected and told so; the others wait for the pixels that it sends. An
-            elected caller calls again with the pixels, or releases the promise with `give_up`.
-            Also Overloaded, not raised: the queue is too long for `caller.wait_s`, or the image, or an object of the
-            prompt, does not fit into the device's memory.
+            The answer.
+            Or Wanted, if the replica does not remember the image. If several callers ask for the same image at the
+            same time, one is elected and gets Wanted; the others wait for the pixels that it sends. The elected caller
+            calls again with the pixels, or is released with `give_up`.
+            Or Overloaded, which is returned, not raised: the queue is too long for `caller.wait_s`, or the image, or an
+            object of the prompt, does not fit into the device's memory.
 
         Raises:
-            ModelUnavailable: loading failed; the message names model and cause.
-            InvalidPrompt: the image is too small for so many crops.
+            ModelUnavailable: loading failed; the message names the model and the cause.
+            InvalidPrompt: the image is too small for its number of crops.
             TooLarge: the answer would hold too many numbers.
         """
         until = time.monotonic() + caller.wait_s
@@ -199,14 +201,14 @@ class Sam2Model:
                 return image.answer(EmbeddedImage(call.image_id, self._settings.model_id, size))
             case AutoCall():
                 return await self._auto(call, image, pixels, until)
-        raise TypeError(f"{type(call).__name__} is no call of this model")
+        raise TypeError(f"{type(call).__name__} is not a call that a Sam2Model answers")
 
     async def give_up(self, image_id: str, caller: str = "") -> None:
-        """Releases a caller from sending an image's pixels, if it was elected to; another one is elected."""
+        """Releases a caller, if it was elected to send an image's pixels; another waiting caller is then elected."""
         self._cache.give_up(image_id, caller)
 
     async def forget(self, image_id: str) -> bool:
-        """Forgets an image; returns whether it was remembered, or on its way."""
+        """Forgets an image; returns whether it was remembered, or being embedded."""
         return self._cache.forget(image_id)
 
     # ---- embed
@@ -214,7 +216,7 @@ class Sam2Model:
     async def _embedded(
         self, image_id: str, pixels: RgbArray | None, caller: Caller, until: float
     ) -> Embedded[Any] | None:
-        """The image's embedding, remembered or from the pixels; None if there is neither."""
+        """Returns the image's embedding, remembered or computed from the pixels; None if there is neither."""
         self._engine()
         started = time.perf_counter()
         runs: list[float] = []
@@ -222,7 +224,7 @@ class Sam2Model:
             embedding = await self._cache.get(
                 image_id,
                 caller.name if "pixels" in caller.offers else None,
-                # The queue is looked at before any caller decodes and sends pixels.
+                # The queue is checked before a caller decodes and sends pixels.
                 lambda: self._embed_stage.check(self._wait_s(until), self._cache.promised),
             )
         else:
@@ -236,7 +238,7 @@ class Sam2Model:
                 image_id,
                 encode,
                 caller.name,
-                # By this caller's own deadline; others that wait for the same image may have more time.
+                # This caller's own deadline counts; others that wait for the same image may have more time.
                 lambda: self._embed_stage.check(self._wait_s(until)),
             )
         if embedding is None:
@@ -245,12 +247,12 @@ class Sam2Model:
         return Embedded(embedding, "miss" if runs else "hit", seconds)
 
     async def _encode(self, pixels: RgbArray) -> "tuple[ImageEmbedding, float]":
-        """The image's embedding, and the seconds of the encoder's run."""
+        """Runs the encoder; returns the image's embedding, and the seconds of the run."""
         with span("embed", height=pixels.shape[0], width=pixels.shape[1]):
             return await self._embed_stage.submit(pixels)
 
     def _wait_s(self, until: float) -> float:
-        """How long a caller with that deadline may wait for a batch."""
+        """Returns the seconds that a caller with this deadline may wait for a batch."""
         return min(self._config.max_wait_s, until - time.monotonic())
 
     @serve.batch
@@ -285,13 +287,13 @@ class Sam2Model:
     ) -> ModelAnswer[AutomaticMasks]:
         """Segments everything in small slices, between which prompts of other requests are decoded.
 
-        One such call at a time: they are long, and take memory for all masks that they may keep.
+        Only one such call runs at a time: it is long, and takes memory for all masks that it may keep.
         """
         if not call.needs_pixels:
-            # A call that waits for its turn need not hold them.
+            # Frees their memory while the call waits for its turn.
             pixels = None
         async with self._auto_turns.turn(until):
-            # Loaded with the engine: it brings torch.
+            # Imported here, since it imports torch, which is loaded by now.
             from deployments.model.automatic_masks import AutomaticMaskGenerator
 
             generator = AutomaticMaskGenerator(self._engine(), call.prompt, image.embedding.image_size)
@@ -310,16 +312,16 @@ class Sam2Model:
 
 
 def _is_warm() -> bool:
-    """Whether Serve always keeps a replica of this deployment."""
+    """Returns whether Serve always keeps a replica of this deployment."""
     autoscaling = serve.get_replica_context()._deployment_config.autoscaling_config
     return autoscaling is None or autoscaling.min_replicas > 0
 
 
 def _max_ongoing_requests() -> int:
-    """How many requests Serve sends to this replica at a time."""
+    """Returns how many requests Serve sends to this replica at a time."""
     return int(serve.get_replica_context()._deployment_config.max_ongoing_requests)
 
 
 def _gpu_fraction() -> float:
-    """The share of a GPU that Ray assigned to this replica; the config file may have replaced the code's."""
+    """Returns the share of a GPU that Ray assigned to this replica, which the config file may have changed."""
     return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Pulling an answer's bytes from ResponseEncoder, piece by piece: two in flight, and no more until they are sent."""
+"""Pulls an answer from ResponseEncoder: two pieces are in flight, and the next is requested once the first is sent."""
 
 import asyncio
 from collections import deque
@@ -22,8 +22,8 @@ class EncoderCalls:
     """Calls ResponseEncoder on behalf of RequestParser.
 
     Args:
-        encoder: its handle.
-        calls: sends requests, and has the size of a band in its config.
+        encoder: the handle of ResponseEncoder.
+        calls: provides the retries, and the config with the size of a band.
     """
 
     def __init__(self, encoder: "DeploymentHandle[Any]", calls: ModelCalls) -> None:
@@ -31,7 +31,7 @@ class EncoderCalls:
         self._calls = calls
 
     def window_bytes(self, masks: MaskSet, answer_format: AnswerFormat) -> int:
-        """The most bytes of an answer that are here at a time: the pieces being pulled, and the one being sent."""
+        """Estimates how many bytes of an answer are here at most: the pieces in flight, and the one being sent."""
         whole = text_bytes(masks, answer_format)
         if answer_format.traits.cut_by == "rows":
             return min(whole, (PIECES_IN_FLIGHT + 1) * self._calls.config.band_bytes)
@@ -40,12 +40,12 @@ class EncoderCalls:
     async def pull(
         self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline
     ) -> AsyncGenerator[memoryview, None]:
-        """The bytes of an answer.
+        """Yields the bytes of an answer.
 
         Args:
-            masks: what the model answered.
+            masks: the model's masks.
             answer_format: how to write them.
-            deadline: for the first pieces; each further one has as long as a request.
+            deadline: when the first two pieces must be written; each later piece has `request_timeout_s` of its own.
         """
         in_flight: deque[asyncio.Task[memoryview]] = deque()
         try:
@@ -53,7 +53,7 @@ class EncoderCalls:
                 in_flight.append(asyncio.create_task(self._text(piece, answer_format, deadline)))
                 if len(in_flight) == PIECES_IN_FLIGHT:
                     yield await in_flight.popleft()
-                    # A client may read for longer than a request may wait for its answer.
+                    # A client may take longer to read its answer than a request may wait for an answer.
                     deadline = Deadline(self._calls.config.request_timeout_s)
             while in_flight:
                 yield await in_flight.popleft()

@@ -83,11 +83,11 @@ class IdentifiedImage:
             return _decoded(image)
 
 
-def named(image_id: str) -> IdentifiedImage:
-    """Returns an image of which only the image_id is given, without pixels.
+def image_by_id(image_id: str) -> IdentifiedImage:
+    """Returns an image of which only the id is given.
 
     Raises:
-        InvalidRequest: the text is not an image_id.
+        InvalidRequest: the id is malformed.
     """
     if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
         raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")

@@ -1,4 +1,4 @@
-"""Calls of models: affinity, waking, and supplying what a replica wants."""
+"""Calls models: sends an image's calls to the same replica, wakes models, supplies the data that a replica wants."""
 
 import asyncio
 import logging
@@ -24,14 +24,14 @@ from deployments.telemetry.metrics import RequestMetrics
 Result = TypeVar("Result")
 
 Sources: TypeAlias = Mapping[Want, Callable[[], Awaitable[Any]]]
-"""What a request can supply: for each, a function that gets it."""
+"""The data that a request can supply: for each kind, a function that gets it."""
 
 NOT_REMEMBERED: dict[Want, str] = {"pixels": "image_id: {} does not remember this image; upload it (again)"}
 
 logger = logging.getLogger("ray.serve")
 
 AWAKE_FOR_S = 30.0
-"""A model that answered is taken to be awake for this long, and not asked whether it is."""
+"""For this long after it was found awake, a model is taken to be awake without being asked again."""
 
 FORGET_TIMEOUT_S = 10.0
 
@@ -41,9 +41,9 @@ class ModelCalls:
 
     Args:
         models: a handle for each model id.
-        model_states: what the cluster says of the models.
-        config: time-outs.
-        metrics: count repeats.
+        model_states: the state of each model, as the cluster reports it.
+        config: time-outs and the number of repeats.
+        metrics: counts repeats.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ModelCalls:
         self._model_states = model_states
         self._awake_until: dict[str, float] = {}
         self._background: set[asyncio.Task[None]] = set()
-        # After a replica's death it is no longer known which models are awake.
+        # After a replica's death, any model may be asleep or loading.
         self.retries = Retries(config.max_retries, metrics, on_fault=self._awake_until.clear)
         self.config = config
 
     def configure(self, config: RequestParserConfig) -> None:
-        """Takes new time-outs and numbers of repeats."""
+        """Applies new time-outs and a new number of repeats."""
         self.config = config
         self.retries.max_retries = config.max_retries
 
@@ -71,28 +71,28 @@ class ModelCalls:
     ) -> ModelAnswer[Result]:
         """Asks a model, on the replica that remembers the image if there is one.
 
-        The call goes out alone first. If the replica wants more, the call is sent again with it: a remembered image
-        costs neither decoding nor transfer.
+        The call is first sent without data. If the replica wants data, the call is sent again with it: a remembered
+        image is neither decoded nor transferred.
 
         Args:
             model_id: a configured model.
-            call: what to ask.
-            sources: what the request can supply, called only for what the replica wants.
+            call: the question.
+            sources: the data that the request can supply; a function is called only if the replica wants its data.
             deadline: when there must be an answer.
 
         Raises:
             ImageNotCached: the model does not remember the image, and the request cannot supply its pixels.
             TooLarge: the answer would hold too many numbers.
             ModelUnavailable: the model did not wake up in time, or failed to load.
-            Overloaded: its queues, or its device's memory, are full.
+            Overloaded: the model's queues, or its device's memory, are full.
             DeadlineExceeded: there was no answer in time.
-            ServiceError: any that a source raised.
+            ServiceError: a source raised it.
         """
         if not sources and await self._is_asleep(model_id):
             # A sleeping model remembers nothing: the answer is known without waking it.
             raise _not_remembered("pixels", model_id)
         await self._wake(model_id, deadline)
-        # The same image, the same replica: affinity_router.py.
+        # Sends all calls for an image to the same replica: see affinity_router.py.
         model = self._models[model_id].options(session_id=call.image_id)
         name = uuid.uuid4().hex
 
@@ -104,7 +104,7 @@ class ModelCalls:
             return answer
 
         if call.needs_pixels and "pixels" in sources:
-            # There is nothing to ask first, and no promise to release.
+            # The replica needs the pixels in any case. It is not asked first, so it elects no caller.
             answer = await send(Supplies(await sources["pixels"]()))
         else:
             elected = bool(sources)
@@ -127,14 +127,14 @@ class ModelCalls:
         return answer
 
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str, name: str) -> None:
-        """Releases a request that fails: it may have been elected unknowingly, and others wait for its pixels."""
-        # In a context of its own, since the request's calls may be cancelled.
+        """Releases a failed request: it may have been elected before it heard of it, and others wait for its pixels."""
+        # The task has a context of its own: calls in the request's context may be cancelled.
         task = asyncio.get_running_loop().create_task(_give_up(model, image_id, name), context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def forget(self, image_id: str) -> bool:
-        """Makes every replica of every model forget an image; returns whether any remembered it. Wakes none.
+        """Makes every replica of every model forget an image; returns whether any remembered it. Wakes no model.
 
         Raises:
             Unavailable: a replica did not answer in time.
@@ -149,7 +149,7 @@ class ModelCalls:
             try:
                 results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
             except DeploymentUnavailableError:
-                # No replica, no memory; but a handle that was never used learns of its replicas a moment later.
+                # Without a replica nothing is remembered. But a handle learns of replicas a moment after its first use.
                 if (await self._model_states.model_status(model_id)).state != "ready":
                     return found
                 await asyncio.sleep(0.2)
@@ -159,7 +159,7 @@ class ModelCalls:
             found = found or any(result is True for result in results)
             if not any(isinstance(result, BaseException) for result in results):
                 return found
-            # What a dead replica remembered is gone with it. Until the router knows of the death, it is asked again.
+            # A dead replica remembers nothing, but replicas are asked again until the router knows of the death.
             logger.info("asking the replicas of %s again to forget image %s", model_id, image_id)
             await asyncio.sleep(0.2)
         raise Unavailable(f"a replica of {model_id} did not answer; it may still remember the image")
@@ -170,7 +170,7 @@ class ModelCalls:
         return (await self._model_states.model_status(model_id)).state == "asleep"
 
     async def _wake(self, model_id: str, deadline: Deadline) -> None:
-        """Waits for a model that is asleep or loading, without the weight of an image in the queue."""
+        """Waits for a model that is asleep or loading. Meanwhile only a small call is queued, not an image."""
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         waking = deadline.step(self.config.model_wait_s)
@@ -178,7 +178,7 @@ class ModelCalls:
         ready = asyncio.create_task(self.retries.call(self._models[model_id].wait_until_ready.remote, waking, model_id))
         try:
             while not (await asyncio.wait({ready}, timeout=LOOK_EVERY_S))[0]:
-                # A warm model that cannot be loaded has no replica that could say so.
+                # A warm model that cannot be loaded has no replica that could report it.
                 status = await self._model_states.model_status(model_id)
                 if status.state == "failed":
                     raise ModelUnavailable(f"model {model_id} failed to load: {status.detail}")
@@ -203,5 +203,5 @@ async def _give_up(model: "DeploymentHandle[Any]", image_id: str, name: str) -> 
     try:
         await model.give_up.remote(image_id, name)
     except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-        # The requests that wait elect another sender by themselves, a little later.
-        logger.info("no replica took back the promise of image %s: %s", image_id, type(error).__name__)
+        # The replica elects another caller by itself, a little later.
+        logger.info("could not release the caller of image %s: %s", image_id, type(error).__name__)

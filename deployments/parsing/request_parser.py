@@ -12,7 +12,7 @@ from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.encoder_calls import EncoderCalls
-from deployments.parsing.images import ImageInput, named
+from deployments.parsing.images import ImageInput, image_by_id
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.model_states import ModelStates
 from deployments.parsing.segmenter import Segmenter
@@ -22,7 +22,7 @@ from deployments.telemetry.metrics import RequestMetrics
 
 
 class RequestParser:
-    """Checks what a caller asks for, and calls the model and the encoder.
+    """Checks requests, and calls models and encoders.
 
     Args:
         settings: the application's settings.
@@ -44,9 +44,9 @@ class RequestParser:
         self._pixels_budget = ByteBudget(config.pixels_budget_bytes, "too many images are on their way to models")
         self._segmenter = Segmenter(settings, self._calls, self._pixels_budget)
 
-    # Async, since Serve runs what is not in a thread of its own, and the budget is the event loop's.
+    # Async: Serve runs synchronous methods in a thread of their own, and the budget belongs to the event loop.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
+        """Applies the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         self._calls.configure(RequestParserConfig.model_validate(user_config))
         self._pixels_budget.set_limit(self._calls.config.pixels_budget_bytes)
 
@@ -61,19 +61,19 @@ class RequestParser:
             image: an `H×W×3` uint8 RGB array, a PIL image, or the bytes of an image file.
             prompt: what to segment; None is the empty prompt.
             model_id: a configured model; "" is the default one.
-            image_id: in place of the image, the id of one that the model remembers: of an earlier Segmentation, or
-                of `embed`.
+            image_id: given in place of the image: the id of an image that the model remembers, from an earlier
+                Segmentation or from `embed`.
 
         Raises:
             InvalidRequest: the image, the prompt or the model id is bad.
-            ImageNotCached: the model does not remember the image of that id.
-            TooLarge: the image has too many bytes or pixels, the prompt too many points or objects.
-            Unavailable: the model is not ready, overloaded, or past the deadline.
+            ImageNotCached: the model does not remember the image of this id.
+            TooLarge: the image has too many bytes or pixels, or the prompt has too many points or objects.
+            Unavailable: the model is not ready or is overloaded, or the deadline has passed.
         """
         prompt = prompt if prompt is not None else Prompt()
         self._segmenter.check(prompt)
-        deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
-        identified = await self._segmenter.identified(image, image_id)
+        deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
+        identified = await self._segmenter.identify(image, image_id)
         call = SegmentCall(identified.image_id, prompt)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
@@ -90,14 +90,14 @@ class RequestParser:
             image: see `segment`.
             prompt: the grid of points, and which masks to keep; None is SAM 2's default.
             model_id: see `segment`.
-            image_id: see `segment`; not with crops, of which nothing is remembered.
+            image_id: see `segment`. Crops need the image itself, since crops are not remembered.
 
         Raises:
             InvalidRequest, ImageNotCached, TooLarge, Unavailable: as `segment`.
         """
         prompt = prompt if prompt is not None else AutomaticPrompt()
-        deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
-        identified = await self._segmenter.identified(image, image_id)
+        deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
+        identified = await self._segmenter.identify(image, image_id)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._settings.limits.max_compact_numbers)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
@@ -106,13 +106,13 @@ class RequestParser:
         """Writes masks as the body of an HTTP answer.
 
         Args:
-            masks: what `segment` or `auto` returned.
+            masks: the result of `segment` or `auto`.
             answer_format: the format and its options; `json` and `mask_index` are for a Segmentation only.
 
         Raises:
-            InvalidRequest: the format is not one for these masks.
+            InvalidRequest: these masks cannot be written in this format.
             TooLarge: the answer would hold too many numbers.
-            Unavailable: the encoders are overloaded, or past the deadline.
+            Unavailable: the encoders are overloaded, or the deadline has passed.
         """
         if not isinstance(masks, (Segmentation, AutomaticMasks)):
             raise InvalidRequest(f"masks: must be a Segmentation or AutomaticMasks, is {type(masks).__name__}")
@@ -124,7 +124,7 @@ class RequestParser:
         return b"".join([piece async for piece in pieces])
 
     async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
-        """Embeds an image ahead of its prompts, so that the first one is as quick as the second.
+        """Embeds an image ahead of its prompts, so that the first prompt is as quick as the second.
 
         Args:
             image: see `segment`.
@@ -133,19 +133,19 @@ class RequestParser:
         Raises:
             InvalidRequest, TooLarge, Unavailable: as `segment`.
         """
-        deadline, model_id = self._segmenter.deadline(), self._segmenter.known(model_id)
-        identified = await self._segmenter.identified(image)
+        deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
+        identified = await self._segmenter.identify(image)
         call = EmbedCall(identified.image_id)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
     async def forget(self, image_id: str) -> bool:
-        """Makes every replica of every model forget an image; whether any remembered it.
+        """Makes every replica of every model forget an image; returns whether any replica remembered it.
 
         Args:
             image_id: SHA-256 of the image file as 64 hexadecimal digits, or `Segmentation.image_id`.
 
         Raises:
-            InvalidRequest: that is no image_id.
+            InvalidRequest: the image_id is not 64 hexadecimal digits.
             Unavailable: a replica did not answer in time.
         """
-        return await self._calls.forget(named(image_id).image_id)
+        return await self._calls.forget(image_by_id(image_id).image_id)

@@ -1,4 +1,4 @@
-"""Calls of other deployments, each within a deadline, and sent again when the replica that had it died."""
+"""Calls to other deployments: each has a deadline, and is sent again if the replica that had it died."""
 
 import asyncio
 import logging
@@ -14,18 +14,18 @@ from deployments.telemetry.metrics import RequestMetrics
 
 logger = logging.getLogger("ray.serve")
 
-# What callers see of a dying replica, worker or node. Every call of this service may be sent again after them.
+# Errors that callers see when a replica, worker or node dies. Every call of this service may be sent again after them.
 INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedError, ObjectLostError)
 
 LATE = "the request did not finish within its deadline"
 
 
 class Retries:
-    """Sends calls, again where that is of use.
+    """Sends calls, and sends them again if a replica died.
 
     Args:
         max_retries: how often a call is sent again; may be changed at any time.
-        metrics: count the repeats.
+        metrics: counts the repeats.
         on_fault: called when a replica has died.
     """
 
@@ -35,7 +35,7 @@ class Retries:
         self._on_fault = on_fault
 
     async def call(self, send: Callable[[], Any], deadline: Deadline, callee: str) -> Any:
-        """Sends a request to a deployment; sends it again, a few times, if the replica that had it died.
+        """Sends a call to a deployment; sends it again, up to `max_retries` times, if the replica that had it died.
 
         Args:
             send: makes a handle's remote call.
@@ -43,7 +43,7 @@ class Retries:
             callee: a model id, or the deployment's name; for the metric.
 
         Raises:
-            DeadlineExceeded, ModelUnavailable, Overloaded, Unavailable, and any ServiceError of the deployment.
+            DeadlineExceeded, ModelUnavailable, Overloaded, Unavailable, or a ServiceError that the deployment raised.
         """
         attempts = self.max_retries + 1
         for attempt in range(1, attempts + 1):
@@ -62,24 +62,24 @@ class Retries:
 
 
 async def _within(deadline: Deadline, response: Any) -> Any:
-    """Awaits a response until the deadline, and cancels the call where nothing waits for it any more."""
+    """Awaits a response until the deadline, and cancels the call when nothing waits for it any more."""
     try:
         async with asyncio.timeout(deadline.remaining()) as timeout:
             return await _answer(response)
     except TimeoutError as error:
-        # One that a replica raised is a bug there, not the end of this deadline.
+        # A TimeoutError that a replica raised is a bug there, not the end of this deadline.
         if not timeout.expired():
             raise
         response.cancel()
         raise DeadlineExceeded(LATE) from error
     except asyncio.CancelledError:
-        # Without this, Serve lets the replica finish a call that nobody waits for.
+        # Otherwise Serve would let the replica finish a call whose answer is not needed any more.
         response.cancel()
         raise
 
 
 async def _answer(response: Awaitable[Any]) -> Any:
-    """Awaits a deployment's answer, and takes Ray's and Serve's wrappings off its errors."""
+    """Awaits a deployment's answer, and unwraps errors that Ray and Serve have wrapped."""
     try:
         answer = await response
     except BackPressureError as error:
@@ -90,14 +90,14 @@ async def _answer(response: Awaitable[Any]) -> Any:
         raise
     except RayTaskError as error:
         raise _cause(error) from None
-    # A model returns its rejections: batching.overload_returned.
+    # A model returns Overloaded instead of raising it: see batching.overload_returned.
     if isinstance(answer, Overloaded):
         raise answer
     return answer
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Our own error inside the wrappings that each hop adds, or the outermost if there is none inside."""
+    """Finds the ServiceError inside the wrappings that each hop adds; returns the outermost error if there is none."""
     inner: Any = error
     while isinstance(inner, RayTaskError) and inner.cause is not None:
         inner = inner.cause

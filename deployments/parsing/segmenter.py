@@ -1,4 +1,4 @@
-"""From an image and a prompt to a model's answer: what HTTP requests and handle calls have in common."""
+"""Segmenter: the steps from an image and a prompt to a model's answer, which HTTP requests and handle calls share."""
 
 import asyncio
 import math
@@ -17,7 +17,7 @@ from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
-from deployments.parsing.images import IdentifiedImage, ImageInput, identify, named
+from deployments.parsing.images import IdentifiedImage, ImageInput, identify, image_by_id
 from deployments.parsing.model_calls import ModelCalls, Sources
 from deployments.parsing.stage_times import StageTimes
 from deployments.settings import ServiceSettings
@@ -34,61 +34,62 @@ class Segmenter:
 
     Args:
         settings: the application's settings.
-        calls: reaches the models.
-        pixels_budget: for decoded images.
+        calls: sends calls to the models.
+        pixels_budget: bounds the bytes of decoded images.
     """
 
     def __init__(self, settings: ServiceSettings, calls: ModelCalls, pixels_budget: ByteBudget) -> None:
         self._settings = settings
         self._calls = calls
         self._pixels_budget = pixels_budget
-        # Not asyncio's shared threads: a burst of large images must hold up neither health checks nor memory.
-        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        # These few threads are used in place of asyncio's shared ones: a burst of large images must not delay health
+        # checks or fill the memory.
+        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-image")
 
     def deadline(self, asked: str = "", elapsed_s: float = 0.0) -> Deadline:
-        """The deadline of a request that has been read now.
+        """Returns the deadline of a request that has just been read.
 
         Args:
-            asked: the client's `x-request-timeout-seconds`; what is no positive number counts as none, as for Serve.
-            elapsed_s: how long ago it arrived.
+            asked: the client's `x-request-timeout-seconds`; ignored, as by Serve, unless it is a positive number.
+            elapsed_s: seconds since the request arrived.
         """
-        return Deadline.asked(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)
+        return Deadline.of_request(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)
 
     # ---- checks
 
-    def known(self, model_id: str) -> str:
-        """The id of a configured model, the default one for "".
+    def known_model_id(self, model_id: str) -> str:
+        """Returns the id of a configured model; for "", the id of the default model.
 
         Raises:
-            UnknownModel: there is none of that id.
+            UnknownModel: no model of this id is configured.
         """
         known = [model.model_id for model in self._settings.models]
         if model_id and model_id not in known:
-            raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; known are {', '.join(known)}")
+            raise UnknownModel(f"model_id: {model_id[:200]!r} is not configured; the models are {', '.join(known)}")
         return model_id or self._settings.default_model_id
 
     def check(self, prompt: Prompt) -> None:
         """Rejects a prompt that is over the limits, before any work.
 
         Raises:
-            InvalidPrompt: it is no Prompt.
-            TooLarge: it has too many points or objects.
+            InvalidPrompt: the prompt is no Prompt.
+            TooLarge: the prompt has too many points or objects.
         """
         limits = self._settings.limits
         _check_type(prompt, Prompt)
-        for count, limit, what in (
+        for count, limit, message in (
             (prompt.num_points, limits.max_points, "point_coords: has {} points"),
             (prompt.num_objects, limits.max_objects, "prompt: has {} objects"),
         ):
             if count > limit:
-                raise TooLarge(f"{what.format(count)}, more than the {limit} that are accepted")
+                raise TooLarge(f"{message.format(count)}, more than the {limit} that are accepted")
 
     def check_grid(self, prompt: AutomaticPrompt, image: IdentifiedImage) -> None:
-        """Rejects a grid of too many points, and crops of an image that is only named.
+        """Rejects a grid of too many points or crops, and crops of an image of which only the id is given.
 
         Raises:
-            InvalidPrompt: it is no AutomaticPrompt.
-            InvalidRequest: the pixels are needed.
+            InvalidPrompt: the prompt is no AutomaticPrompt.
+            InvalidRequest: crops need the image itself.
             TooLarge: there are too many points or crops.
         """
         _check_type(prompt, AutomaticPrompt)
@@ -99,17 +100,17 @@ class Segmenter:
         if prompt.num_crops > (limit := self._settings.limits.max_crops):
             raise TooLarge(f"crop_n_layers: makes {prompt.num_crops} crops, more than the {limit} accepted")
         if prompt.crop_n_layers and image.source is None:
-            raise InvalidRequest("crop_n_layers: needs the image itself; only the whole of it is remembered")
+            raise InvalidRequest("crop_n_layers: needs the image itself; only the whole image is remembered, not crops")
 
     def size(self, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
-        """How much the answer to a prompt will hold, and how much it may hold.
+        """Computes how much the answer to a prompt will hold, and how much it may hold.
 
         Args:
-            num_masks: full-size masks of the prompt.
+            num_masks: the number of the prompt's masks.
             answer_format: how they are written.
 
         Raises:
-            InvalidRequest: `mask_index` is not among them.
+            InvalidRequest: `mask_index` is out of range.
         """
         answer_format.check_index(num_masks)
         limits, traits = self._settings.limits, answer_format.traits
@@ -120,21 +121,21 @@ class Segmenter:
 
     # ---- steps
 
-    async def identified(
+    async def identify(
         self, image: ImageInput | BinaryIO | None, image_id: str = "", size: AnswerSize | None = None
     ) -> IdentifiedImage:
-        """The image that a request brings, or names.
+        """Identifies a request's image: computes the id of the image that was sent, or takes the id that was given.
 
         Raises:
-            InvalidRequest: it does both, or neither; or the image is none.
-            TooLarge: it has too many bytes or pixels, or the answer would be too large.
+            InvalidRequest: there are both an image and an id, or neither, or the image or the id is malformed.
+            TooLarge: the image has too many bytes or pixels, or the answer would be too large.
         """
         if image is not None and image_id:
             raise InvalidRequest("image_id: is given beside image; send one of them")
         if image is None and not image_id:
-            raise InvalidImage("image: is missing, and so is the image_id of one that the model remembers")
+            raise InvalidImage("image: is missing; send it, or the image_id of an image that the model remembers")
         if image_id:
-            return named(image_id)
+            return image_by_id(image_id)
         return await self._off_loop(identify, image, self._settings.limits, size)
 
     async def ask(
@@ -144,10 +145,10 @@ class Segmenter:
 
         Args:
             model_id: a configured model.
-            call: what to ask of this image.
+            call: the question about this image.
             image: the image.
             deadline: when there must be an answer.
-            times: are told where the time went.
+            times: takes the seconds of each stage.
         """
         decoding_s = 0.0
 
@@ -155,7 +156,7 @@ class Segmenter:
             nonlocal decoding_s
             started = time.perf_counter()
             try:
-                return await self._decoded(image, deadline, held, times)
+                return await self._decode(image, deadline, held, times)
             finally:
                 decoding_s = time.perf_counter() - started
 
@@ -166,10 +167,10 @@ class Segmenter:
         times.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer.result
 
-    async def _decoded(
+    async def _decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes
     ) -> RgbArray:
-        """The image's pixels, which have their share of the budget while `held` is open."""
+        """Decodes the image; its pixels keep their share of the budget until `held` is closed."""
         wait_s = deadline.step(self._calls.config.max_wait_s).remaining()
         with times.measure("queue"):
             await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
@@ -177,7 +178,7 @@ class Segmenter:
             return await self._off_loop(image.decode, self._settings.limits)
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs what would hold up other requests in one of the decoding threads."""
+        """Runs a function in one of the decoding threads, so that it does not delay other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
 
 

@@ -1,4 +1,4 @@
-"""Where a request's time went."""
+"""StageTimes: where a request's time went."""
 
 import time
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ class StageTimes:
         self.cache = ""
 
     def add(self, name: str, seconds: float) -> None:
-        """Adds to one of the durations."""
+        """Adds to a stage's seconds."""
         self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, seconds)
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Adds the time that the block takes."""
+        """Adds the seconds that the block takes to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -33,12 +33,12 @@ class StageTimes:
             self.add(name, time.perf_counter() - started)
 
     def add_model(self, answer: ModelAnswer[Any], seconds: float) -> None:
-        """Splits the time that a model's answer took: what was neither embedding nor decoding is `queue`."""
+        """Splits the seconds that a model's answer took: all but embedding and decoding is `queue`."""
         self.add("queue", seconds - answer.embed_s - answer.decode_s)
         self.add("embed", answer.embed_s)
         self.add("decode", answer.decode_s)
         self.cache = answer.cache
 
     def seconds(self) -> dict[str, float]:
-        """The durations by now."""
+        """Returns the seconds of each stage so far."""
         return dict(self._seconds)

@@ -33,7 +33,7 @@ class Queue:
             return number
 
     async def _run(self) -> None:
-        with self.admission.run():
+        with self.admission.running():
             await self.done.wait()
 
 
@@ -83,7 +83,7 @@ async def test_a_request_that_is_cancelled_outside_never_enters_a_batch() -> Non
 async def test_a_request_that_is_cancelled_in_the_moment_of_its_turn_leaves_the_round_open() -> None:
     admission = Admission(1)
     await admission.__aenter__()
-    with admission.run():
+    with admission.running():
         entered = [asyncio.create_task(admission.__aenter__()) for _ in range(2)]
         await settled()
     await admission.__aexit__()
@@ -114,7 +114,7 @@ async def test_who_comes_now_is_told_how_long_the_queue_is(monkeypatch: pytest.M
 
     async def request() -> None:
         async with admission:
-            with admission.run():
+            with admission.running():
                 await done.wait()
 
     # The first run tells.
@@ -140,7 +140,7 @@ async def test_a_batch_that_nobody_waits_for_any_more_is_still_at_work() -> None
     admission, done = Admission(1), asyncio.Event()
 
     async def batch() -> None:
-        with admission.run():
+        with admission.running():
             await done.wait()
 
     async def request() -> None:

@@ -8,7 +8,7 @@ import zstandard
 
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.segmentation import Segmentation
-from deployments.parsing.http.compression import CODINGS, Coding, choose_coding, compressed
+from deployments.parsing.http.compression import CODINGS, Coding, choose_coding, compress
 
 BuildSegmentation = Callable[..., Segmentation]
 
@@ -63,7 +63,7 @@ async def test_the_bands_are_one_stream(coding: Coding, bands: list[bytes]) -> N
         for band in bands:
             yield band
 
-    body = b"".join([part async for part in compressed(source(), coding)])
+    body = b"".join([part async for part in compress(source(), coding)])
     read = (
         gzip.decompress
         if coding == "gzip"

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.errors import Overloaded, Unavailable
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.http.streaming import CHUNK_BYTES, BandedResponse, Delivery
+from deployments.parsing.http.streaming import CHUNK_BYTES, Delivery, StreamedAnswer
 from deployments.parsing.stage_times import StageTimes
 from tests.loops import settled
 
@@ -66,10 +66,10 @@ def delivery(budget: ByteBudget, share: int = MB, **changes: Any) -> Delivery:
     return Delivery(budget=budget, share=share, **settings)
 
 
-def response(bands: Bands, how: Delivery) -> BandedResponse:
+def response(bands: Bands, how: Delivery) -> StreamedAnswer:
     timing = StageTimes()
     timing.add("parse", 0.0123)
-    return BandedResponse(bands(), how, timing, {"X-Image-Id": "abc"})
+    return StreamedAnswer(bands(), how, timing, {"X-Image-Id": "abc"})
 
 
 async def answer(bands: Bands, client: Client, how: Delivery) -> None:

@@ -1,1 +1,1 @@
-"""HTTP: forms in, streamed answers out. The rest of `parsing/` never imports it."""
+"""HTTP: reads forms and streams answers. The rest of `parsing/` never imports this folder."""

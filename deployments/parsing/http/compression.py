@@ -1,9 +1,9 @@
 """`Content-Encoding` of answers: zstd or gzip, where the client accepts it and it pays.
 
-It pays for polygons, and for 0/1 masks: on one core gzip takes in 650 MB of their text a second, zstd 3,000, and makes
-it 150 to 1,300 times smaller. It does not pay for logits, whose text zstd makes 2.8 times smaller at 145 MB a second,
-gzip 2.4 times at 70: a gigabit network is as fast. (Level 1 of both, the bundled model's masks of the example image at
-1080p, one core.)
+It pays for polygons and for 0/1 masks: gzip compresses 650 MB of their text a second and zstd 3,000 MB, and the text
+becomes 150 to 1,300 times smaller. It does not pay for logits: zstd compresses 145 MB of their text a second and makes
+it 2.8 times smaller, gzip compresses 70 MB a second and makes it 2.4 times smaller, and a gigabit network is as fast.
+(Measured on one core at level 1 of both, with the bundled model's masks of the example image at 1080p.)
 """
 
 import asyncio
@@ -24,24 +24,24 @@ CODINGS: tuple[Coding, ...] = ("zstd", "gzip")
 
 
 class Compressor(Protocol):
-    """What zlib's and zstandard's compressors have in common."""
+    """The interface that zlib's and zstandard's compressors share."""
 
     def compress(self, data: bytes | memoryview, /) -> bytes:
-        """Takes some bytes in; what comes out may come later."""
+        """Takes bytes in, and returns those that are compressed so far; the rest comes with a later call."""
         ...
 
     def flush(self) -> bytes:
-        """What is left, and the end."""
+        """Returns the remaining bytes and the end of the stream."""
         ...
 
 
 def choose_coding(accept_encoding: str, masks: MaskSet, answer_format: AnswerFormat) -> Coding | None:
-    """The coding for an answer, or None: the client takes none, or none pays.
+    """Chooses the coding of an answer; None if the client accepts no coding, or if none pays.
 
     Args:
         accept_encoding: the request's header; "" if there is none.
-        masks: what is answered.
-        answer_format: how it is written.
+        masks: the masks of the answer.
+        answer_format: how they are written.
     """
     if not _pays(masks, answer_format):
         return None
@@ -54,12 +54,12 @@ def _pays(masks: MaskSet, answer_format: AnswerFormat) -> bool:
     if answer_format.return_logits or not answer_format.traits.shrinks:
         return False
     height, width = masks.image_size
-    # Full text ends with low-resolution logits; where they outweigh the masks, little would be gained.
+    # Full text ends with low-resolution logits; if they outweigh the masks, compression gains little.
     return not answer_format.traits.is_full_text or height * width * BYTES_PER_BIT >= LOW_RES_SIZE**2 * BYTES_PER_LOGIT
 
 
 def _qualities(accept_encoding: str) -> Mapping[str, float]:
-    """How much a client likes each coding, from 0 for not at all to 1 (RFC 9110, 12.5.3)."""
+    """Parses how much a client prefers each coding, from 0 (not accepted) to 1 (RFC 9110, 12.5.3)."""
     qualities = {}
     for part in accept_encoding.lower().split(","):
         coding, _, parameter = part.partition(";")
@@ -71,20 +71,20 @@ def _qualities(accept_encoding: str) -> Mapping[str, float]:
     return qualities
 
 
-async def compressed(
-    bands: AsyncGenerator[bytes | memoryview, None], coding: Coding
+async def compress(
+    texts: AsyncGenerator[bytes | memoryview, None], coding: Coding
 ) -> AsyncGenerator[bytes | memoryview, None]:
-    """The bands in one stream of the coding."""
+    """Compresses the texts of an answer's pieces into one stream."""
     compressor = _compressor(coding)
-    async with aclosing(bands):
-        async for band in bands:
-            if part := await asyncio.to_thread(compressor.compress, band):
-                yield part
+    async with aclosing(texts):
+        async for text in texts:
+            if output := await asyncio.to_thread(compressor.compress, text):
+                yield output
     yield compressor.flush()
 
 
 def _compressor(coding: Coding) -> Compressor:
     if coding == "zstd":
         return zstandard.ZstdCompressor(level=1).compressobj()
-    # 31: a gzip header, and the largest window.
+    # wbits of 31: a gzip header, and the largest window.
     return zlib.compressobj(1, zlib.DEFLATED, 31)

@@ -1,4 +1,4 @@
-"""The one shape of all error answers, and what becomes an error answer."""
+"""The shape that all error answers share, and the handlers that turn exceptions into error answers."""
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +13,8 @@ from deployments.parsing.http.request_context import note_rejection
 def error_response(
     status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
 ) -> Response:
-    """`{"detail": {"msg": …}}`, the shape of all errors but a missing or ill-typed field; some have a `code` too."""
-    # Lone surrogates, from undecodable bytes in a client's text, are not JSON.
+    """Builds `{"detail": {"msg": …}}`, the shape of all errors but 422; some have a `code` too."""
+    # JSON cannot hold lone surrogates, which stand for undecodable bytes in a client's text.
     detail = {"msg": message.encode("utf-8", "replace").decode()}
     if code is not None:
         detail["code"] = code
@@ -24,7 +24,7 @@ def error_response(
 def service_error_response(
     connection: HTTPConnection, error: ServiceError, headers: dict[str, str] | None = None
 ) -> Response:
-    """The answer to a request that ends with an error of ours, which is noted for the log and the metrics."""
+    """Builds the answer to a request that ends with a ServiceError, and notes the error for log and metrics."""
     note_rejection(connection, error)
     pause = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return error_response(error.status, error.message, {**pause, **(headers or {})}, error.code)
@@ -43,7 +43,7 @@ async def on_http_exception(_: Request, error: Exception) -> Response:
 
 
 async def on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers a missing or ill-typed field, in FastAPI's shape but without the client's input, perhaps megabytes."""
+    """Answers a missing or ill-typed field in FastAPI's shape, but without the client's input: it may be megabytes."""
     assert isinstance(error, RequestValidationError)
     detail = [{"type": fault["type"], "loc": list(fault["loc"]), "msg": fault["msg"]} for fault in error.errors()]
     return Response(orjson.dumps({"detail": detail}), 422, media_type="application/json")

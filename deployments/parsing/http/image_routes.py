@@ -1,4 +1,4 @@
-"""The HTTP routes that read a form with an image: segment, segment everything, embed; and the one that forgets."""
+"""The HTTP routes that read an image from a form: segment, segment everything, embed; and the route that forgets it."""
 
 import asyncio
 import time
@@ -19,49 +19,52 @@ from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.http import openapi
-from deployments.parsing.http.compression import choose_coding, compressed
+from deployments.parsing.http.compression import choose_coding, compress
 from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.form import form_of, form_route, parse_prompt
 from deployments.parsing.http.request_context import RequestContext, context_of
-from deployments.parsing.http.streaming import BandedResponse, Delivery
-from deployments.parsing.images import IdentifiedImage, named
+from deployments.parsing.http.streaming import Delivery, StreamedAnswer
+from deployments.parsing.images import IdentifiedImage, image_by_id
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
 from deployments.settings import Limits
 
-# Not "UploadFile | None": /docs would show a field for text, and a text would be two faults, not one.
+# Not "UploadFile | None": /docs would then show a text field, and a text sent here would be reported as two faults.
 Image = Annotated[
     UploadFile,
     File(description="The image: any raster format; EXIF orientation is applied. Required without `image_id`."),
 ]
 ImageId = Annotated[
-    str | None, Form(description="In place of `image`: the `X-Image-Id` of one that the model remembers.")
+    str | None, Form(description="Given in place of `image`: the `X-Image-Id` of an image that the model remembers.")
 ]
-ModelId = Annotated[str, Form(description="Model to use; empty for the default one.")]
+ModelId = Annotated[str, Form(description="Model to use; empty for the default model.")]
 Tolerance = Annotated[
     float | None,
-    Form(description="Of `polygons`: how far in pixels a contour may be from the mask's, 0 to 100; 1 if not given."),
+    Form(
+        description="For `polygons`: how many pixels a contour may be away from the mask's own contour, 0 to 100; 1 if "
+        "not given."
+    ),
 ]
 
 
 class ImageRoutes:
-    """What clients ask.
+    """Serves the routes that segment, embed and forget images.
 
     Args:
-        limits: of one request.
-        segmenter: finds the masks.
-        calls: reaches the models, and has the time-outs in its config.
-        encoders: write the answers.
-        budget: for answers under way.
+        limits: limits of one request.
+        segmenter: checks requests and asks models.
+        calls: makes models forget images, and has the time-outs in its config.
+        encoder_calls: pulls answers from the encoders.
+        budget: bounds the bytes of answers under way.
     """
 
     def __init__(
-        self, limits: Limits, segmenter: Segmenter, calls: ModelCalls, encoders: EncoderCalls, budget: ByteBudget
+        self, limits: Limits, segmenter: Segmenter, calls: ModelCalls, encoder_calls: EncoderCalls, budget: ByteBudget
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
         self._calls = calls
-        self._encoder_calls = encoders
+        self._encoder_calls = encoder_calls
         self._budget = budget
 
     def add_to(self, app: FastAPI) -> None:
@@ -125,7 +128,7 @@ class ImageRoutes:
             self.post_embed,
             operation_id="embedImage",
             summary="Embed an image",
-            description="Embeds an image ahead of its prompts, which can then name it by its `image_id`.",
+            description="Embeds an image ahead of its prompts, which can then give its `image_id` in its place.",
             answer={"headers": {"X-Image-Id": openapi.ANSWER_HEADERS["X-Image-Id"]}},
         )
         return router
@@ -139,21 +142,21 @@ class ImageRoutes:
         image_id: ImageId = None,
         model_id: ModelId = "",
         point_coords: Annotated[
-            str | None, Form(description="JSON `[[x,y],…]`, or a list of those for B objects; pixels.")
+            str | None, Form(description="JSON `[[x,y],…]` in pixels, or a list of such lists for B objects.")
         ] = None,
         point_labels: Annotated[
             str | None, Form(description="JSON `[1,0,…]`, one for each point: 1 foreground, 0 background.")
         ] = None,
-        box: Annotated[str | None, Form(description="JSON `[x0,y0,x1,y1]`, or a list of those; pixels.")] = None,
+        box: Annotated[str | None, Form(description="JSON `[x0,y0,x1,y1]` in pixels, or a list of boxes.")] = None,
         mask_input: Annotated[
             str | None, Form(description="JSON `1×256×256` (or `B×1×256×256`): `logits` of an earlier answer.")
         ] = None,
-        multimask_output: Annotated[bool, Form(description="Three candidate masks, or one.")] = True,
+        multimask_output: Annotated[bool, Form(description="True: three candidate masks. False: one.")] = True,
         return_logits: Annotated[
             bool,
             Form(
-                description="Of `json`: un-thresholded float masks, or 0 and 1. Of the other formats: low-resolution "
-                "logits too, if this is given and true; `png` has none."
+                description="For `json`: un-thresholded float masks if true, else 0 and 1. For the other formats: "
+                "low-resolution logits too, if this field is sent and true; `png` has none."
             ),
         ] = True,
         normalize_coords: Annotated[
@@ -163,13 +166,16 @@ class ImageRoutes:
         tolerance: Tolerance = None,
         mask_index: Annotated[
             int | None,
-            Form(description="Of `png`: which mask, counted through objects and candidates; the best if not given."),
+            Form(
+                description="For `png`: the mask's index, numbered over all objects and their candidates; the best if "
+                "not given."
+            ),
         ] = None,
     ) -> Response:
-        """Answers in the format that is asked for."""
+        """Segments an image, and answers in the requested format."""
         context, deadline = context_of(request), self._deadline(request)
         context.response_format = response_format
-        # The contract's default is for its own format; the others return logits only where they are asked for.
+        # True is the contract's default, for its own format. Other formats hold logits only if the field was sent.
         logits = return_logits and (
             TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
         )
@@ -184,9 +190,9 @@ class ImageRoutes:
         with context.timing.measure("parse"):
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
-        context.model_id = model_id = self._segmenter.known(model_id)
+        context.model_id = model_id = self._segmenter.known_model_id(model_id)
         size = self._segmenter.size(prompt.num_masks, answer_format)
-        identified = await self._identified(image, image_id, context, size)
+        identified = await self._identify(image, image_id, context, size)
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         return self._respond(masks, answer_format, deadline, request)
@@ -202,13 +208,13 @@ class ImageRoutes:
         return_logits: Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")] = False,
         tolerance: Tolerance = None,
     ) -> Response:
-        """Answers in the format that is asked for."""
+        """Segments everything in an image, and answers in the requested format."""
         context, deadline = context_of(request), self._deadline(request)
         context.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
         _check_given(image, image_id)
-        context.model_id = model_id = self._segmenter.known(model_id)
-        identified = await self._identified(image, image_id, context)
+        context.model_id = model_id = self._segmenter.known_model_id(model_id)
+        identified = await self._identify(image, image_id, context)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
@@ -220,20 +226,20 @@ class ImageRoutes:
         response: Response,
         image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
         model_id: ModelId = "",
-    ) -> openapi.EmbeddedImage:
-        """Answers once the image is embedded."""
+    ) -> openapi.EmbedAnswer:
+        """Embeds an image, and answers once that is done."""
         context, deadline = context_of(request), self._deadline(request)
-        context.model_id = model_id = self._segmenter.known(model_id)
-        identified = await self._identified(image, None, context)
+        context.model_id = model_id = self._segmenter.known_model_id(model_id)
+        identified = await self._identify(image, None, context)
         call = EmbedCall(identified.image_id)
         embedded = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         response.headers["X-Image-Id"] = embedded.image_id
         height, width = embedded.image_size
-        return openapi.EmbeddedImage(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
+        return openapi.EmbedAnswer(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
 
     async def delete_image(self, image_id: str) -> openapi.Forgotten:
-        """Forgets an image: drops what every replica of every model has computed from it."""
-        return openapi.Forgotten(image_id=image_id, forgotten=await self._calls.forget(named(image_id).image_id))
+        """Forgets an image: every replica of every model drops all that it has computed from the image."""
+        return openapi.Forgotten(image_id=image_id, forgotten=await self._calls.forget(image_by_id(image_id).image_id))
 
     # ---- the request
 
@@ -241,20 +247,20 @@ class ImageRoutes:
         elapsed_s = time.perf_counter() - context_of(request).arrived_at
         return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s)
 
-    async def _identified(
+    async def _identify(
         self, image: UploadFile | None, image_id: str | None, context: RequestContext, size: AnswerSize | None = None
     ) -> IdentifiedImage:
         with context.timing.measure("parse"):
-            # Not read yet: while it waits for the model, a large file stays on the disk that Starlette put it on.
+            # The file is not read into memory: a large one stays on disk, where Starlette put it, until it is decoded.
             file = None if image is None else image.file
-            identified = await self._segmenter.identified(file, image_id or "", size)
+            identified = await self._segmenter.identify(file, image_id or "", size)
         context.image_id = identified.image_id
         return identified
 
     # ---- the answer
 
     def _respond(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
-        """The answer, compressed where that pays."""
+        """Returns the answer, compressed where that pays."""
         pieces: AsyncGenerator[bytes | memoryview, None] = self._encoder_calls.pull(masks, answer_format, deadline)
         headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
         index = masks.shown(answer_format.mask_index) if answer_format.traits.holds_one_mask else None
@@ -263,10 +269,10 @@ class ImageRoutes:
         coding = choose_coding(request.headers.get("accept-encoding", ""), masks, answer_format)
         if coding is not None:
             headers["Content-Encoding"] = coding
-            pieces = compressed(pieces, coding)
+            pieces = compress(pieces, coding)
         delivery = self._delivery(masks, answer_format, deadline)
         timing = context_of(request).timing
-        return BandedResponse(pieces, delivery, timing, headers, answer_format.traits.media_type)
+        return StreamedAnswer(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
     def _delivery(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
         config = self._calls.config
@@ -284,5 +290,5 @@ class ImageRoutes:
 
 def _check_given(image: UploadFile | None, image_id: str | None) -> None:
     if image is None and not image_id:
-        # As FastAPI says it of a field that is always required.
+        # The error that FastAPI itself raises if a required field is missing.
         raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])

@@ -34,7 +34,7 @@ class Routes(Protocol):
     """Some routes of the HTTP application."""
 
     def add_to(self, app: FastAPI) -> None:
-        """Registers them, as bound methods."""
+        """Registers the routes, as bound methods."""
 
 
 class HttpRequestParser(RequestParser):
@@ -67,29 +67,32 @@ class HttpRequestParser(RequestParser):
             page,
         )
         if not is_flow_controlled():
-            logger.warning("answers do not wait for slow clients here; see README, Behind HAProxy")
+            logger.warning(
+                "sending does not wait for slow clients here, so that whole answers are held in memory; "
+                "see docs/configuration.md#behind-haproxy"
+            )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
+        """Applies the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         await super().reconfigure(user_config)
         self._answer_budget.set_limit(self._calls.config.answer_budget_bytes)
 
     async def drain(self, timeout_s: float) -> int:
-        """Takes no more HTTP requests (503), and returns once those under way are answered.
+        """Rejects new HTTP requests (503), and returns once all requests under way are answered.
 
         The launcher calls it before it ends the application: Serve ends models and encoders at the same time as the
         requests that need them.
 
         Args:
-            timeout_s: seconds to wait at most.
+            timeout_s: the most seconds to wait.
 
         Returns:
-            How many requests were still under way at the end.
+            The number of requests that were still under way at the end.
         """
         return await self._in_flight.close(timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The FastAPI application. Bound methods are registered here, since the class is wrapped only in app.py."""
+        """Builds the FastAPI application, here and not in app.py: its routes are bound methods of this replica."""
         app = FastAPI(
             title="Segment Anything 2",
             description=DESCRIPTION,

@@ -21,15 +21,15 @@ from deployments.telemetry.metrics import RequestMetrics
 
 PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
 PUBLIC_PREFIX = "/page/"
-"""The files of the page at `/`, which asks for the token."""
+"""The click page's files. The page itself, at `/`, asks its user for the token."""
 
 EXPOSED_HEADERS = ["X-Image-Id", "X-Mask-Index", "X-Score", "X-Request-Id", "Server-Timing", "Retry-After"]
 """Headers of answers that pages of other origins may read."""
 
 CONNECTIONS = ("http", "websocket")
-"""The ASGI scopes that a client is behind; the other, `lifespan`, is the server's own."""
+"""The ASGI scopes of a client's connection; the other scope, `lifespan`, is the server's own."""
 
-# What a WebSocket is closed with where it cannot be answered with a status (RFC 6455, section 7.4.1, and IANA's list).
+# Close codes for WebSockets that cannot be answered with a status (RFC 6455, section 7.4.1, and IANA's list).
 POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1008, 1011, 1012
 
 logger = logging.getLogger("ray.serve")
@@ -38,12 +38,12 @@ logger = logging.getLogger("ray.serve")
 def outer_layers(
     token: str | None, cors_origins: Sequence[str], metrics: RequestMetrics, in_flight: InFlightRequests
 ) -> list[Middleware]:
-    """The middleware of the application, the outermost first.
+    """Returns the middleware of the application, the outermost first.
 
     Args:
         token: see AuthMiddleware.
-        cors_origins: whose pages may use the service from a browser; `*` for all.
-        metrics: count the requests.
+        cors_origins: the origins whose pages may use the service from a browser; `*` for all.
+        metrics: counts the requests.
         in_flight: says whether new requests are admitted.
     """
     layers = [
@@ -54,7 +54,7 @@ def outer_layers(
     ]
     if not cors_origins:
         return layers
-    # Outside of the others: a browser asks for permission before it sends the token, and must be able to read a
+    # CORS is the outermost layer: a browser asks for permission before it sends the token, and must be able to read a
     # rejection.
     cors = Middleware(
         CORSMiddleware,
@@ -67,7 +67,7 @@ def outer_layers(
 
 
 class ErrorMiddleware:
-    """Turns a bug into a 500, or into the close of a WebSocket: the client gets an answer, the log the cause.
+    """Turns a bug into a 500, or into the close of a WebSocket: the client gets an answer, and the log the cause.
 
     Serve's own middleware gives every request its id and every answer its `X-Request-Id`.
 
@@ -95,13 +95,13 @@ class ErrorMiddleware:
             await self._app(scope, receive, note_start)
         except (ClientDisconnect, WebSocketDisconnect):
             logger.info("request %r: the client went away, or stopped reading", request_id)
-        # The last resort: whatever it is, the replica lives on.
+        # The last resort: the replica survives every error.
         except Exception:
             logger.exception("request %r failed", request_id)
             if started:
                 if scope["type"] == "websocket":
                     await WebSocketClose(INTERNAL_ERROR)(scope, receive, send)
-                # On to the access log, and to the server, which breaks the connection.
+                # Raised again for the access log, and for the server, which breaks the connection.
                 raise
             response = error_response(500, "internal error; the log has it under this answer's X-Request-Id")
             await reject(response, INTERNAL_ERROR, scope, receive, note_start)
@@ -134,7 +134,7 @@ class AuthMiddleware:
 
     Args:
         app: the application inside.
-        token: what `Authorization: Bearer` must carry on all but public paths; None admits every request.
+        token: the token that `Authorization: Bearer` must carry, except on public paths; None admits every request.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -154,22 +154,22 @@ class AuthMiddleware:
         path = get_route_path(scope)
         if self._token is None or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX):
             return True
-        # Compared as bytes: a header has no encoding that is certain.
+        # Compared as bytes: the encoding of a header is not certain.
         authorization = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = authorization.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token.encode())
 
 
 async def reject(response: Response, close_code: int, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a connection that was not begun yet.
+    """Answers a connection to which nothing has been sent yet.
 
     Args:
         response: the answer.
-        close_code: for a WebSocket whose server cannot send an answer in place of the handshake; the client then sees
-            a 403.
-        scope: ASGI's.
-        receive: ASGI's.
-        send: ASGI's.
+        close_code: closes a WebSocket whose server cannot send an answer in place of the handshake; the client then
+            sees a 403.
+        scope: the connection's ASGI scope.
+        receive: ASGI's channel from the client.
+        send: ASGI's channel to the client.
     """
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await WebSocketClose(close_code)(scope, receive, send)

@@ -75,7 +75,7 @@ class AutomaticRecords(BaseModel):
     masks: list[AutomaticRecord]
 
 
-class EmbeddedImage(BaseModel):
+class EmbedAnswer(BaseModel):
     """The image is embedded: prompts may name it by its `image_id` for as long as the model remembers it."""
 
     image_id: str

@@ -1,4 +1,4 @@
-"""What is known of one HTTP request while it is served, for its access log, its metrics and its Server-Timing."""
+"""RequestContext: facts about one HTTP request, for its access log, its metrics and its `Server-Timing` header."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from deployments.parsing.stage_times import StageTimes
 
 @dataclass
 class RequestContext:
-    """What the routes and the middleware find out about a request.
+    """Facts that the routes and the middleware note about a request; "" if not known.
 
     Attributes:
-        arrived_at: `time.perf_counter()` when it came.
-        model_id: the configured model that it is for.
-        response_format: of the answer.
-        image_id: of its image.
-        reason: why it was rejected, for no fault of its own.
-        timing: where the time went.
+        arrived_at: `time.perf_counter()` when the request arrived.
+        model_id: the configured model that the request is for.
+        response_format: the format of the answer.
+        image_id: the id of the image.
+        reason: why the request was rejected, as the metrics name it: `ServiceError.rejection`.
+        timing: the seconds of each stage.
     """
 
     arrived_at: float = field(default_factory=time.perf_counter)
@@ -31,7 +31,7 @@ class RequestContext:
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:
-    """The context of a request."""
+    """Returns the context of a request; the first call creates it."""
     context = connection.scope.setdefault("state", {}).setdefault("request_context", RequestContext())
     assert isinstance(context, RequestContext)
     return context

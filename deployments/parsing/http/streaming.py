@@ -1,4 +1,4 @@
-"""Sending an answer while it is being written: bands, those that nobody reads, the first byte's time."""
+"""Sends an answer while it is being written: within a byte budget, no faster than the client reads, and timed."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from deployments.parsing.http.server_timing import HEADER, server_timing
 from deployments.parsing.stage_times import StageTimes
 
 CHUNK_BYTES = 256 * 1024
-"""Handed to the server at a time, which keeps all of it until the client has taken it, or is given up."""
+"""Bytes that are handed to the server at a time. The server keeps a chunk until the client has taken all of it."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Delivery:
     """How an answer is sent.
 
     Attributes:
-        budget: what it takes its share of.
-        share: bytes of it that may be on their way at the same time.
-        wait_s: how long it may wait for its share.
-        stall_timeout_s: how long the client may take nothing.
-        read_timeout_s: without flow control, how long it may take for everything.
-        flow_controlled: sending waits for the client. Otherwise something between takes everything at once, and only
-            the end of the exchange tells that the client has it.
+        budget: the byte budget that the answer takes a share of.
+        share: the most bytes of the answer that are in memory at the same time.
+        wait_s: seconds that the answer may wait for its share.
+        stall_timeout_s: seconds after which a client that takes nothing is given up.
+        read_timeout_s: without flow control, the seconds that the client has for reading the whole answer.
+        flow_controlled: whether sending waits for the client. If not, Serve takes in everything at once, and only the
+            end of the exchange shows that the client has read it.
     """
 
     budget: ByteBudget
@@ -40,37 +40,37 @@ class Delivery:
     flow_controlled: bool
 
 
-class BandedResponse(StreamingResponse):
+class StreamedAnswer(StreamingResponse):
     """An answer that is written while the client reads it.
 
-    What goes wrong before the first byte is still answered with a status. Later the connection is closed.
+    An error before the first byte is answered with a status. A later error closes the connection.
 
     Args:
-        bands: the body, piece by piece.
-        delivery: how it is sent.
-        timing: what is known by now of where the time went; the rest is added, and the header written.
+        texts: the body, piece by piece.
+        delivery: how the answer is sent.
+        timing: the seconds of each stage so far; the rest is added, and the `Server-Timing` header written.
         headers: more headers.
         media_type: the Content-Type.
     """
 
     def __init__(
         self,
-        bands: AsyncGenerator[bytes | memoryview, None],
+        texts: AsyncGenerator[bytes | memoryview, None],
         delivery: Delivery,
         timing: StageTimes,
         headers: dict[str, str],
         media_type: str = "application/json",
     ) -> None:
-        super().__init__(bands, media_type=media_type, headers=headers)
-        self._bands = bands
+        super().__init__(texts, media_type=media_type, headers=headers)
+        self._texts = texts
         self._delivery = delivery
         self._timing = timing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it. Serve itself watches whether the client goes away, and cancels this."""
+        """Sends the answer. Serve watches whether the client goes away, and then cancels this."""
         delivery = self._delivery
         asked_at = time.perf_counter()
-        async with aclosing(self._bands), delivery.budget.share(delivery.share, delivery.wait_s):
+        async with aclosing(self._texts), delivery.budget.share(delivery.share, delivery.wait_s):
             self._timing.add("queue", time.perf_counter() - asked_at)
             await self._send(send)
             if not delivery.flow_controlled:
@@ -78,29 +78,29 @@ class BandedResponse(StreamingResponse):
 
     async def _send(self, send: Send) -> None:
         with self._timing.measure("encode"):
-            first = await anext(self._bands)
+            first = await anext(self._texts)
         self.headers[HEADER] = server_timing(self._timing)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # Too late for the header, but not for metrics and log.
+        # Measured too late for the header, but in time for metrics and log.
         with self._timing.measure("send"):
             await self._send_body(send, first)
-            async for band in self._bands:
-                await self._send_body(send, band)
-            # It waits too: for the last piece to be taken.
-            await self._send_piece(send, b"", more=False)
+            async for text in self._texts:
+                await self._send_body(send, text)
+            # Sending the end of the body waits too: until the client has taken the last chunk.
+            await self._send_chunk(send, b"", more=False)
 
-    async def _send_body(self, send: Send, band: bytes | memoryview) -> None:
-        # What something between takes at once may have to be pickled on its way.
-        for chunk in _chunks(band) if self._delivery.flow_controlled else (bytes(band),):
-            await self._send_piece(send, chunk, more=True)
+    async def _send_body(self, send: Send, text: bytes | memoryview) -> None:
+        # Without flow control, Serve may have to pickle the text, which is possible with bytes alone.
+        for chunk in _chunks(text) if self._delivery.flow_controlled else (bytes(text),):
+            await self._send_chunk(send, chunk, more=True)
 
-    async def _send_piece(self, send: Send, piece: bytes | memoryview, more: bool) -> None:
-        message = {"type": "http.response.body", "body": piece, "more_body": more}
+    async def _send_chunk(self, send: Send, chunk: bytes | memoryview, more: bool) -> None:
+        message = {"type": "http.response.body", "body": chunk, "more_body": more}
         await _within(self._delivery.stall_timeout_s, send(message))
 
 
 async def _within(seconds: float, step: Awaitable[None]) -> None:
-    """A step that the client must do its part in; ClientDisconnect if it does not in time."""
+    """Awaits a step that depends on the client; raises ClientDisconnect if the client does not do its part in time."""
     try:
         async with asyncio.timeout(seconds):
             await step
@@ -108,12 +108,12 @@ async def _within(seconds: float, step: Awaitable[None]) -> None:
         raise ClientDisconnect from error
 
 
-def _chunks(band: bytes | memoryview) -> Iterator[bytes | memoryview]:
-    for start in range(0, len(band), CHUNK_BYTES):
-        yield band[start : start + CHUNK_BYTES]
+def _chunks(text: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    for start in range(0, len(text), CHUNK_BYTES):
+        yield text[start : start + CHUNK_BYTES]
 
 
 async def _read_by_client(receive: Receive) -> None:
-    """Waits until the exchange is over, which the server says as it says that a client is gone."""
+    """Waits until the exchange is over: the server then reports `http.disconnect`, as if the client had gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
