@@ -81,7 +81,7 @@ class Admission:
         return sum(not turn.done() for turn in self._outside)
 
     def expected_wait_s(self, announced: int = 0) -> float:
-        """Estimates the seconds that a new call would wait, from those of recent batches; 0 before the first batch.
+        """Estimates how many seconds a new call would wait, from the times of recent batches; 0 before the first batch.
 
         Args:
             announced: the number of calls that are not here yet, but will be admitted before the new one.

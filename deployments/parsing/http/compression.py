@@ -27,7 +27,7 @@ class Compressor(Protocol):
     """The interface that zlib's and zstandard's compressors share."""
 
     def compress(self, data: bytes | memoryview, /) -> bytes:
-        """Takes bytes in, and returns those that are compressed so far; the rest comes with a later call."""
+        """Takes bytes in, and returns the output so far; the rest comes with a later call."""
         ...
 
     def flush(self) -> bytes:
