@@ -42,4 +42,4 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
 
 def test_an_import_is_seen_wherever_it_stands() -> None:
     source = "import training.train\ndef f():\n    from harness.images import iou\n    import numpy"
-    assert imported(source) == {"training", "tests"}
+    assert imported(source) == {"training", "harness"}
