@@ -289,9 +289,6 @@ class Sam2Model:
 
         Only one such call runs at a time: it is long, and takes memory for all masks that it may keep.
         """
-        if not call.needs_pixels:
-            # Frees their memory while the call waits for its turn.
-            pixels = None
         async with self._auto_turns.turn(until):
             # Imported here, since it imports torch, which is loaded by now.
             from deployments.model.automatic_masks import AutomaticMaskGenerator
