@@ -22,7 +22,7 @@ from deployments.settings import (
 FLOW_CONTROL = {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}}
 """Behind HAProxy, makes RequestParser send no faster than its client reads: see docs/configuration.md#behind-haproxy.
 
-Serve then runs RequestParser's code on its own event loop, which stays free, since heavy work runs in threads.
+Serve then runs RequestParser's code on Serve's event loop. The loop stays free, since heavy work runs in threads.
 """
 
 KEEP_FREED_MEMORY = {
@@ -61,7 +61,8 @@ MODEL_OPTIONS: dict[str, Any] = {
     "max_queued_requests": 256,
     "ray_actor_options": {"num_cpus": 1, "runtime_env": KEEP_FREED_MEMORY},
     "user_config": Sam2ModelConfig().model_dump(),
-    # Sends all requests for an image to the same replica, or to the next replica on the ring if that one is full.
+    # Sends all requests for an image to the same replica. Consistent hashing gives replicas places on a ring: if the
+    # image's replica is full, the request goes to the next one on the ring.
     "request_router_config": {
         "request_router_class": "deployments.parsing.affinity_router.AffinityRouter",
         # Places of each replica on the ring. With Ray's 100, the busiest of eight replicas would have 16 % more than
@@ -75,7 +76,8 @@ MODEL_OPTIONS: dict[str, Any] = {
 ENCODER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
     # Far more than an encoder has threads: callers of a full replica try again only after pauses of up to a second,
-    # while the replica stands idle. With 4, sixteen clients of large answers got a third of today's throughput.
+    # and by then the replica may be idle. With a limit of 4, sixteen clients of large answers got a third of today's
+    # throughput.
     "max_ongoing_requests": 64,
     "max_queued_requests": 1024,
     "ray_actor_options": {"num_cpus": 1},

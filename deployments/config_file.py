@@ -26,7 +26,7 @@ class ConfigFile:
     """A config file from which this service can be deployed.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         schema: the whole file, as Ray Serve reads it.
         settings: the `args` of this service's application.
     """
@@ -47,7 +47,7 @@ class ConfigFile:
 
 
 def default_path() -> Path:
-    """Returns the production config where this machine has an NVIDIA GPU, else the config for one without."""
+    """Returns the production config if this machine has an NVIDIA GPU, else the config for machines without a GPU."""
     return ROOT / ("serve_config.yaml" if has_nvidia_gpu() else "cluster/local.yaml")
 
 
@@ -60,7 +60,7 @@ def read_config(path: Path, port: int | None = None, host: str | None = None) ->
         host: replaces the file's HTTP address.
 
     Raises:
-        ValueError: the file cannot be read, or not be deployed as this service; the message names the file and the
+        ValueError: the file cannot be read, or it does not deploy this service; the message names the file and the
             fault.
     """
     try:
@@ -101,4 +101,4 @@ def _check_deployments(path: Path, application: ServeApplicationSchema, settings
     unknown = {deployment.name for deployment in application.deployments} - set(configs)
     if unknown:
         names = ", ".join(sorted(unknown))
-        raise ValueError(f"{path}: deployments has {names}; known are {', '.join(sorted(configs))}")
+        raise ValueError(f"{path}: deployments has {names}; the known names are {', '.join(sorted(configs))}")

@@ -25,14 +25,15 @@ def prepare_environment() -> None:
         # Another Ray on this machine may have taken the usual ports, and HAProxy would not start.
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
         os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
-        # HAProxy drops a client that reads nothing for this long, shortly after RequestParser has given it up.
+        # HAProxy drops a client that reads nothing for this long. RequestParser drops such a client a little earlier.
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
         # When HAProxy reloads because a replica comes or goes, answers under way have this long to finish.
         os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
         # Every request may be sent again, not only when its parser could not be reached, but also when the parser died
         # before the first byte of the answer. HAProxy resends requests that fit into its buffer of 16 kB.
         os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
-        # Ray's default of 30 s is for proxies on other nodes, which learn later that a replica has ended.
+        # Ray's default of 30 s gives proxies on other nodes time to learn that a replica has ended. The launcher starts
+        # a single node.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # After three failed checks Serve's controller restarts a dead proxy: after about 6 s instead of 30.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")

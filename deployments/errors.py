@@ -33,7 +33,7 @@ class ServiceError(Exception):
     code: str | None = None
     """A stable name that programs may act on without reading the message."""
     rejection: str | None = None
-    """The reason under which a request that was rejected through no fault of its own is counted (metrics.py)."""
+    """The reason under which the metrics count the request as rejected; errors with 401, 408, 413 and 503 have one."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -120,8 +120,8 @@ class Overloaded(Unavailable):
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
-        # At least a second, so that callers do not all return at once; capped, so that they do not return long after
-        # the queue has emptied.
+        # At least a second: with 0, all callers would return immediately. At most LONGEST_RETRY_AFTER_S: otherwise
+        # callers might return long after the queue has emptied.
         self.retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_AFTER_S)
 
 
@@ -132,7 +132,7 @@ class ShuttingDown(Unavailable):
 
 
 class DeadlineExceeded(Unavailable):
-    """The request did not finish within its deadline. Another attempt may fail the same way; the client decides."""
+    """The request did not finish within its deadline. The client decides whether to try again."""
 
     code = "deadline_exceeded"
     rejection = "deadline_exceeded"

@@ -1,6 +1,6 @@
 """The launcher, `python -m deployments`: starts the service and shows its progress; `prefetch` fills the hub cache.
 
-`serve run CONFIG` takes no port and waits forever after a failed deploy; the launcher exits with 1 and the cause.
+`serve run CONFIG` takes no port and waits forever after a failed deploy; the launcher says why and exits with 1.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from deployments.settings import (
 POLL_S = 0.5
 HTTP_WAIT_S = 20.0
 DRAIN_S = 60.0
-"""Requests under way have this long to finish when the service is stopped; a second signal ends it at once."""
+"""Requests under way have this long to finish when the service is stopped; a second signal ends the wait."""
 
 HANDLE_TRIES = 4
 
@@ -213,9 +213,9 @@ def _deploy(config: ServeDeploySchema) -> None:
 
 
 def _wait_for_http(host: str, port: int, route_prefix: str) -> None:
-    """Waits until the proxy routes to the deployed application, which takes a moment longer.
+    """Waits until the proxy routes to the application, a moment after the application is deployed.
 
-    If the proxy does not answer, this is only printed: the application runs, and clients elsewhere may reach it.
+    If the proxy does not answer, only a note is printed: the application runs, and clients elsewhere may reach it.
     """
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}{route_prefix}/health"
     # Bypasses any proxy that the environment names for outside connections.

@@ -108,7 +108,7 @@ class StatusReporter:
 
     def _announce(self) -> None:
         logger.info("%s", self._status)
-        # Not left to the heartbeat: the process ends when its constructor fails.
+        # Pushed now, since the process may end before the next heartbeat: it does if its constructor fails.
         self._push()
 
     def _push(self) -> None:

@@ -89,8 +89,8 @@ class ModelSettings(Settings):
         # torch does not compile a ninth shape; it runs that one uncompiled.
         max_length=8,
         description="Batch sizes to compile for: up to eight, each from 1 to 256. A batch is padded to the next larger "
-        "size; a batch larger than all of them is split. On a CPU, where images take turns by default, `[1]` is "
-        "enough.",
+        "size; a batch larger than all of them is split. On a CPU, where a batch is one image by default, `[1]` "
+        "is enough.",
     )
     compile_cache: Path | None = Field(
         default=None,
@@ -112,7 +112,11 @@ class ModelSettings(Settings):
 
 
 class Limits(Settings):
-    """What a single request may ask for. A request beyond a limit is rejected with 413 before any work is done."""
+    """What a single request may ask for. A request beyond a limit is rejected with 413 before a model runs.
+
+    There are two exceptions. A request by image_id gives no image size, so the size of its answer is checked once the
+    embedding is found. For a request to segment everything, max_compact_numbers is checked once its masks are found.
+    """
 
     max_image_bytes: int = Field(default=64 * MEBIBYTE, ge=1, description="Size of the uploaded image file.")
     max_form_field_bytes: int = Field(
@@ -130,7 +134,7 @@ class Limits(Settings):
     max_compact_numbers: int = Field(
         default=2_000_000_000,
         ge=1,
-        description="The same limit for the other formats, whose answers are small but take about 15 ns per number.",
+        description="Numbers in an answer in another format. Such answers are small, but take about 15 ns per number.",
     )
     max_grid_points: int = Field(
         default=10_000,
@@ -141,8 +145,8 @@ class Limits(Settings):
     max_crops: int = Field(
         default=21,
         ge=1,
-        description="Crops of a request to segment everything, each a run of the image encoder: 1 without "
-        "`crop_n_layers`, 5 with 1, 21 with 2, 85 with 3.",
+        description="Crops of a request to segment everything; each crop takes a run of the image encoder. "
+        "`crop_n_layers` 0 makes 1 crop, 1 makes 5, 2 makes 21, 3 makes 85.",
     )
 
 
@@ -260,8 +264,8 @@ class Sam2ModelConfig(Settings):
         default=None,
         ge=1,
         le=256,
-        description="Prompts of different requests that are decoded together. One run takes 32 objects on a GPU, 2 per "
-        "thread on a CPU. Default: 16 on a GPU; on a CPU, as many as one run takes.",
+        description="Prompts of different requests in one batch. The decoder takes 32 objects of a batch at a time on "
+        "a GPU, 2 per thread on a CPU. Default: 16 on a GPU; on a CPU, as many as the decoder takes at a time.",
     )
     max_wait_s: float = Field(
         default=60.0,
@@ -285,7 +289,8 @@ class Sam2ModelConfig(Settings):
         default=10.0,
         gt=0,
         le=3600,
-        description="How long the request elected to send a new image's pixels may take before another is elected.",
+        description="Of the requests for a new image, one is elected to send the pixels. If it has not sent them after "
+        "this time, another is elected.",
     )
     load_retry_s: float = Field(
         default=15.0,
@@ -322,13 +327,13 @@ def auth_token(settings: ServiceSettings) -> str | None:
 
 
 def with_auth_token(settings: ServiceSettings) -> ServiceSettings:
-    """Returns a copy of the settings that holds the token in force on this machine, AUTH_TOKEN's included."""
+    """Returns a copy of the settings that holds this machine's token, from AUTH_TOKEN or from the settings."""
     token = auth_token(settings)
     return settings.model_copy(update={"auth_token": SecretStr(token) if token else None})
 
 
 def use_compile_cache(folder: Path | None) -> None:
-    """Sets where torch.compile keeps its results in this process; None changes nothing. Call before compiling."""
+    """Sets torch.compile's cache folder for this process, if one is given. Call before compiling."""
     if folder is not None:
         # Compiled graphs, C++ and Triton kernels all go below this folder; torch's own caches are on by default.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -9,7 +9,7 @@ from deployments.errors import InvalidRequest
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
 AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
-"""Formats for everything in an image. Not `json`: its size depends on the number of masks, which is not known ahead."""
+"""Formats in which to segment everything. Not `json`: its size depends on the number of masks, not known beforehand."""
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
@@ -77,7 +77,7 @@ class AnswerFormat:
         if self.mask_index is not None and name != "png":
             raise InvalidRequest(f"mask_index: is for response_format png, not for {name}")
         if self.return_logits and name == "png":
-            raise InvalidRequest("return_logits: a png holds no logits; response_format npz does")
+            raise InvalidRequest("return_logits: a png holds no logits; response_format npz can hold them")
 
     @property
     def traits(self) -> Traits:

@@ -38,12 +38,14 @@ class AutomaticPrompt:
         0.95,
         0,
         1,
-        "Keeps stable masks: the mask at a higher and that at a lower threshold of the logits have at least this IoU.",
+        "Keeps stable masks: the IoU of the mask at a higher and at a lower threshold of the logits is at least this.",
     )
     stability_score_offset: float = _option(
         1.0, 0, 100, "How far the logits' threshold is shifted up and down for the stability score."
     )
-    box_nms_thresh: float = _option(0.7, 0, 1, "Of masks whose boxes overlap more than this (IoU), keeps the best.")
+    box_nms_thresh: float = _option(
+        0.7, 0, 1, "Keeps only the best of several masks whose boxes overlap more than this (IoU)."
+    )
     crop_n_layers: int = _option(0, 0, 4, "Layers of crops to segment besides the image: layer i has 2^i × 2^i crops.")
     crop_nms_thresh: float = _option(0.7, 0, 1, "Like box_nms_thresh, between masks of different crops.")
     crop_overlap_ratio: float = _option(
@@ -56,7 +58,7 @@ class AutomaticPrompt:
         0,
         0,
         65_535,
-        "Removes islands and fills holes up to this size, in pixels of the 256×256 mask, as SAM 2 counts.",
+        "Removes islands and fills holes up to this size, in pixels of the 256×256 mask, as in SAM 2.",
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class AutomaticMasks:
         image_size: height and width of the image in pixels.
         low_res_logits: `K×256×256` float32, not clamped; each covers its mask's crop.
         predicted_iou: `K` float32.
-        stability_score: `K` float32: IoU of the mask at a higher with that at a lower threshold.
+        stability_score: `K` float32: IoU of the mask at a higher and at a lower threshold of the logits.
         point_coords: `K×2` float32, XY in pixels: the point of the grid that the mask comes from.
         crop_boxes: `K×4` int32, XYXY in pixels: the crop that the mask comes from.
     """
@@ -143,7 +145,7 @@ class AutomaticMasks:
         return (self.num_masks, *self.image_size)
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Returns what SAM 2's generator reports of a mask, beside its area and box; the crop box is XYWH."""
+        """Returns the further values that SAM 2's generator reports for a mask; the crop box is XYWH."""
         left, top, right, bottom = self.crop_boxes[index].tolist()
         return {
             "predicted_iou": self.predicted_iou[index],
@@ -187,17 +189,17 @@ class AutomaticMasks:
         return self.objects(index, index + 1)
 
     def shown(self, mask_index: int | None) -> None:
-        """None: an image shows all of the masks, as labels."""
+        """Returns None: a label image shows all masks, not one of them."""
 
     def grouped(self, records: list[Any]) -> list[Any]:
         """A record for each mask."""
         return records
 
     def check_format(self, answer_format: AnswerFormat) -> None:
-        """Rejects what is for the masks of one prompt only.
+        """Rejects the format `json` and a `mask_index`, which are for the masks of one prompt only.
 
         Raises:
-            InvalidRequest: it is.
+            InvalidRequest: the format is `json`, or there is a `mask_index`.
         """
         if answer_format.traits.is_full_text or answer_format.mask_index is not None:
             raise InvalidRequest("answer_format: json and mask_index are for the masks of one prompt")

@@ -50,7 +50,7 @@ class MaskSet(Protocol):
         """Computes one mask at the image's size, `H×W` bool."""
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Returns what a mask's record says beyond its pixels, area and box."""
+        """Returns the further values of a mask's record, besides its pixels, area and box."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Returns the facts of all masks, one array for each key."""
@@ -62,7 +62,7 @@ class MaskSet(Protocol):
         """Returns a single mask, in memory of its own."""
 
     def shown(self, mask_index: int | None) -> int | None:
-        """Returns the index of the mask that an answer of a single mask shows; None if it shows all, as labels."""
+        """Returns the index of the mask that a single image shows; None if the image shows all masks, as labels."""
 
     def grouped(self, records: list[Record]) -> list[Any]:
         """Groups the records of all masks into the lists of an answer."""
@@ -71,5 +71,5 @@ class MaskSet(Protocol):
         """Rejects a format, or a format's option, that does not suit these masks.
 
         Raises:
-            InvalidRequest: these masks cannot be written so.
+            InvalidRequest: these masks cannot be written in the format, or with the option.
         """

@@ -1,4 +1,4 @@
-"""Cuts an answer into pieces; each piece is sent to an encoder with only those logits that it is written from.
+"""Cuts an answer into pieces; an encoder gets only those logits that its piece needs.
 
 The default JSON is cut into bands of rows; other formats are cut into parts of a few objects, or not at all. Rows are
 numbered over the whole answer: first the rows of all full-size masks, over objects and their candidates, then the rows
@@ -22,7 +22,7 @@ Text: TypeAlias = NDArray[np.uint8]
 """A text as an array of bytes: its receiver reads an array in shared memory, while Ray would copy `bytes` twice."""
 
 BYTES_PER_LOGIT, BYTES_PER_BIT = 12, 2
-"""Bytes of text of one mask value in the default answer, comma included: a float32 (on average), and a 0 or 1."""
+"""Bytes of text of one mask value in the default answer, comma included: of a float32 (on average), of a 0 or 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +118,10 @@ def _touched(start: int, stop: int, height: int) -> Iterator[tuple[int, int, int
 
 
 PIXELS_PER_PART = 16_000_000
-"""Full-size pixels in a part: some tenths of a second of work for an encoder, which holds one mask at a time."""
+"""Full-size pixels in a part. An encoder writes a part in some tenths of a second, and holds one mask at a time."""
 
 LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
-"""About the length in bytes of the longest text of one mask's low-resolution logits."""
+"""The most bytes of text of one mask's low-resolution logits, approximately."""
 
 BYTES_PER_PART = 5_000_000
 """Limit on the bytes of text of low-resolution logits in a part."""
@@ -151,7 +151,7 @@ def cut(masks: MaskSet, answer_format: AnswerFormat, band_bytes: int) -> Iterato
     Args:
         masks: the masks to write; their `check_format` has accepted the format.
         answer_format: how to write them.
-        band_bytes: about the length in bytes of the longest text of a band.
+        band_bytes: the most bytes of text in a band, approximately.
     """
     if answer_format.traits.cut_by == "rows":
         # Only a Segmentation accepts a format that is cut by rows: see `check_format`.
@@ -170,7 +170,7 @@ def text_bytes(masks: MaskSet, answer_format: AnswerFormat) -> int:
     if answer_format.traits.cut_by == "rows":
         segmentation = cast(Segmentation, masks)
         return num_rows(segmentation) * row_bytes(segmentation, answer_format.return_logits)
-    # Except for noise, no format writes a mask in more bytes than its low-resolution logits have.
+    # No format takes more bytes for a mask than its low-resolution logits have, unless the mask is noise.
     logits_as_text = answer_format.return_logits and answer_format.traits.cut_by == "objects"
     return masks.low_res_logits.nbytes + (LOGITS_TEXT_BYTES * masks.num_masks if logits_as_text else 0)
 

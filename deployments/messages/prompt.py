@@ -47,7 +47,7 @@ def _point_labels(value: ArrayLike) -> IntArray:
     unknown = sorted(set(array.ravel().tolist()) - set(POINT_LABELS))
     if unknown:
         known = ", ".join(f"{label} {meaning}" for label, meaning in POINT_LABELS.items())
-        raise InvalidPrompt(f"point_labels: unknown label {unknown[0]:g}; known are {known}")
+        raise InvalidPrompt(f"point_labels: unknown label {unknown[0]:g}; known labels are {known}")
     return array.astype(np.int32)
 
 
@@ -84,8 +84,8 @@ class Prompt:
         point_coords: `N×2` or `B×N×2`, XY in pixels.
         point_labels: `N` or `B×N`: 1 foreground, 0 background, 2 and 3 box corners, -1 padding.
         box: `[x0, y0, x1, y1]` or `B×4`, XYXY in pixels.
-        mask_input: `1×256×256` or `B×1×256×256`, logits of an earlier answer. Of the three masks of a `3×256×256`
-            answer, the first is used, which has the highest score.
+        mask_input: `1×256×256` or `B×1×256×256`, logits of an earlier answer. If these are the logits of three
+            masks, `3×256×256`, the first mask is used, which has the highest score.
         multimask_output: True for three candidate masks for each object, False for one.
         normalize_coords: False if coordinates are already divided by the image's width and height.
 
@@ -184,5 +184,5 @@ class Prompt:
         return None if self.box is None else np.atleast_2d(self.box)
 
     def batched_masks(self) -> FloatArray | None:
-        """Returns `B×1×256×256` float32 mask logits (`1×1×256×256` if one serves all objects), or None without."""
+        """Returns `B×1×256×256` float32 logits (`1×1×256×256` if all share a mask), or None if none is given."""
         return None if self.mask_input is None else self.mask_input.reshape(-1, 1, LOW_RES_SIZE, LOW_RES_SIZE)

@@ -76,7 +76,7 @@ class Segmentation:
         return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Returns what a mask's record says beyond its pixels, area and box: the score."""
+        """Returns the further values of a mask's record, besides its pixels, area and box: the score."""
         return {"score": self.iou_predictions.reshape(-1)[index]}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -135,8 +135,8 @@ def sorted_segmentation(
     """Builds a Segmentation from `B×C×256×256` logits and `B×C` scores, and sorts each object's masks by score.
 
     Raises:
-        InvalidPrompt: a logit or score is not finite, since the prompt's numbers overflow inside the model. JSON could
-            not hold it.
+        InvalidPrompt: a logit or score is not finite, since the prompt's numbers overflow inside the model. JSON has
+            no such number.
     """
     if not (np.isfinite(low_res_logits).all() and np.isfinite(iou_predictions).all()):
         raise InvalidPrompt(

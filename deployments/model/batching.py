@@ -134,14 +134,14 @@ class _Queue:
         self._model_id = model_id
 
     def check(self, wait_s: float, announced: int = 0) -> None:
-        """Rejects a call at once if it would be rejected, or given up, after a long wait.
+        """Rejects a call at once if its turn is not expected in time.
 
         Args:
             wait_s: seconds that the call may wait.
             announced: the number of calls that are not here yet, but will be admitted before it.
 
         Raises:
-            Overloaded: the expected wait is longer.
+            Overloaded: the expected wait is longer than `wait_s`.
         """
         expected_s = self.admission.expected_wait_s(announced)
         if expected_s > wait_s:
@@ -251,8 +251,8 @@ class Turns(_Queue):
 def overload_returned(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T | Overloaded]]:
     """Makes a replica's method return the Overloaded that it raises; the caller's side raises it again (retries.py).
 
-    Serve would log each exception that leaves a replica twice, with its traceback, and Ray once more. Logging holds the
-    GIL for milliseconds, and takes them from the model just when most calls are rejected.
+    When an exception leaves a replica, Serve logs it twice with its traceback, and Ray logs it once more. Logging holds
+    the GIL for milliseconds, and takes them from the model just when most calls are rejected.
     """
 
     @wraps(method)

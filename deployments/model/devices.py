@@ -29,7 +29,7 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
     Args:
         device: `auto`, `cpu` or `cuda`.
         gpu_fraction: share of the GPU that Ray assigned; also caps this process's GPU memory.
-        torch_threads: CPU threads; None takes all cores, where Ray would set one thread for a fraction of a CPU.
+        torch_threads: CPU threads; None takes all cores, although Ray sets one thread for a fraction of a CPU.
 
     Raises:
         ModelLoadError: a GPU is requested and torch finds none.
@@ -39,7 +39,7 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ModelLoadError("a GPU was asked for, but torch finds no CUDA device")
-    # float32 means float32: cuDNN alone would otherwise round the inputs of convolutions to TF32's 10 bits.
+    # Keeps float32 exact: by default, cuDNN would round the inputs of convolutions to TF32's 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     cuda = torch.device("cuda")
     if 0 < gpu_fraction < 1:
@@ -51,7 +51,7 @@ def is_device_lost(error: BaseException) -> bool:
     """Returns whether an error means that the device's context is broken, so that every later call will fail too.
 
     Examples are an illegal address, a card that fell off the bus, and an ECC error: torch has one class for all errors
-    that CUDA itself reports. Full memory does not count, though CUDA reports it itself outside of torch's allocator.
+    that CUDA itself reports. A full memory is no such error, even if CUDA reports it and not torch's allocator.
     """
     return isinstance(error, torch.AcceleratorError) and not is_memory_full(error)
 
@@ -92,7 +92,7 @@ def limit_gpu_memory(device: torch.device, fraction: float, context_reserve_byte
     total = torch.cuda.get_device_properties(device).total_memory
     share = fraction - context_reserve_bytes / total
     if share <= 0:
-        raise ModelLoadError(f"{fraction:g} of a GPU of {total} bytes leaves nothing beside the CUDA context")
+        raise ModelLoadError(f"{fraction:g} of a GPU of {total} bytes is no more than the CUDA context takes")
     torch.cuda.set_per_process_memory_fraction(share, device)
 
 
@@ -147,9 +147,9 @@ def objects_at_once(device: torch.device) -> int:
 
 
 def default_cache_bytes(device: torch.device) -> int:
-    """Returns the default size of the embedding cache in bytes; call once the model is loaded and warmed up.
+    """Returns the default size of the embedding cache in bytes. Call after the model is loaded and warmed up.
 
-    On a GPU, half of the memory that is then free of this process's share: the other half is for activations. On the
+    On a GPU, half of what is then free in this process's share of the memory; the other half is for activations. On the
     CPU, whose memory is shared with other processes, an eighth of the available memory, up to 2 GiB.
     """
     if device.type != "cuda":

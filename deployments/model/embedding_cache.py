@@ -77,8 +77,8 @@ class EmbeddingCache(Generic[V]):
 
     Args:
         observer: counts hits, misses, evictions and size.
-        max_waiting: how many callers may wait for elected senders' pixels, over all images. Beyond it further callers
-            are elected too: waiting callers hold places in the replica, and senders need places as well.
+        max_waiting: how many callers may wait for elected senders' pixels, over all images. When so many wait, further
+            callers are elected too: waiting callers hold places in the replica, and senders need places as well.
     """
 
     def __init__(self, observer: Observer, max_waiting: int) -> None:
@@ -161,7 +161,7 @@ class EmbeddingCache(Generic[V]):
     ) -> V:
         """Returns the image's embedding, from `run` unless it is remembered or another caller's run is under way.
 
-        The run is a task of its own: if this caller is cancelled, it goes on as long as another caller waits for it.
+        The run is a task of its own: if this caller is cancelled, the run goes on as long as another caller waits.
 
         Args:
             image_id: the image.

@@ -78,7 +78,7 @@ class Engine:
         if precision != torch.float32:
             _set_encoder_precision(model, precision)
         self._model = model.to(device).eval()
-        # Image mode adds this vector, where video mode attends to the memory of earlier frames.
+        # Image mode adds this vector; video mode attends to the memory of earlier frames instead.
         self._no_memory = model.no_mem_embed.reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else None
         self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
@@ -102,7 +102,7 @@ class Engine:
 
     @torch.inference_mode()
     def position_encoding(self, embedding: ImageEmbedding) -> torch.Tensor:
-        """Returns the position encoding of an `image_embed`, `1×C×h×w` float32, as memory attention takes it."""
+        """Returns the position encoding of an `image_embed`, `1×C×h×w` float32, for memory attention."""
         encoding: torch.Tensor = self._position_encoding(embedding.image_embed)
         return encoding.float()
 
@@ -233,7 +233,7 @@ class Engine:
             return torch.stack(logits), torch.stack(scores)
 
     def decoding(self) -> AbstractContextManager[None]:
-        """Returns a context for work on the results of `decode_points`: on the device, it runs after the decoder."""
+        """Returns a context for work on the results of `decode_points`: the device does it after the decoder's work."""
         return on_stream(self._decode_stream)
 
     def _objects(self, items: Sequence[tuple[ImageEmbedding, Prompt]]) -> Iterator[PromptedObject]:

@@ -23,11 +23,11 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class DeviceDefaults:
-    """What suits the device, where the configuration leaves it open; known once the model is loaded.
+    """Defaults that depend on the device, for settings that are left open; known once the model is loaded.
 
     Attributes:
-        images: embedded in one batch.
-        prompts: decoded in one batch.
+        images: number of images in one batch.
+        prompts: number of prompts in one batch.
         cache_bytes: memory for embeddings.
     """
 
@@ -44,13 +44,13 @@ def load_engine(
     Args:
         settings: the model.
         gpu_fraction: share of the GPU that Ray assigned.
-        report: told what is being done, bytes done and bytes in all (0 and 0 where there is nothing to count).
+        report: called with the name of the step, the bytes done and all bytes (0 and 0 if there is nothing to count).
 
     Raises:
         ModelLoadError: the weights cannot be loaded, or there is no such device.
     """
-    # Imported here: they bring torch, which takes seconds, and app.py imports this file only to draw the graph.
-    import deployments.model.automatic_masks  # noqa: F401 for AutoCall, whose first request is not to wait for it
+    # Imported here: they bring torch, which takes seconds, and app.py imports this file without loading a model.
+    import deployments.model.automatic_masks  # noqa: F401 imported early, so that the first AutoCall need not wait
     from deployments.model.checkpoints import load_model
     from deployments.model.devices import choose_precision, default_batch_sizes, default_cache_bytes, start_device
     from deployments.model.engine import Engine

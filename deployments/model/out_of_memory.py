@@ -1,4 +1,4 @@
-"""Runs batches that do not fit into the device's memory in halves."""
+"""Runs a batch in halves if the whole batch does not fit into the device's memory."""
 
 import logging
 from collections.abc import Callable, Sequence

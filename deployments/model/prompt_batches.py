@@ -91,7 +91,7 @@ def _point_tokens(prompt: Prompt) -> tuple[FloatArray, IntArray] | None:
 def _in_model_frame(coords: FloatArray, normalize: bool, image_size: tuple[int, int], resolution: int) -> FloatArray:
     """Computes the same as `SAM2Transforms.transform_coords`, in the same order, so that no bit differs."""
     height, width = image_size
-    # Coordinates that overflow here give an answer that is not finite either, and is rejected.
+    # If coordinates overflow here, the model's results are not finite, and the request is rejected.
     with np.errstate(over="ignore"):
         size: FloatArray = np.array([width, height] if normalize else [1, 1], np.float32)
         in_frame: FloatArray = coords / size * np.float32(resolution)

@@ -1,4 +1,4 @@
-"""Sam2Model, the GPU deployment: runs one configured model in batches over requests, and remembers embeddings."""
+"""Sam2Model, the GPU deployment: runs one configured model, in batches of many requests, and remembers embeddings."""
 
 import logging
 import threading
@@ -45,7 +45,7 @@ NO_SUPPLIES, ANYONE = Supplies(), Caller()
 DONE = object()
 
 MAX_WAITING_AUTOS = 8
-"""The most requests to segment everything that wait for their turn; each may hold its image's pixels."""
+"""Limit on waiting requests to segment everything, each of which may hold its image's pixels."""
 
 
 @dataclass
@@ -216,7 +216,7 @@ class Sam2Model:
     async def _embedded(
         self, image_id: str, pixels: RgbArray | None, caller: Caller, until: float
     ) -> Embedded[Any] | None:
-        """Returns the image's embedding, remembered or computed from the pixels; None if there is neither."""
+        """Returns the image's embedding, remembered or else computed from the pixels; None if there are no pixels."""
         self._engine()
         started = time.perf_counter()
         runs: list[float] = []

@@ -18,7 +18,7 @@ class ByteBudget:
 
     Args:
         limit: bytes.
-        what: fills the budget; for the message to requests that get no share.
+        what: the cause of a full budget, for the message to requests that get no share.
         on_change: called with the number of bytes in use.
     """
 
@@ -49,7 +49,7 @@ class ByteBudget:
         """Holds a share of the budget while the block runs.
 
         Args:
-            nbytes: size of the share; more than the whole budget counts as the whole.
+            nbytes: size of the share; a size beyond the budget is cut to the budget.
             timeout_s: how long to wait for the share.
 
         Raises:
@@ -91,7 +91,7 @@ class ByteBudget:
     def _admit(self) -> None:
         while self._queue:
             nbytes, turn = self._queue[0]
-            # With nothing in use the first request is admitted even beyond the limit, which may have been lowered.
+            # If nothing is in use, the first request is admitted even beyond a limit that was lowered meanwhile.
             if not turn.done():
                 if self._used and self._used + nbytes > self._limit:
                     break

@@ -31,7 +31,7 @@ class EncoderCalls:
         self._calls = calls
 
     def window_bytes(self, masks: MaskSet, answer_format: AnswerFormat) -> int:
-        """Estimates how many bytes of an answer are here at most: the pieces in flight, and the one being sent."""
+        """Estimates the most bytes of an answer that are in memory: the pieces in flight, and the one being sent."""
         whole = text_bytes(masks, answer_format)
         if answer_format.traits.cut_by == "rows":
             return min(whole, (PIECES_IN_FLIGHT + 1) * self._calls.config.band_bytes)
@@ -53,7 +53,7 @@ class EncoderCalls:
                 in_flight.append(asyncio.create_task(self._text(piece, answer_format, deadline)))
                 if len(in_flight) == PIECES_IN_FLIGHT:
                     yield await in_flight.popleft()
-                    # A client may take longer to read its answer than a request may wait for an answer.
+                    # Each further piece gets the whole time again: a client may read its answer for longer than this.
                     deadline = Deadline(self._calls.config.request_timeout_s)
             while in_flight:
                 yield await in_flight.popleft()

@@ -31,7 +31,7 @@ NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
 # Pillow's own guard against huge images: a warning beyond its limit, an error beyond twice the limit.
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
-# The errors that Pillow's decoders raise on broken files, beside UnidentifiedImageError.
+# The errors besides UnidentifiedImageError that Pillow's decoders raise on broken files.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -99,13 +99,13 @@ def identify(image: ImageInput | BinaryIO, limits: Limits, answer: AnswerSize | 
 
     Args:
         image: an image file or its bytes, a PIL image, or an `H×W×3` uint8 RGB array. EXIF orientation is applied to
-            the first three; alpha is dropped; 16-bit images keep their high byte; of an animation the first frame
-            counts.
+            all but arrays; alpha is dropped; 16-bit images keep their high byte; an animation is read as its first
+            frame.
         limits: the largest file and image that are accepted.
-        answer: the size of the answer and its limit; None is not checked.
+        answer: the size of the answer and its limit; None skips this check.
 
     Raises:
-        InvalidImage: this is not an image, or an array of another shape or type.
+        InvalidImage: the image cannot be read, or the array has another shape or type.
         TooLarge: the image has too many bytes or pixels, or the answer too many numbers.
     """
     if isinstance(image, np.ndarray):
@@ -151,8 +151,8 @@ def _from_file(source: bytes | BinaryIO, limits: Limits, answer: AnswerSize | No
 @contextmanager
 def _opened(source: bytes | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
     """Opens the file and reads its header; Pillow's errors inside the block are raised as the service's own."""
-    # `max_pixels` is checked before decoding. Only an image inside an icon file is decoded while the file is opened:
-    # there Pillow's own guard is the only one.
+    # `max_pixels` is checked before decoding. Only an image inside an icon file is decoded while the file is opened;
+    # the only guard against its size is Pillow's own.
     Image.MAX_IMAGE_PIXELS = max_pixels
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     file.seek(0)

@@ -31,7 +31,7 @@ NOT_REMEMBERED: dict[Want, str] = {"pixels": "image_id: {} does not remember thi
 logger = logging.getLogger("ray.serve")
 
 AWAKE_FOR_S = 30.0
-"""For this long after it was found awake, a model is taken to be awake without being asked again."""
+"""A model that was found awake is taken to be awake for this long, and is not asked again meanwhile."""
 
 FORGET_TIMEOUT_S = 10.0
 
@@ -57,7 +57,7 @@ class ModelCalls:
         self._model_states = model_states
         self._awake_until: dict[str, float] = {}
         self._background: set[asyncio.Task[None]] = set()
-        # After a replica's death, any model may be asleep or loading.
+        # A fault does not name the model whose replica died, so every model may be asleep or loading.
         self.retries = Retries(config.max_retries, metrics, on_fault=self._awake_until.clear)
         self.config = config
 
@@ -112,8 +112,8 @@ class ModelCalls:
                 try:
                     answer = await send(Supplies())
                 except Overloaded:
-                    # A rejected call was never elected to send pixels, so there is nothing to release. Common under
-                    # overload.
+                    # A rejected call was never elected to send pixels, so there is nothing to release. Most calls
+                    # are rejected under overload.
                     elected = False
                     raise
                 if isinstance(answer, Wanted) and answer.what in sources:
@@ -127,7 +127,7 @@ class ModelCalls:
         return answer
 
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str, name: str) -> None:
-        """Releases a failed request: it may have been elected before it heard of it, and others wait for its pixels."""
+        """Releases a failed request, which may be elected without knowing: other requests would wait for its pixels."""
         # The task has a context of its own: calls in the request's context may be cancelled.
         task = asyncio.get_running_loop().create_task(_give_up(model, image_id, name), context=Context())
         self._background.add(task)

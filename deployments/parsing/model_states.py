@@ -41,7 +41,7 @@ class ModelStates:
     async def model_statuses(self) -> list[ModelStatus]:
         """Returns the state of each configured model, at most a second old; wakes no sleeping model.
 
-        If the control plane hangs, returns the last known states: the question runs in threads of its own, so that
+        If the control plane hangs, returns the last known states: they are read in threads of their own, so that
         this replica can still answer `/health` and decode images meanwhile.
         """
         async with self._lock:

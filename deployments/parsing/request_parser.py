@@ -1,4 +1,4 @@
-"""RequestParser: the calls that Python programs make on the application's handle, from image and prompt to masks."""
+"""RequestParser: the calls on the application's handle, by which Python programs send an image and get masks."""
 
 from typing import Any
 

@@ -50,7 +50,7 @@ class Segmenter:
         """Returns the deadline of a request that has just been read.
 
         Args:
-            asked: the client's `x-request-timeout-seconds`; ignored, as by Serve, unless it is a positive number.
+            asked: the client's `x-request-timeout-seconds`; like Serve, ignores a value that is no positive number.
             elapsed_s: seconds since the request arrived.
         """
         return Deadline.of_request(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)
@@ -72,7 +72,7 @@ class Segmenter:
         """Rejects a prompt that is over the limits, before any work.
 
         Raises:
-            InvalidPrompt: the prompt is no Prompt.
+            InvalidPrompt: the prompt is of another type.
             TooLarge: the prompt has too many points or objects.
         """
         limits = self._settings.limits
@@ -85,10 +85,10 @@ class Segmenter:
                 raise TooLarge(f"{message.format(count)}, more than the {limit} that are accepted")
 
     def check_grid(self, prompt: AutomaticPrompt, image: IdentifiedImage) -> None:
-        """Rejects a grid of too many points or crops, and crops of an image of which only the id is given.
+        """Rejects a grid of too many points or crops, and a grid with crops if the image is given by its id.
 
         Raises:
-            InvalidPrompt: the prompt is no AutomaticPrompt.
+            InvalidPrompt: the prompt is of another type.
             InvalidRequest: crops need the image itself.
             TooLarge: there are too many points or crops.
         """
@@ -131,7 +131,7 @@ class Segmenter:
             TooLarge: the image has too many bytes or pixels, or the answer would be too large.
         """
         if image is not None and image_id:
-            raise InvalidRequest("image_id: is given beside image; send one of them")
+            raise InvalidRequest("image_id: is given as well as image; send one of them")
         if image is None and not image_id:
             raise InvalidImage("image: is missing; send it, or the image_id of an image that the model remembers")
         if image_id:
@@ -148,7 +148,7 @@ class Segmenter:
             call: the question about this image.
             image: the image.
             deadline: when there must be an answer.
-            times: takes the seconds of each stage.
+            times: receives the seconds of each stage.
         """
         decoding_s = 0.0
 

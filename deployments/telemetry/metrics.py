@@ -1,6 +1,6 @@
 """Defines every metric with its name, unit and tags. Ray exports them with the prefix `ray_`.
 
-Serve adds the tags application, deployment and replica. Names end with their unit, those of counters with `_total`.
+Serve adds the tags application, deployment and replica. A name ends with its unit, a counter's name with `_total`.
 Tags take few values: configured models, routes as registered, formats, statuses.
 """
 
@@ -17,7 +17,7 @@ MODEL: Any = ("model_id",)
 STAGE: Any = ("model_id", "stage")
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
-"""Buckets from a remembered image's click to the longest deadline."""
+"""Buckets from the time of a click on a remembered image to the longest deadline."""
 
 BATCH_SIZES = [size + 0.5 for size in (*range(17), 24, 32, 48, 64, 128, 256)]
 """Ray computes a histogram's sum from the middles of its buckets; these boundaries make it exact up to size 16."""
@@ -87,7 +87,10 @@ class RequestMetrics:
         self._in_progress = KeptGauge("sam2_requests_in_progress", "HTTP requests under way.")
         self._answer_bytes = KeptGauge("sam2_answer_bytes_in_flight", "Bytes of the answer budget that are in use.")
         self._rejected = Counter(
-            "sam2_rejected_total", "Requests that were rejected through no fault of their own.", ("reason",)
+            "sam2_rejected_total",
+            "Requests that were rejected: unauthorized (401), body_timeout (408), too_large (413); with 503: "
+            "overloaded, deadline_exceeded, model_unavailable, unavailable, shutting_down.",
+            ("reason",),
         )
         self._retries = Counter(
             "sam2_retries_total", "Calls that were sent again because their replica had died.", ("callee",)
@@ -115,8 +118,8 @@ class RequestMetrics:
         Args:
             route: the path as it is registered.
             model_id: a configured model; "" if the request ended before its model was known.
-            response_format: of the answer; "" where the route offers no choice.
-            status: of the answer; 499 if the client went away.
+            response_format: the answer's format; "" where the route offers no choice.
+            status: the answer's status; 499 if the client went away.
             seconds: time since the request's arrival.
             stages: seconds of each stage.
         """
@@ -176,7 +179,9 @@ class CacheMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._hits = Counter(
-            "sam2_embedding_cache_hits_total", "Requests whose image was remembered or already on its way.", MODEL
+            "sam2_embedding_cache_hits_total",
+            "Requests whose image was remembered, or was being sent or embedded for another request.",
+            MODEL,
         )
         self._misses = Counter("sam2_embedding_cache_misses_total", "Images that the encoder had to run for.", MODEL)
         self._evictions = Counter(
@@ -191,7 +196,7 @@ class CacheMetrics:
             metric.set_default_tags({"model_id": model_id})
 
     def hit(self) -> None:
-        """Counts a request whose image was remembered or already on its way."""
+        """Counts a request whose image was remembered, or was being sent or embedded for another request."""
         self._hits.inc()
 
     def miss(self) -> None:

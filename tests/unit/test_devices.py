@@ -69,7 +69,7 @@ def test_a_cpu_takes_one_image_at_a_time_and_few_prompts(threads: int, prompts: 
 def test_a_share_smaller_than_the_cuda_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10_000))
 
-    with pytest.raises(ModelLoadError, match=r"0\.05 of a GPU of 10000 bytes leaves nothing beside the CUDA context"):
+    with pytest.raises(ModelLoadError, match=r"0\.05 of a GPU of 10000 bytes is no more than the CUDA context takes"):
         limit_gpu_memory(CUDA, 0.05, 600)
 
 

@@ -53,7 +53,7 @@ POINTS: dict[str, Any] = {"point_coords": [[10, 20], [30, 40]], "point_labels": 
         ({"point_coords": [[1, 2]], "point_labels": ["1"]}, "point_labels: must hold numbers only"),
         ({"point_coords": [[1, 2]], "point_labels": 1}, "point_labels: must be N or B×N, is a single number"),
         ({"point_coords": [[1, 2]], "point_labels": [[[1]]]}, "point_labels: must be N or B×N, is 1×1×1"),
-        ({"point_coords": [[1, 2]], "point_labels": [4]}, "point_labels: unknown label 4; known are -1 padding"),
+        ({"point_coords": [[1, 2]], "point_labels": [4]}, "point_labels: unknown label 4; known labels are -1 padding"),
         ({"point_coords": [[1, 2]], "point_labels": [-2]}, "point_labels: unknown label -2"),
         ({"point_coords": [[1, 2]], "point_labels": [0.5]}, "point_labels: unknown label 0.5"),
         ({"point_coords": [[1, 2]], "point_labels": [float("nan")]}, "point_labels: must be finite"),

@@ -49,14 +49,14 @@ class Outcome:
             case "websocket.accept":
                 self.status, self.complete = SWITCHING_PROTOCOLS, True
             case "websocket.close" if not self.complete:
-                # The server answers so where the handshake was not accepted.
+                # The server answers 403 if the handshake was not accepted.
                 self.status, self.complete = FORBIDDEN, True
 
 
 class AccessLogMiddleware:
     """ASGI middleware: counts every HTTP request and WebSocket, and logs those that segment, fail or are rejected.
 
-    A line holds names and numbers only: none of the image, no header, no form field.
+    A line holds names and numbers only: nothing of the image or the prompt, and no token.
 
     Args:
         app: the application inside.
@@ -88,7 +88,7 @@ class AccessLogMiddleware:
             outcome.complete = outcome.status == SWITCHING_PROTOCOLS
             raise
         except Exception as error:
-            # The answer had begun; otherwise the error would have become its status and not have come here.
+            # The answer had begun. Before that, the error would have become an error answer further inside.
             broken = _note_break(context, error)
             raise
         finally:
@@ -115,7 +115,7 @@ class AccessLogMiddleware:
 
 def _note_break(context: RequestContext, error: Exception) -> int:
     """Returns the status that the answer would have had if the error had come before its first byte."""
-    # Starlette wraps errors that come too late to be answered in one of its own.
+    # If the answer has begun, Starlette wraps the error in an error of its own.
     cause = error.__cause__ or error
     if not isinstance(cause, ServiceError):
         return 500

@@ -16,9 +16,9 @@ def is_flow_controlled() -> bool:
 def is_request_flow_controlled() -> bool:
     """Returns whether this response is flow-controlled.
 
-    It is not if the request came through Serve's own proxy, to which HAProxy falls back while a changed application is
-    being built and on nodes without a parser. Such a request is a call from another Ray actor, not from the HTTP server
-    that runs inside this one.
+    The response to a request that came through Serve's own proxy is not flow-controlled. HAProxy falls back to that
+    proxy while a changed application is being built, and on nodes without a parser. Such a request is a call from
+    another Ray actor, not from the HTTP server that runs inside this one.
     """
     if not is_flow_controlled():
         return False

@@ -33,7 +33,7 @@ MAX_FIELDS = 64
 # The longest sensible JSON text of one point, `[x,y],` with two float64 at full length, rounded up.
 POINT_TEXT_BYTES = 64
 
-# By the names of Python's codecs; latin-1 is Starlette's substitute for a charset that it does not know.
+# The names are those of Python's codecs; latin-1 is Starlette's substitute for a charset that it does not know.
 CHARSETS = {"utf-8", "ascii", "iso8859-1", "latin-1"}
 
 # Advice for clients that send another content type.
@@ -79,7 +79,7 @@ class LimitedMultiPartParser(MultiPartParser):
             size, limit = len(part.data), self.max_field_bytes
         else:
             size = (part.file.size or 0) + self._unwritten_bytes()
-            # A file that no route reads has the limit of the largest file that the route reads.
+            # A file that the route ignores has the limit of the largest file that the route reads.
             limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
         if size + end - start > limit:
             raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
@@ -96,8 +96,8 @@ class FormRequest(Request):
         """Reads the body within the limits.
 
         Args:
-            limits: of the body and of text fields.
-            max_file_bytes: of each file that the route reads, by the name of its field.
+            limits: limits on the body and on text fields.
+            max_file_bytes: limit on each file that the route reads, by the name of its field.
 
         Raises:
             UnsupportedMediaType: the body is not multipart/form-data.
@@ -149,11 +149,11 @@ def _check_single(form: FormData) -> None:
 def form_route(
     limits: Limits, max_file_bytes: Mapping[str, int], body_timeout_s: Callable[[], float]
 ) -> type[APIRoute]:
-    """Returns the class for routes that take a form; it limits the form's size and time with the service's own errors.
+    """Returns the class for routes that take a form; a form that is too large or too slow is the service's own error.
 
     Args:
-        limits: of the body and of text fields.
-        max_file_bytes: of each file that the routes read, by the name of its field.
+        limits: limits on the body and on text fields.
+        max_file_bytes: limit on each file that the routes read, by the name of its field.
         body_timeout_s: returns how many seconds the body may take to arrive.
     """
 

@@ -1,4 +1,4 @@
-"""The HTTP routes that read an image from a form: segment, segment everything, embed; and the route that forgets it."""
+"""The HTTP routes for images: three read a form (segment, segment everything, embed), one makes models forget."""
 
 import asyncio
 import time
@@ -175,7 +175,7 @@ class ImageRoutes:
         """Segments an image, and answers in the requested format."""
         context, deadline = context_of(request), self._deadline(request)
         context.response_format = response_format
-        # True is the contract's default, for its own format. Other formats hold logits only if the field was sent.
+        # The contract's default, true, is for `json`. Other formats hold logits only if the client sent the field.
         logits = return_logits and (
             TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
         )

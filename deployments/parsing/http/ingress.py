@@ -68,7 +68,7 @@ class HttpRequestParser(RequestParser):
         )
         if not is_flow_controlled():
             logger.warning(
-                "sending does not wait for slow clients here, so that whole answers are held in memory; "
+                "this replica does not wait for slow clients, and holds whole answers in memory; "
                 "see docs/configuration.md#behind-haproxy"
             )
 
@@ -80,8 +80,8 @@ class HttpRequestParser(RequestParser):
     async def drain(self, timeout_s: float) -> int:
         """Rejects new HTTP requests (503), and returns once all requests under way are answered.
 
-        The launcher calls it before it ends the application: Serve ends models and encoders at the same time as the
-        requests that need them.
+        The launcher calls it before it ends the application: Serve then ends models and encoders at once, even while
+        requests need them.
 
         Args:
             timeout_s: the most seconds to wait.

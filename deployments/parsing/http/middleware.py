@@ -67,7 +67,7 @@ def outer_layers(
 
 
 class ErrorMiddleware:
-    """Turns a bug into a 500, or into the close of a WebSocket: the client gets an answer, and the log the cause.
+    """Turns a bug into a 500, or closes the WebSocket: the client gets an answer, and the log gets the cause.
 
     Serve's own middleware gives every request its id and every answer its `X-Request-Id`.
 
@@ -165,7 +165,7 @@ async def reject(response: Response, close_code: int, scope: Scope, receive: Rec
 
     Args:
         response: the answer.
-        close_code: closes a WebSocket whose server cannot send an answer in place of the handshake; the client then
+        close_code: closes a WebSocket if the server cannot send an answer in place of the handshake; the client then
             sees a 403.
         scope: the connection's ASGI scope.
         receive: ASGI's channel from the client.

@@ -26,7 +26,7 @@ class Delivery:
         budget: the byte budget that the answer takes a share of.
         share: the most bytes of the answer that are in memory at the same time.
         wait_s: seconds that the answer may wait for its share.
-        stall_timeout_s: seconds after which a client that takes nothing is given up.
+        stall_timeout_s: seconds after which a client that reads nothing is disconnected.
         read_timeout_s: without flow control, the seconds that the client has for reading the whole answer.
         flow_controlled: whether sending waits for the client. If not, Serve takes in everything at once, and only the
             end of the exchange shows that the client has read it.
@@ -48,7 +48,7 @@ class StreamedAnswer(StreamingResponse):
     Args:
         texts: the body, piece by piece.
         delivery: how the answer is sent.
-        timing: the seconds of each stage so far; the rest is added, and the `Server-Timing` header written.
+        timing: the seconds of the stages so far; sending adds the later stages and the `Server-Timing` header.
         headers: more headers.
         media_type: the Content-Type.
     """
