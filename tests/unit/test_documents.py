@@ -94,7 +94,8 @@ def options_table(_: str) -> str:
     for option in dataclasses.fields(AutomaticPrompt):
         low, high = (number_text(bound) for bound in option.metadata["range"])
         meaning = option.metadata["description"]
-        rows.append(f"| `{option.name}` | `{number_text(option.default)}` | {low} to {high} | {meaning} |")
+        default: Any = option.default
+        rows.append(f"| `{option.name}` | `{number_text(default)}` | {low} to {high} | {meaning} |")
     return "\n".join(rows)
 
 
