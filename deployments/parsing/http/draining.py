@@ -25,14 +25,14 @@ class InFlightRequests:
         self._under_way += change
         self._on_change(self._under_way)
 
-    async def close(self, patience_s: float) -> int:
-        """Admits no more requests and waits for those under way, for at most `patience_s` seconds.
+    async def close(self, timeout_s: float) -> int:
+        """Admits no more requests and waits for those under way, for at most `timeout_s` seconds.
 
         Returns:
             How many requests are still under way.
         """
         self.is_closed = True
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while self._under_way and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return self._under_way
