@@ -1,7 +1,7 @@
 """Pictures for people: `python -m training.pictures example | masks | curve`.
 
 example: example.png, six held-out emoji on a wooden-looking ground, and the clicked one's mask, example_truth.png.
-masks: README's pictures, the clicks of its curl with the mask of the highest score, and everything.
+masks: the documents' pictures, the clicks of its curl with the mask of the highest score, and everything.
 curve: a run's held-out curve, for the model card.
 """
 

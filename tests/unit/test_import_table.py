@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN.md, section 4): the table, the checker, and proof that the checker sees faults."""
+"""Which module may import what (docs/architecture.md, Imports): the table, the checker, and proof that it sees faults."""
 
 import ast
 import subprocess
