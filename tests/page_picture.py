@@ -1,4 +1,4 @@
-"""Takes the picture of the page in docs/page.md at a running service: `make serve`, then `python -m tests.page_picture`."""
+"""Takes the picture in docs/page.md at a running service: `make serve`, then `python -m tests.page_picture`."""
 
 import argparse
 import tempfile

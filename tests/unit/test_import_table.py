@@ -1,4 +1,4 @@
-"""Which module may import what (docs/architecture.md, Imports): the table, the checker, and proof that it sees faults."""
+"""Which module may import what (docs/architecture.md, Imports): the table, its checker, and proof that faults are seen."""
 
 import ast
 import subprocess
