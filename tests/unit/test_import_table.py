@@ -1,4 +1,4 @@
-"""Which module may import what (docs/architecture.md, Imports): the table, its checker, and proof that faults are seen."""
+"""Which module may import what (docs/architecture.md, Imports): the table, its checker, and proof that it works."""
 
 import ast
 import subprocess
