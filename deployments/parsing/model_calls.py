@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from ray.exceptions import RayError
@@ -107,21 +108,8 @@ class ModelCalls:
             # The replica needs the pixels in any case. It is not asked first, so it elects no caller.
             answer = await send(Supplies(await sources["pixels"]()))
         else:
-            elected = bool(sources)
-            try:
-                try:
-                    answer = await send(Supplies())
-                except Overloaded:
-                    # A rejected call was never elected to send pixels, so there is nothing to release. Most calls
-                    # are rejected under overload.
-                    elected = False
-                    raise
-                if isinstance(answer, Wanted) and answer.what in sources:
-                    answer = await send(Supplies(**{answer.what: await sources[answer.what]()}))
-            except BaseException:
-                if elected:
-                    self._give_up_in_background(model, call.image_id, name)
-                raise
+            release = partial(self._give_up_in_background, model, call.image_id, name) if sources else _nothing
+            answer = await _in_steps(send, sources, release)
         if isinstance(answer, Wanted):
             raise _not_remembered(answer.what, model_id)
         return answer
@@ -193,6 +181,32 @@ class ModelCalls:
         finally:
             ready.cancel()
         self._awake_until[model_id] = time.monotonic() + AWAKE_FOR_S
+
+
+async def _in_steps(
+    send: Callable[[Supplies], Awaitable[ModelAnswer[Result] | Wanted]], sources: Sources, release: Callable[[], None]
+) -> ModelAnswer[Result] | Wanted:
+    """Sends a call without data, and again with the data that the replica wants; releases a request that fails."""
+    try:
+        answer = await send(Supplies())
+    except Overloaded:
+        # A rejected call was never elected to send pixels, so there is nothing to release. Most calls are rejected
+        # under overload.
+        raise
+    except BaseException:
+        release()
+        raise
+    if not isinstance(answer, Wanted) or answer.what not in sources:
+        return answer
+    try:
+        return await send(Supplies(**{answer.what: await sources[answer.what]()}))
+    except BaseException:
+        release()
+        raise
+
+
+def _nothing() -> None:
+    """Releases nothing: a request that offers no data is never elected."""
 
 
 def _not_remembered(what: Want, model_id: str) -> ImageNotCached:
