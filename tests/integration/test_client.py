@@ -16,11 +16,6 @@ EXAMPLE = ROOT / "deployments" / "model" / "demo" / "example.png"
 TRUTH = np.array(Image.open(EXAMPLE.with_name("example_truth.png"))) > 0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_a_click_a_refinement_and_everything(service: Service) -> None:
     with Client(service.url) as client:
         image = client.image(EXAMPLE)
@@ -55,7 +50,6 @@ def test_a_forgotten_image_is_uploaded_again_silently(service: Service) -> None:
         np.testing.assert_array_equal(again.masks, first.masks)
 
 
-@pytest.mark.anyio
 async def test_many_prompts_at_once(service: Service) -> None:
     async with AsyncClient(service.url) as client:
         image = client.image(picture(80, 60, seed=140_002))

@@ -98,13 +98,6 @@ def asynchronous(server: Server, **options: Any) -> AsyncClient:
 either = pytest.mark.parametrize("connect", [Sync, asynchronous], ids=["sync", "async"])
 Connect = Callable[..., Any]
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
 
 @either
 async def test_an_image_is_uploaded_once(connect: Connect, pauses: list[float]) -> None:
