@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
-from sam2.utils.transforms import SAM2Transforms
 
 from deployments.errors import Overloaded
 from deployments.messages.arrays import FloatArray
@@ -22,6 +22,9 @@ from deployments.messages.prompt import Prompt
 from deployments.model.devices import check_device, objects_at_once, on_stream, own_stream
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's red, green and blue, 0 to 1, as in `sam2.utils.transforms.SAM2Transforms`."""
 
 DecodedPrompt: TypeAlias = tuple[FloatArray, FloatArray]
 """The low-resolution logits and the IoU predictions of a prompt's objects: `B×C×256×256` and `B×C`, float32."""
@@ -80,7 +83,7 @@ class Engine:
         self._model = model.to(device).eval()
         # Image mode adds this vector; video mode attends to the memory of earlier frames instead.
         self._no_memory = model.no_mem_embed.reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else None
-        self._transforms = SAM2Transforms(resolution=model.image_size, mask_threshold=0.0)
+        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
         self._encode = (
             torch.compile(self._image_features, fullgraph=True, dynamic=False)
@@ -151,15 +154,19 @@ class Engine:
         ]
 
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        """Returns the model's input, `B×3×S×S` float32; B is the next compiled size, and surplus images are zeros."""
+        """Returns the model's input, `B×3×S×S` float32; B is the next compiled size, and surplus images are zeros.
+
+        Computes the same bits as `SAM2Transforms`. That class needs torchvision, whose import takes longer than torch's
+        and would double the time that a replica needs to start.
+        """
         count = next((size for size in self._batch_sizes if size >= len(images)), len(images))
         side = self._model.image_size
         batch = torch.zeros((count, 3, side, side), device=self.device)
         for index, image in enumerate(images):
-            # This is torchvision's ToTensor without its copies. A strided tensor is resized to the same bits as a
-            # contiguous tensor.
+            # A strided tensor is resized to the same bits as a contiguous tensor.
             pixels = self._upload(image).permute(2, 0, 1).float().div_(255)
-            batch[index] = self._transforms.transforms(pixels)
+            resized = F.interpolate(pixels[None], (side, side), mode="bilinear", align_corners=False, antialias=True)
+            batch[index] = (resized[0] - self._mean) / self._std
         return batch
 
     def _upload(self, image: NDArray[np.uint8]) -> torch.Tensor:

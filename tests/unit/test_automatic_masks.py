@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+from torchvision.ops import nms
 
 from deployments.encoding.records import _bbox
 from deployments.errors import InvalidPrompt, TooLarge
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.model import automatic_masks
-from deployments.model.automatic_masks import AutomaticMaskGenerator
+from deployments.model.automatic_masks import AutomaticMaskGenerator, non_maximum_suppression
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
@@ -224,3 +226,17 @@ def test_points_are_counted_over_all_crops() -> None:
     assert AutomaticPrompt(points_per_side=8, crop_n_layers=2, crop_n_points_downscale_factor=2).num_points == (
         64 + 4 * 16 + 16 * 4
     )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_non_maximum_suppression_keeps_what_torchvision_keeps(count: int, threshold: float) -> None:
+    """On a coarse grid, so that boxes are alike, empty or exactly at the threshold, and scores equal."""
+    rng = np.random.default_rng(count)
+    corners, sides = rng.integers(0, 12, (count, 2)), rng.integers(0, 12, (count, 2))
+    boxes = torch.from_numpy(np.concatenate([corners, corners + sides], 1)).float()
+    scores = torch.from_numpy(rng.integers(0, 20, count) / 20).float()
+
+    kept = non_maximum_suppression(boxes, scores, threshold)
+
+    assert kept.tolist() == nms(boxes, scores, threshold).tolist()

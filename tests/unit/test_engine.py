@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from sam2.utils.transforms import SAM2Transforms
 
 from deployments.errors import Overloaded
 from deployments.messages.arrays import FloatArray
@@ -470,3 +471,12 @@ def test_embeddings_are_what_forward_image_gives_and_their_position_encoding_is_
         torch.testing.assert_close(feat, level, atol=TOLERANCE, rtol=0)
     encoding = demo_engine.position_encoding(embedding)
     torch.testing.assert_close(encoding, expected["vision_pos_enc"][-1], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 900), (1024, 1024), (1080, 1920), (2000, 1300)])
+def test_the_models_input_is_that_of_metas_transforms_to_the_bit(demo_engine: Engine, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), np.uint8)
+
+    expected = SAM2Transforms(resolution=1024, mask_threshold=0.0)(image)
+
+    assert torch.equal(demo_engine._batch([image])[0], expected)
