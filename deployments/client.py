@@ -5,7 +5,7 @@
     found = client.segment(image, point_coords=[[220, 240]], point_labels=[1])
     found.masks[0]  # H×W bool, the best mask
 
-Needs httpx, numpy and pillow, and nothing else of this project: the file may be copied. `AsyncClient` has the same
+Needs httpx, numpy and pillow, and no other file of this project: the file may be copied. `AsyncClient` has the same
 methods; those that call the service are awaited. Threads may share a Client, tasks an AsyncClient.
 """
 
@@ -378,10 +378,10 @@ class Client(_AnyClient[httpx.Client]):
         url: the service's address, such as `http://127.0.0.1:8000`.
         token: the bearer token, if the service asks for one.
         model_id: the model for calls that name none; "" is the service's default.
-        timeout_s: for how many seconds a call is repeated, and the network may be silent in it; connecting gets 10 s.
+        timeout_s: seconds within which a call is repeated; the network may be silent for as long. Connecting gets 10 s.
         max_retries: how often a request is repeated when the service is busy or unreachable, after 0.5, 1, 2, … 30 s
-            and up to a quarter more, or after the seconds in `Retry-After`: by default for a minute; a proxy needs a
-            quarter of it to restart.
+            and up to a quarter more, or after `Retry-After` (at most 30 s) if that is longer. The default lasts about a
+            minute; a proxy restarts in 15 s.
         http: more options of `httpx.Client`.
 
     All methods raise ClientError if the service rejects a request, or stays busy or unreachable.

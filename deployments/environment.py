@@ -25,7 +25,8 @@ def prepare_environment() -> None:
         # Another Ray on this machine may have taken the usual ports, and HAProxy would not start.
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
         os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
-        # HAProxy drops a client that reads nothing for this long. RequestParser drops such a client a little earlier.
+        # HAProxy drops a client that reads nothing for this long. RequestParser drops it earlier, after its
+        # `answer_stall_timeout_s`.
         os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "180")
         # When HAProxy reloads because a replica comes or goes, answers under way have this long to finish.
         os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
@@ -35,9 +36,9 @@ def prepare_environment() -> None:
         # Ray's default of 30 s gives proxies on other nodes time to learn that a replica has ended. The launcher starts
         # a single node.
         os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
-    # After three failed checks Serve's controller restarts a dead proxy: after about 6 s instead of 30.
+    # After three failed checks Serve's controller replaces a dead proxy: within about 15 s instead of 40.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-    # While starting replicas keep the processors busy, a proxy needs longer to start than the default of 5 s.
+    # When new replicas keep the processors busy, a proxy needs longer to start than the default of 5 s.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     # A self-hosted service sends no usage reports unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -35,7 +35,7 @@ from deployments.settings import (
 POLL_S = 0.5
 HTTP_WAIT_S = 20.0
 DRAIN_S = 60.0
-"""Requests under way have this long to finish when the service is stopped; a second signal ends the wait."""
+"""Requests under way have this long to finish when the service is stopped; a second signal ends the launcher."""
 
 HANDLE_TRIES = 4
 

@@ -9,7 +9,7 @@ from deployments.errors import InvalidRequest
 ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 
 AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
-"""Formats in which to segment everything. Not `json`: its size depends on the number of masks, not known beforehand."""
+"""Formats for the masks of everything. Not `json`: its size depends on the number of masks, not known beforehand."""
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 

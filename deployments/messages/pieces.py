@@ -121,7 +121,7 @@ PIXELS_PER_PART = 16_000_000
 """Full-size pixels in a part. An encoder writes a part in some tenths of a second, and holds one mask at a time."""
 
 LOGITS_TEXT_BYTES = 12 * LOW_RES_SIZE**2
-"""The most bytes of text of one mask's low-resolution logits, approximately."""
+"""About the most bytes that one mask's low-resolution logits take as text."""
 
 BYTES_PER_PART = 5_000_000
 """Limit on the bytes of text of low-resolution logits in a part."""

@@ -159,7 +159,7 @@ class Prompt:
 
     @property
     def has_object_axis(self) -> bool:
-        """Whether any field has a leading object axis; the answer then has one too, also for B = 1."""
+        """Whether any field has a leading object axis; the answer then has one too, even for B = 1."""
         axes = ((self.point_coords, 3), (self.box, 2), (self.mask_input, 4))
         return any(value is not None and value.ndim == ndim for value, ndim in axes)
 

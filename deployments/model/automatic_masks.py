@@ -194,7 +194,7 @@ class AutomaticMaskGenerator:
     def _examine(
         self, crop: Crop, logits: torch.Tensor, predicted_iou: torch.Tensor, points: torch.Tensor
     ) -> Candidates:
-        """Returns the masks, of a few, that are stable and not cut off by the crop's edge."""
+        """Returns those of a few masks that are stable and not cut off by the crop's edge."""
         try:
             return self._select(crop, logits, predicted_iou, points)
         except torch.OutOfMemoryError as error:
@@ -300,7 +300,7 @@ def _areas(boxes: Boxes) -> Boxes:
 def _stability_score(masks: torch.Tensor, offset: float) -> torch.Tensor:
     """Returns `K` float32: the IoU of each mask at a higher with that at a lower threshold; 0 where both are empty.
 
-    Like `sam2.utils.amg.calculate_stability_score`, which counts a row's pixels in 16 bits.
+    Like `sam2.utils.amg.calculate_stability_score`, but counts a row's pixels in 32 bits, not in 16.
     """
     inner, outer = ((masks > threshold).flatten(1).sum(1, dtype=torch.int32) for threshold in (offset, -offset))
     return (inner / outer).nan_to_num(0.0)

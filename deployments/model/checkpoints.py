@@ -106,7 +106,7 @@ def _config_file(model_id: str, name: str) -> Path:
     packaged = Path(str(files("sam2").joinpath(name)))
     if packaged.is_file() and packaged.suffix == ".yaml":
         return packaged
-    raise ModelLoadError(f"{model_id}: no such file, nor a configuration of the sam2 package: {name}")
+    raise ModelLoadError(f"{model_id}: {name} is neither a file nor a configuration of the sam2 package")
 
 
 def _download(model_id: str, filename: str, report: ReportProgress) -> Path:

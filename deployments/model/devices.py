@@ -60,10 +60,7 @@ def is_memory_full(error: BaseException) -> bool:
     """Returns whether an error means that the device's memory is full, so that a smaller run might fit."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) in CUDA_MEMORY_ERRORS
-    # TorchScript, which compiles SAM 2's transforms, raises torch's error again as a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "CUDA out of memory" in str(error)
-    )
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def check_device(device: torch.device) -> None:

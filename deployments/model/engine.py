@@ -24,7 +24,7 @@ from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's red, green and blue, 0 to 1, as in `sam2.utils.transforms.SAM2Transforms`."""
+"""Mean and deviation of ImageNet's red, green and blue, 0 to 1, as in `sam2.utils.transforms.SAM2Transforms`."""
 
 DecodedPrompt: TypeAlias = tuple[FloatArray, FloatArray]
 """The low-resolution logits and the IoU predictions of a prompt's objects: `B×C×256×256` and `B×C`, float32."""

@@ -8,9 +8,9 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 class AffinityRouter(ConsistentHashRouter):
     """Ray's ConsistentHashRouter, which sends equal session ids to the same replica, without its mix-up of calls.
 
-    Ray's router chooses a replica and then finds the call that it chose for by the request's internal id, which all
-    calls made inside one request inherit. Of several concurrent calls some would get another call's replica, and the
-    last would hang. This router compares the metadata objects instead, of which every call has its own.
+    Ray's router chooses a replica for a call and then looks the call up by its request's internal id, which all calls
+    made inside one request share. Of several concurrent calls some would get another call's replica, and the last
+    would hang. This router compares the metadata objects instead, of which every call has its own.
     """
 
     def _get_pending_request_matching_internal_request_id(

@@ -53,7 +53,7 @@ class EncoderCalls:
                 in_flight.append(asyncio.create_task(self._text(piece, answer_format, deadline)))
                 if len(in_flight) == PIECES_IN_FLIGHT:
                     yield await in_flight.popleft()
-                    # Each further piece gets the whole time again: a client may read its answer for longer than this.
+                    # Each further piece gets the whole time again: a client may take longer to read its answer.
                     deadline = Deadline(self._calls.config.request_timeout_s)
             while in_flight:
                 yield await in_flight.popleft()

@@ -185,7 +185,7 @@ def _check_size(size: tuple[int, int], limits: Limits, answer: AnswerSize | None
 
 
 def _decoded(image: Image.Image) -> RgbArray:
-    """Returns the upright RGB pixels, `H×W×3` uint8. PIL decodes only here, so damage to a file shows here first."""
+    """Returns the upright RGB pixels, `H×W×3` uint8. PIL decodes pixels here, so damage to them shows here."""
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):

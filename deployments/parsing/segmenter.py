@@ -50,7 +50,7 @@ class Segmenter:
         """Returns the deadline of a request that has just been read.
 
         Args:
-            asked: the client's `x-request-timeout-seconds`; like Serve, ignores a value that is no positive number.
+            asked: the client's `x-request-timeout-seconds`; a value that is no positive number is ignored, as in Serve.
             elapsed_s: seconds since the request arrived.
         """
         return Deadline.of_request(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)

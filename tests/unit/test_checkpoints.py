@@ -150,7 +150,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", ["none.yaml", "configs/none.yaml", "../none", "modeling/sam2_base.py", "configs"])
 def test_a_missing_configuration_is_named(demo_checkpoint: Path, config: str) -> None:
     assert refusal(own(demo_checkpoint, config)) == (
-        f"own/model: no such file, nor a configuration of the sam2 package: {config}"
+        f"own/model: {config} is neither a file nor a configuration of the sam2 package"
     )
 
 

@@ -84,7 +84,7 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, note)
         except asyncio.CancelledError:
-            # The client is gone. Serve cancels an accepted WebSocket's handler also after an ordinary close.
+            # The client is gone. Serve cancels an accepted WebSocket's handler even after an ordinary close.
             outcome.complete = outcome.status == SWITCHING_PROTOCOLS
             raise
         except Exception as error:

@@ -149,7 +149,7 @@ def _check_single(form: FormData) -> None:
 def form_route(
     limits: Limits, max_file_bytes: Mapping[str, int], body_timeout_s: Callable[[], float]
 ) -> type[APIRoute]:
-    """Returns the class for routes that take a form; a form that is too large or too slow is the service's own error.
+    """Returns the class for routes that take a form; a form too large or too slow raises the service's own error.
 
     Args:
         limits: limits on the body and on text fields.

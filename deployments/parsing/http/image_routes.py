@@ -128,7 +128,7 @@ class ImageRoutes:
             self.post_embed,
             operation_id="embedImage",
             summary="Embed an image",
-            description="Embeds an image ahead of its prompts, which can then give its `image_id` in its place.",
+            description="Embeds an image ahead of its prompts; requests can then send its `image_id` instead.",
             answer={"headers": {"X-Image-Id": openapi.ANSWER_HEADERS["X-Image-Id"]}},
         )
         return router

@@ -67,7 +67,7 @@ class StreamedAnswer(StreamingResponse):
         self._timing = timing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the answer. Serve watches whether the client goes away, and then cancels this."""
+        """Sends the answer. If the client goes away, Serve cancels this call."""
         delivery = self._delivery
         asked_at = time.perf_counter()
         async with aclosing(self._texts), delivery.budget.share(delivery.share, delivery.wait_s):
