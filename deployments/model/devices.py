@@ -60,7 +60,10 @@ def is_memory_full(error: BaseException) -> bool:
     """Returns whether an error means that the device's memory is full, so that a smaller run might fit."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) in CUDA_MEMORY_ERRORS
-    return isinstance(error, torch.OutOfMemoryError)
+    # torch.compile raises an error that it meets while it compiles as a RuntimeError of its own.
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "CUDA out of memory" in str(error)
+    )
 
 
 def check_device(device: torch.device) -> None:

@@ -43,10 +43,11 @@ def test_one_that_does_not_fit_is_overload() -> None:
         all_or_error(results)
 
 
-def test_those_that_fit_are_not_harmed_by_one_that_does_not() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("compiling: CUDA out of memory.")])
+def test_those_that_fit_are_not_harmed_by_one_that_does_not(error: Exception) -> None:
     def run(items: Sequence[int]) -> list[int]:
         if 3 in items:
-            raise torch.OutOfMemoryError("full")
+            raise error
         return [2 * item for item in items]
 
     results = run_in_halves(run, [1, 2, 3, 4, 5], CPU, "number")
