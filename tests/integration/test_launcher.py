@@ -23,7 +23,7 @@ from PIL import Image
 from deployments import launcher
 from deployments.launcher import Stopped, _catch_stop_signals
 from harness.serve import free_port
-from harness.weights import fill_hub_cache
+from tests.integration.conftest import TINY, Service
 
 ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
@@ -75,12 +75,6 @@ def last_words(process: subprocess.Popen[str]) -> str:
     return error.strip().splitlines()[-1]
 
 
-def fails_with(*arguments: str) -> str:
-    """Runs a launcher that must fail by itself; its last line on standard error."""
-    with launched(*arguments) as process:
-        return last_words(process)
-
-
 def config_with(path: Path, **changes: Any) -> str:
     """cluster/local.yaml with other `args`, written to a file."""
     document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
@@ -120,19 +114,23 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
             yield Launchers(serving, f"http://127.0.0.1:{port}", failing)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_is_stopped_once_by_either_signal(number: signal.Signals) -> None:
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """The launcher catches signals; afterwards they do what they did before."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _catch_stop_signals()
-        with pytest.raises(Stopped):
-            signal.raise_signal(number)
-        # Until the end has begun, more of them change nothing.
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_stopped_once_by_either_signal(number: signal.Signals, own_signals: None) -> None:
+    _catch_stop_signals()
+    with pytest.raises(Stopped):
+        signal.raise_signal(number)
+    # Until the end has begun, more of them change nothing.
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_wrong_config_is_refused_before_anything_starts(
@@ -147,25 +145,26 @@ def test_a_wrong_config_is_refused_before_anything_starts(
     assert "gone.yaml" in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_named() -> None:
+def test_a_port_in_use_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_signals: None
+) -> None:
+    monkeypatch.setattr(launcher, "prepare_environment", lambda: None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"127.0.0.1:{port}" in fails_with("--port", str(port))
+        assert launcher.main(["--port", str(port)]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_prefetch_ends_with_the_files_or_with_the_cause(tmp_path: Path) -> None:
-    cached = fill_hub_cache(tmp_path, "facebook/sam2-hiera-tiny")
-    hub = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    with (
-        launched("prefetch", "facebook/sam2-hiera-tiny", **hub) as process,
-        launched("prefetch", "facebook/sam2.1-hiera-tiny", **hub) as failing,
-    ):
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        assert said.strip() == f"facebook/sam2-hiera-tiny: {cached}"
-        assert "sam2.1_hiera_tiny.pt is not in the hub cache" in last_words(failing)
+def test_prefetch_ends_with_the_files_or_with_the_cause(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a network, from the shared service's hub cache, which has one of the two."""
+    assert launcher.main(["prefetch", TINY]) == 0
+    assert capsys.readouterr().out == f"{TINY}: {service.tiny_checkpoint}\n"
+    assert launcher.main(["prefetch", TINY, "facebook/sam2.1-hiera-tiny"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"{TINY}: {service.tiny_checkpoint}\n"
+    assert "sam2.1_hiera_tiny.pt is not in the hub cache" in said.err
 
 
 def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(launchers: Launchers) -> None:
