@@ -130,7 +130,7 @@ def imports_table(_: str) -> str:
     own = {room: {room} | table.SHARED for room in sorted(table.ROOMS)} | table.OWN_IMPORTS
     packages: dict[str, list[str]] = {}
     for package, allowed in table.ONLY_IN.items():
-        packages.setdefault(modules_text(allowed), []).append(f"`{package}`")
+        packages.setdefault(modules_text(allowed) or "none", []).append(f"`{package}`")
     return "\n".join(
         [
             "| module or folder | may import of `deployments` |",
