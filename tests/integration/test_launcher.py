@@ -18,12 +18,14 @@ import numpy as np
 import orjson
 import pytest
 import yaml
+from huggingface_hub import constants
 from PIL import Image
 
 from deployments import launcher
 from deployments.launcher import Stopped, _catch_stop_signals
 from harness.serve import free_port
-from tests.integration.conftest import TINY, Service
+from harness.weights import fill_hub_cache
+from tests.integration.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
@@ -157,13 +159,19 @@ def test_a_port_in_use_is_named(
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_prefetch_ends_with_the_files_or_with_the_cause(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a network, from the shared service's hub cache, which has one of the two."""
+def test_prefetch_ends_with_the_files_or_with_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network, from a hub cache that has one of the two."""
+    cached = fill_hub_cache(tmp_path, TINY)
+    # What HF_HUB_CACHE and HF_HUB_OFFLINE set when the library is imported.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert launcher.main(["prefetch", TINY]) == 0
-    assert capsys.readouterr().out == f"{TINY}: {service.tiny_checkpoint}\n"
+    assert capsys.readouterr().out == f"{TINY}: {cached}\n"
     assert launcher.main(["prefetch", TINY, "facebook/sam2.1-hiera-tiny"]) == 1
     said = capsys.readouterr()
-    assert said.out == f"{TINY}: {service.tiny_checkpoint}\n"
+    assert said.out == f"{TINY}: {cached}\n"
     assert "sam2.1_hiera_tiny.pt is not in the hub cache" in said.err
 
 
