@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = {
     "encoder": ("model.encoder", "run"),
     "batches": ("model.batches", "run"),
+    "tracking": ("model.tracking", "run"),
     "parity": ("comparison.parity", "run"),
     "overhead": ("requests.latency", "run"),
     "page": ("requests.page", "run"),

@@ -4,6 +4,7 @@ ServiceError 500
 ├── InvalidRequest 400
 │   ├── InvalidPrompt           a field of the prompt is malformed
 │   ├── InvalidImage            the upload cannot be decoded
+│   ├── InvalidVideo            the uploaded video cannot be decoded
 │   └── UnknownModel            no such model_id is configured
 ├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
 ├── ImageNotCached 404          the model does not remember the image_id
@@ -52,6 +53,10 @@ class InvalidPrompt(InvalidRequest):
 
 class InvalidImage(InvalidRequest):
     """The image cannot be decoded."""
+
+
+class InvalidVideo(InvalidRequest):
+    """The video, or one of its frames, cannot be decoded."""
 
 
 class UnknownModel(InvalidRequest):

@@ -103,6 +103,11 @@ class Engine:
             embedding = self.embed([image] * size)[0]
         self.decode([(embedding, Prompt(point_coords=[[32, 32]], point_labels=[1]))])
 
+    @property
+    def model(self) -> SAM2Base:
+        """The model, for the tracker: whatever it runs but the image encoder is in float32."""
+        return self._model
+
     @torch.inference_mode()
     def position_encoding(self, embedding: ImageEmbedding) -> torch.Tensor:
         """Returns the position encoding of an `image_embed`, `1×C×h×w` float32, for memory attention."""

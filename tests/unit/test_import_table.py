@@ -59,7 +59,14 @@ CLUSTER_FILES = {
     "parsing.affinity_router",
 }
 RAY_FILES = {"app", "launcher", "config_file", "model_status", "telemetry.metrics"} | CLUSTER_FILES
-SAM2_FILES = {"model.checkpoints", "model.engine", "model.automatic_masks"}
+SAM2_FILES = {
+    "model.checkpoints",
+    "model.engine",
+    "model.automatic_masks",
+    "model.memory_attention",
+    "model.memory_bank",
+    "model.tracker",
+}
 TORCH_FILES = SAM2_FILES | {"model.devices", "model.out_of_memory"}
 HTTP_FILES = {"parsing.http", "page.routes"}
 ONLY_IN = {
