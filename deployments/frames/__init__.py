@@ -1,0 +1,1 @@
+"""Video files: keeps them on disk, and decodes their frames."""

@@ -1,0 +1,480 @@
+"""Video files, made here with PyAV and Pillow: every frame, its time, its pixels, and how bad files are refused."""
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Colorspace
+from numpy.typing import NDArray
+from PIL import Image
+
+from deployments.errors import InvalidVideo, ServiceError, TooLarge
+from deployments.frames.decode import VideoFrame, open_video
+from deployments.settings import Limits
+from harness.images import encoded, picture
+
+Pixels = NDArray[np.uint8]
+COUNT = 24
+
+
+def numbered(index: int, width: int = 64, height: int = 48) -> Pixels:
+    """A frame that tells which one it is, even after lossy encoding, and where its corners are."""
+    pixels = np.full((height, width, 3), 10 * index, np.uint8)
+    pixels[: height // 2, : width // 2] = (200, 30, 30)
+    return pixels
+
+
+def number_of(pixels: Pixels) -> int:
+    """Which frame it is, by its lower right corner."""
+    return round(float(pixels[-8:, -8:].mean()) / 10)
+
+
+def write(
+    target: Any,
+    frames: Sequence[Pixels],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    stamps: Sequence[int] | None = None,
+    rate: int = 10,
+    container: str | None = None,
+    shift: int = 0,
+    prepare: Callable[[Any], None] = lambda _: None,
+    **options: str,
+) -> None:
+    """Writes a video file; `stamps` are the frames' times in 1/`rate` s."""
+    with av.open(target, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        stream.time_base = Fraction(1, rate)
+        prepare(stream)
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            frame.pts = stamps[index] if stamps else index
+            frame.time_base = Fraction(1, rate)
+            _mux(output, stream.encode(frame), shift, rate)
+        _mux(output, stream.encode(), shift, rate)
+
+
+def _mux(output: Any, packets: Sequence[Any], shift: int, rate: int) -> None:
+    for packet in packets:
+        if shift:
+            ticks = int(Fraction(shift, rate) / packet.time_base)
+            packet.pts -= ticks
+            packet.dts -= ticks
+        output.mux(packet)
+
+
+def read(path: Path, start: int = 0, stop: int = 10**9, max_frames: int = 1000) -> list[VideoFrame]:
+    with open_video(path, Limits(), max_frames) as video:
+        return list(video.frames(start, stop))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary mp4 with frames that are decoded in another order than they are shown."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write(str(path), [numbered(index) for index in range(COUNT)], bf="2", g="8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mp4", "libx265"),
+        ("a.mov", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.webm", "libvpx"),
+        ("a.avi", "mpeg4"),
+        ("a.ts", "libx264"),
+        ("a.mpg", "mpeg2video"),
+        ("a.mov", "mjpeg"),
+    ],
+)
+def test_every_frame_of_common_files_in_order(tmp_path: Path, name: str, codec: str) -> None:
+    rate = 25 if codec == "mpeg2video" else 10
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = tmp_path / name
+    write(str(path), [numbered(index) for index in range(COUNT)], codec, pix_fmt, rate=rate)
+
+    with open_video(path, Limits(), 1000) as video:
+        frames = list(video.frames(0, COUNT))
+
+    assert (video.facts.width, video.facts.height, video.facts.num_frames) == (64, 48, COUNT)
+    assert not video.facts.is_cut
+    assert video.facts.fps == pytest.approx(rate, rel=0.01)
+    assert [frame.index for frame in frames] == list(range(COUNT))
+    assert [number_of(frame.pixels) for frame in frames] == list(range(COUNT))
+    times = [frame.time_s for frame in frames]
+    assert times == pytest.approx([index / rate for index in range(COUNT)], abs=0.06 if rate == 25 else 0.005)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 24)],
+        [(0, 3), (3, 9), (9, 24)],
+        [(20, 24), (0, 4), (10, 12), (11, 13)],
+        [(index, index + 1) for index in range(23, -1, -1)],
+        [(23, 40), (24, 30), (7, 7), (5, 6)],
+    ],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.gif", "a.zip"])
+def test_any_frames_in_any_order(tmp_path: Path, name: str, ranges: list[tuple[int, int]]) -> None:
+    path = tmp_path / name
+    frames = [numbered(index) for index in range(COUNT)]
+    if name == "a.gif":
+        animate(path, frames)
+    elif name == "a.zip":
+        zipped(path, {f"{index}.png": encoded(Image.fromarray(frame)) for index, frame in enumerate(frames)})
+    else:
+        write(str(path), frames, "mpeg4" if name == "a.avi" else "libx264", g="8")
+
+    with open_video(path, Limits(), 1000) as video:
+        for start, stop in ranges:
+            found = list(video.frames(start, stop))
+            expected = list(range(start, min(stop, COUNT)))
+            assert [frame.index for frame in found] == expected
+            assert [number_of(frame.pixels) for frame in found] == expected
+
+
+def test_a_variable_rate_keeps_each_frames_own_time(tmp_path: Path) -> None:
+    stamps = [0, 1, 2, 7, 8, 20, 21, 50]
+    write(str(tmp_path / "a.mp4"), [numbered(index) for index in range(8)], stamps=stamps, rate=100)
+    frames = read(tmp_path / "a.mp4")
+    assert [number_of(frame.pixels) for frame in frames] == list(range(8))
+    assert [frame.time_s for frame in frames] == pytest.approx([stamp / 100 for stamp in stamps])
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path) -> None:
+    """As phones and lossless cutters write it: decoding begins five frames before what is shown."""
+    write(str(tmp_path / "a.mp4"), [numbered(index) for index in range(COUNT)], shift=5, bf="0")
+    with open_video(tmp_path / "a.mp4", Limits(), 1000) as video:
+        frames = list(video.frames(0, COUNT))
+    assert not video.facts.is_cut
+    assert [number_of(frame.pixels) for frame in frames] == list(range(5, COUNT))
+    assert [frame.index for frame in frames] == list(range(COUNT - 5))
+    assert frames[0].time_s == pytest.approx(0)
+    assert number_of(read(tmp_path / "a.mp4", 10, 11)[0].pixels) == 15
+
+
+TURNS: dict[str, tuple[tuple[int, int, int, int], Callable[[Pixels], Pixels]]] = {
+    "upright": ((1, 0, 0, 1), lambda pixels: pixels),
+    "a quarter clockwise": ((0, 1, -1, 0), lambda pixels: np.rot90(pixels, -1)),
+    "a quarter anticlockwise": ((0, -1, 1, 0), np.rot90),
+    "upside down": ((-1, 0, 0, -1), lambda pixels: np.rot90(pixels, 2)),
+    "mirrored": ((-1, 0, 0, 1), lambda pixels: pixels[:, ::-1]),
+    "flipped": ((1, 0, 0, -1), lambda pixels: pixels[::-1]),
+    "mirrored and turned": ((0, 1, 1, 0), lambda pixels: pixels.swapaxes(0, 1)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_frames_are_upright(clip: Path, tmp_path: Path, turn: str) -> None:
+    """The four numbers of the track's matrix, as phones write them."""
+    (a, b, c, d), turned = TURNS[turn]
+    content = bytearray(clip.read_bytes())
+    at = content.index(b"tkhd") + 44
+    struct.pack_into(">9i", content, at, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(content)
+
+    with open_video(tmp_path / "a.mp4", Limits(), 1000) as video:
+        [frame] = video.frames(3, 4)
+
+    expected = turned(numbered(3))
+    assert (video.facts.height, video.facts.width) == frame.pixels.shape[:2] == expected.shape[:2]
+    assert np.abs(frame.pixels.astype(int) - expected).mean() < 8
+    assert frame.pixels.flags.c_contiguous
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    write(str(tmp_path / "a.mp4"), [numbered(index, 33, 47) for index in range(3)], pix_fmt="yuv444p")
+    frames = read(tmp_path / "a.mp4")
+    assert [frame.pixels.shape for frame in frames] == [(47, 33, 3)] * 3
+
+
+def test_a_file_without_length_and_index(tmp_path: Path) -> None:
+    """As a browser's recorder streams it."""
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        seek = tell = None  # type: ignore[assignment]
+
+    pipe = Pipe()
+    write(pipe, [numbered(index) for index in range(COUNT)], "libvpx", container="webm")
+    (tmp_path / "a.webm").write_bytes(pipe.getvalue())
+    with open_video(tmp_path / "a.webm", Limits(), 1000) as video:
+        frames = list(video.frames(0, COUNT))
+    assert [number_of(frame.pixels) for frame in frames] == list(range(COUNT))
+    assert video.facts.fps == pytest.approx(10, rel=0.01)
+    assert not video.facts.is_cut
+
+
+@pytest.mark.parametrize("share", [0.55, 0.6, 0.65, 0.7, 0.75, 0.8])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("a.mp4", "faststart"), ("a.mp4", "frag_keyframe+empty_moov+default_base_moof"), ("a.mkv", ""), ("a.avi", "")],
+)
+def test_a_file_that_is_cut_off_gives_the_frames_that_are_there(
+    tmp_path: Path, name: str, flags: str, share: float
+) -> None:
+    frames = [np.asarray(picture(160, 120, index)) for index in range(60)]
+    whole, cut = tmp_path / f"whole-{name}", tmp_path / name
+    with av.open(str(whole), "w", options={"movflags": flags} if flags else {}) as output:
+        stream = output.add_stream(
+            "mpeg4" if name == "a.avi" else "libx264", rate=10, options={"g": "10", "threads": "1"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = index
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    content = whole.read_bytes()
+    cut.write_bytes(content[: int(len(content) * share)])
+
+    with open_video(cut, Limits(), 1000) as video:
+        assert video.facts.is_cut
+        found: list[int] = []
+        with pytest.raises(InvalidVideo, match=r"^video: frame \d+ cannot be decoded: the file is cut off") as error:
+            found.extend(frame.index for frame in video.frames(0, 60))
+    assert found == list(range(len(found)))
+    # How many bytes a frame takes is up to the encoder; the first ones may take most.
+    assert 9 <= len(found) < 60
+    assert f"frame {len(found)} " in str(error.value)
+
+
+def test_a_file_whose_end_holds_its_index_cannot_be_read_when_cut(clip: Path, tmp_path: Path) -> None:
+    content = clip.read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InvalidVideo, match=r"^video: is not a video"):
+        read(tmp_path / "a.mp4")
+
+
+# ---- colours
+
+
+@pytest.mark.parametrize(
+    ("size", "space", "tagged"),
+    [((64, 48), 5, False), ((1280, 720), 1, False), ((64, 48), 1, True), ((1280, 720), 5, True)],
+    ids=["small, untagged", "HD, untagged", "small, tagged BT.709", "HD, tagged BT.601"],
+)
+def test_colours_are_as_tagged_or_as_players_take_them(
+    tmp_path: Path, size: tuple[int, int], space: int, tagged: bool
+) -> None:
+    matrix = {1: Colorspace.ITU709, 5: Colorspace.ITU601}[space]
+    width, height = size
+    red = np.zeros((height, width, 3), np.uint8)
+    red[...] = (220, 40, 30)
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+        frame.colorspace = stream.codec_context.colorspace = space if tagged else 2
+        frame.pts = 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+    [found] = read(tmp_path / "a.mp4")
+    assert np.abs(found.pixels.astype(int) - red).max() <= 4
+
+
+def test_ten_bits(tmp_path: Path) -> None:
+    write(str(tmp_path / "a.mp4"), [numbered(index) for index in range(5)], "libx265", "yuv420p10le")
+    assert [number_of(frame.pixels) for frame in read(tmp_path / "a.mp4")] == list(range(5))
+
+
+@pytest.mark.parametrize(("transfer", "samples"), [(16, (0.0, 0.35, 0.581, 0.752)), (18, (0.0, 0.5, 0.75, 1.0))])
+def test_hdr_is_toned_down(tmp_path: Path, transfer: int, samples: tuple[float, ...]) -> None:
+    """Black stays black, greys grey and in order, paper white is light but not white, the peak is white."""
+    shown = []
+    for sample in samples:
+        grey = np.full((48, 64, 3), round(sample * 65535), np.uint16)
+        with av.open(str(tmp_path / "a.mkv"), "w") as output:
+            stream = output.add_stream("libx265", rate=10, options={"x265-params": "bframes=0:log-level=none"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+            context = stream.codec_context
+            context.color_trc, context.color_primaries, context.colorspace = transfer, 9, 9
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb48le").reformat(format="yuv420p10le")
+            frame.pts, frame.time_base = 0, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+        [found] = read(tmp_path / "a.mkv")
+        assert np.ptp(found.pixels[10:-10, 10:-10].reshape(-1, 3), axis=0).max() <= 3
+        shown.append(float(found.pixels.mean()))
+    assert shown[0] <= 2
+    assert shown[-1] >= 250
+    assert shown == sorted(shown)
+    assert 20 < shown[1] < shown[2] < 240
+
+
+# ---- animated pictures, pages, zips
+
+
+def animate(path: Path, frames: Sequence[Pixels], **options: Any) -> None:
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(path, save_all=True, append_images=others, **({"duration": 100} | options))
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.avif"])
+def test_animated_pictures_are_composed(tmp_path: Path, name: str) -> None:
+    lossless = {"lossless": True} if name == "a.webp" else {}
+    animate(tmp_path / name, [numbered(index) for index in range(6)], **lossless)
+    frames = read(tmp_path / name)
+    assert [number_of(frame.pixels) for frame in frames] == list(range(6))
+    assert [frame.time_s for frame in frames] == pytest.approx([index / 10 for index in range(6)], abs=0.002)
+
+
+def test_a_gif_whose_frames_are_disposed_of(tmp_path: Path) -> None:
+    """Each frame paints a part only; afterwards the ground is restored."""
+    frames = []
+    for index in range(4):
+        frame = np.full((48, 64, 3), 100, np.uint8)
+        frame[10:20, 10 + 10 * index : 18 + 10 * index] = (250, 0, 0)
+        frames.append(frame)
+    animate(tmp_path / "a.gif", frames, disposal=2)
+    for expected, found in zip(frames, read(tmp_path / "a.gif"), strict=True):
+        assert np.abs(expected.astype(int) - found.pixels).max() <= 4
+
+
+def test_the_still_picture_of_an_animated_png_is_no_frame(tmp_path: Path) -> None:
+    animate(tmp_path / "a.png", [numbered(index) for index in range(5)], default_image=True)
+    assert [number_of(frame.pixels) for frame in read(tmp_path / "a.png")] == [1, 2, 3, 4]
+
+
+def test_frames_shown_for_different_times(tmp_path: Path) -> None:
+    animate(tmp_path / "a.gif", [numbered(index) for index in range(4)], duration=[50, 200, 1000, 70])
+    assert [frame.time_s for frame in read(tmp_path / "a.gif")] == pytest.approx([0, 0.05, 0.25, 1.25])
+
+
+def test_pages_of_a_tiff(tmp_path: Path) -> None:
+    animate(tmp_path / "a.tif", [numbered(index) for index in range(4)])
+    frames = read(tmp_path / "a.tif")
+    assert [number_of(frame.pixels) for frame in frames] == [0, 1, 2, 3]
+    assert [frame.time_s for frame in frames] == [None] * 4
+
+
+def test_a_zip_of_pictures_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    files = {f"clip/{index}.png": encoded(Image.fromarray(numbered(index))) for index in (10, 2, 1, 0, 9)}
+    zipped(tmp_path / "a.zip", files | {"clip/.DS_Store": b"x", "__MACOSX/clip/._1.png": b"x", "clip/": b""})
+    frames = read(tmp_path / "a.zip")
+    assert [number_of(frame.pixels) for frame in frames] == [0, 1, 2, 9, 10]
+    assert [frame.index for frame in frames] == list(range(5))
+
+
+# ---- what is refused
+
+
+def audio(path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+PNG = encoded(picture(40, 30))
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "noise": (lambda path: path.write_bytes(np.random.default_rng(1).bytes(5000)), "is not a video"),
+    "text": (lambda path: path.write_text("a video, surely"), "is not a video"),
+    "a playlist": (
+        lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n"),
+        "is not a video",
+    ),
+    "a list of files": (lambda path: path.write_text("ffconcat version 1.0\nfile 'a.mp4'\n"), "is not a video"),
+    "sound": (audio, "only sound"),
+    "a picture": (lambda path: path.write_bytes(PNG), r"is a still picture \(PNG\)"),
+    "a gif of one frame": (
+        lambda path: path.write_bytes(encoded(picture(40, 30).quantize(8), "GIF")),
+        r"is a still picture \(GIF\)",
+    ),
+    "an empty zip": (lambda path: zipped(path, {}), "video: "),
+    "a zip without pictures": (lambda path: zipped(path, {"a.txt": b"text"}), "frame 0, 'a.txt', is not an image"),
+    "a zip of hidden files": (lambda path: zipped(path, {".a.png": PNG}), "holds no pictures"),
+    "a damaged zip": (lambda path: path.write_bytes(b"PK\x03\x04" + 60 * b"x"), "is a zip file that is damaged"),
+    "a still webp": (lambda path: path.write_bytes(encoded(picture(9, 9), "WEBP")), r"is a still picture \(WEBP\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_video_is_refused(tmp_path: Path, case: str) -> None:
+    make, fault = BAD[case]
+    make(tmp_path / "upload")
+    with pytest.raises(InvalidVideo, match=f"^video: .*{fault}" if not fault.startswith("video") else fault):
+        read(tmp_path / "upload")
+
+
+def test_too_many_frames(clip: Path, tmp_path: Path) -> None:
+    animate(tmp_path / "a.gif", [numbered(index) for index in range(6)])
+    zipped(tmp_path / "a.zip", {f"{index}.png": PNG for index in range(6)})
+    for path in (clip, tmp_path / "a.gif", tmp_path / "a.zip"):
+        with pytest.raises(TooLarge, match=r"^video: has more than the 5 frames"):
+            read(path, max_frames=5)
+
+
+def test_too_many_pixels(clip: Path, tmp_path: Path) -> None:
+    animate(tmp_path / "a.gif", [numbered(index) for index in range(2)])
+    zipped(tmp_path / "a.zip", {"0.png": encoded(Image.fromarray(numbered(0)))})
+    for path in (clip, tmp_path / "a.gif", tmp_path / "a.zip"):
+        with pytest.raises(TooLarge, match=r"^video: .* more than the 3000 "):
+            open_video(path, Limits(max_pixels=3000), 100)
+
+
+def test_a_picture_in_a_zip_that_says_it_is_huge_is_not_unpacked(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {"0.png": PNG, "1.png": bytes(3000)})
+    limits = Limits(max_image_bytes=len(PNG))
+    with (
+        open_video(tmp_path / "a.zip", limits, 100) as video,
+        pytest.raises(TooLarge, match=r"frame 1, '1\.png', has 3000"),
+    ):
+        list(video.frames(0, 2))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tif"])
+def test_frames_of_different_sizes_are_refused_at_the_frame(tmp_path: Path, name: str) -> None:
+    frames = [numbered(0), numbered(1), numbered(2, 50, 40)]
+    if name == "a.zip":
+        zipped(tmp_path / name, {f"{index}.png": encoded(Image.fromarray(frame)) for index, frame in enumerate(frames)})
+    else:
+        animate(tmp_path / name, frames)
+    found: list[int] = []
+    with open_video(tmp_path / name, Limits(), 100) as video:
+        with pytest.raises(InvalidVideo, match=r"^video: frame 2 is 50×40; the first one is 64×48"):
+            found.extend(frame.index for frame in video.frames(0, 3))
+        assert [frame.index for frame in video.frames(0, 2)] == [0, 1]
+
+
+def test_damage_in_the_middle_is_an_error_of_ours_or_a_picture(clip: Path, tmp_path: Path) -> None:
+    """Whatever is overwritten, frames come or a sentence does."""
+    content, faults = clip.read_bytes(), []
+    rng = np.random.default_rng(7)
+    for start in range(0, len(content), max(1, len(content) // 40)):
+        damaged = bytearray(content)
+        damaged[start : start + 12] = rng.bytes(12)
+        (tmp_path / "a.mp4").write_bytes(damaged)
+        try:
+            frames = read(tmp_path / "a.mp4")
+        except ServiceError as error:
+            faults.append(error.message)
+        else:
+            assert frames
+    assert all(fault.startswith("video: ") for fault in faults)
