@@ -18,7 +18,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/pip install -q torch==2.15.0 torchvision==0.29.2 setuptools wheel numpy
+venv/bin/pip install -q torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 setuptools==84.2.1
 SAM2_BUILD_CUDA=0 venv/bin/pip install -q --no-build-isolation sam2==1.1.0
 venv/bin/python -W ignore - <<'PY'
 from importlib.metadata import version
