@@ -78,7 +78,7 @@ ONLY_IN = {
     "torch": TORCH_FILES,
     # Its import takes longer than torch's, at the start of each replica.
     "torchvision": set(),
-    "av": {"frames.decode"},
+    "av": {"frames.film"},
     "fastapi": HTTP_FILES,
     "starlette": HTTP_FILES,
 }

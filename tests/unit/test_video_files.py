@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.errors import InvalidVideo, ServiceError, TooLarge
-from deployments.frames.decode import VideoFrame, open_video
+from deployments.frames.decode import open_video
+from deployments.frames.video import VideoFrame
 from deployments.settings import Limits
 from harness.images import encoded, picture
 

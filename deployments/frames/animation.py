@@ -1,0 +1,79 @@
+"""Animation: animated pictures and the pages of a TIFF, read by Pillow, which composes their frames."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deployments.errors import InvalidVideo
+from deployments.frames.video import Video, VideoFacts, VideoFrame, checked, missing_frame, of_one_size
+from deployments.settings import Limits
+
+ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+"""Pillow's names of the formats of which it reads all frames."""
+
+
+def is_animation(path: Path) -> bool:
+    """Returns whether Pillow reads the file as one of the formats that may hold several pictures.
+
+    Raises:
+        InvalidVideo: it is a still picture.
+    """
+    try:
+        with Image.open(path) as image:
+            name, count = image.format, getattr(image, "n_frames", 1)
+    except (OSError, ValueError, SyntaxError):
+        return False
+    if count < 2:
+        raise InvalidVideo(f"video: is a still picture ({name}); send it as `image` to the routes for images")
+    return name in ANIMATIONS
+
+
+class Animation(Video):
+    """An animated GIF, WebP, PNG or AVIF, or the pages of a TIFF."""
+
+    def __init__(self, path: Path, limits: Limits, max_frames: int) -> None:
+        image: Any = Image.open(path)
+        self._image = image
+        try:
+            self._first = int(bool(image.info.get("default_image")))
+            width, height = image.size
+            count = image.n_frames - self._first
+            checked(VideoFacts(width, height, count, None), limits, max_frames)
+            self._times = self._start_times(count)
+        except BaseException:
+            self.close()
+            raise
+        fps = (count - 1) / self._times[-1] if self._times and self._times[-1] > 0 else None
+        self.facts = VideoFacts(width, height, count, fps)
+
+    def _start_times(self, count: int) -> list[float]:
+        """Returns when each frame is shown, in seconds; [] for a TIFF, whose pages have no times."""
+        if self._image.format == "TIFF":
+            return []
+        times, time_s = [], 0.0
+        for index in range(count):
+            times.append(time_s)
+            self._image.seek(self._first + index)
+            if self._image.format in ("WEBP", "AVIF"):
+                # Only then does Pillow know for how long the frame is shown.
+                self._image.load()
+            time_s += self._image.info.get("duration", 0) / 1000
+        return times
+
+    def frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+        """See Video."""
+        for index in range(start, min(stop, self.facts.num_frames)):
+            try:
+                self._image.seek(self._first + index)
+                pixels = np.asarray(self._image.convert("RGB"))
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
+                raise missing_frame(index) from error
+            time_s = self._times[index] if self._times else None
+            yield VideoFrame(index, time_s, of_one_size(pixels, self.facts, index))
+
+    def close(self) -> None:
+        """See Video."""
+        self._image.close()
