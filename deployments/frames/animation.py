@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deployments.errors import InvalidVideo
+from deployments.errors import InvalidVideo, TooLarge
 from deployments.frames.video import Video, VideoFacts, VideoFrame, checked, missing_frame, of_one_size
+from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats
 from deployments.settings import Limits
 
 ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
@@ -20,15 +21,18 @@ def is_animation(path: Path) -> bool:
 
     Raises:
         InvalidVideo: it is a still picture.
+        TooLarge: it has so many pixels that Pillow refuses it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=raster_formats()) as image:
             name, count = image.format, getattr(image, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError):
+    except BOMBS as error:
+        raise TooLarge(f"video: its frames have more than the pixels that are accepted: {error}") from error
+    except DECODER_ERRORS:
         return False
-    if count < 2:
+    if count < 2 or name not in ANIMATIONS:
         raise InvalidVideo(f"video: is a still picture ({name}); send it as `image` to the routes for images")
-    return name in ANIMATIONS
+    return True
 
 
 class Animation(Video):
@@ -43,6 +47,9 @@ class Animation(Video):
             count = image.n_frames - self._first
             checked(VideoFacts(width, height, count, None), limits, max_frames)
             self._times = self._start_times(count)
+        except DECODER_ERRORS as error:
+            self.close()
+            raise InvalidVideo(f"video: is damaged or truncated: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -69,7 +76,7 @@ class Animation(Video):
             try:
                 self._image.seek(self._first + index)
                 pixels = np.asarray(self._image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
+            except DECODER_ERRORS as error:
                 raise missing_frame(index) from error
             time_s = self._times[index] if self._times else None
             yield VideoFrame(index, time_s, of_one_size(pixels, self.facts, index))

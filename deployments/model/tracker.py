@@ -158,7 +158,6 @@ class Tracker:
 
     def _advance(self, steps: Sequence[tuple[_Step, TrackState]]) -> None:
         """Decodes and remembers each object on its frame."""
-        followed = [step for step, _ in steps if not step.is_first]
         for step, state in steps:
             if not step.is_first and not _has_mask(step):
                 step.attended = step.bank.attended(
@@ -166,7 +165,7 @@ class Tracker:
                 )
             elif step.is_first:
                 step.features = step.embedding.image_embed.float() + self._model.no_mem_embed.reshape(1, -1, 1, 1)
-        attending = [step for step in followed if step.attended is not None]
+        attending = [step for step, _ in steps if step.attended is not None]
         for step, features in self._each(self._attend, attending, lambda step: step.attended and step.attended.shape):
             step.features, step.attended = features, None
         for step, decoded in self._each(self._decode, attending, lambda _: None):
@@ -244,10 +243,7 @@ class Tracker:
             high_res_features=_high_res([step.embedding for step in steps]),
             multimask_output=self._model._use_multimask(steps[0].is_first, points),
         )
-        return [
-            _Decoded(*one)
-            for one in zip(logits.split(1), scores.amax(1).split(1), pointers.split(1), presence.split(1), strict=True)
-        ]
+        return _each_decoded(logits, scores, pointers, presence)
 
     def _logits_before(self, step: _Step, prompted: PromptedObject) -> torch.Tensor | None:
         """Returns the `1×1×256×256` logits that a prompt refines: those given, else those that the frame has."""
@@ -268,10 +264,7 @@ class Tracker:
             _high_res([step.embedding for step in steps]),
             torch.cat([self._mask(step) for step in steps]),
         )
-        return [
-            _Decoded(*one)
-            for one in zip(logits.split(1), scores[:, 0].split(1), pointers.split(1), presence.split(1), strict=True)
-        ]
+        return _each_decoded(logits, scores, pointers, presence)
 
     def _mask(self, step: _Step) -> torch.Tensor:
         """Returns the mask that was given as `1×1×S×S` float32, resized as `SAM2VideoPredictor.add_new_mask` does."""
@@ -303,6 +296,14 @@ class Tracker:
 
     def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> torch.Tensor:
         return torch.from_numpy(array).to(self._engine.device)
+
+
+def _each_decoded(
+    logits: torch.Tensor, scores: torch.Tensor, pointers: torch.Tensor, presence: torch.Tensor
+) -> list[_Decoded]:
+    """Takes a batch apart. Of several candidates the logits are those of the best score."""
+    columns = (torch.split(column, 1) for column in (logits, scores.amax(1), pointers, presence))
+    return [_Decoded(*one) for one in zip(*columns, strict=True)]
 
 
 def _check(chunk: Chunk) -> None:

@@ -157,7 +157,7 @@ def _opened(source: bytes | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     file.seek(0)
     try:
-        with Image.open(file, formats=_raster_formats()) as image:
+        with Image.open(file, formats=raster_formats()) as image:
             yield image
     except UnidentifiedImageError as error:
         raise InvalidImage("image: is not an image in a format that can be read") from error
@@ -167,7 +167,8 @@ def _opened(source: bytes | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
         raise InvalidImage(f"image: is damaged or truncated: {error}") from error
 
 
-def _raster_formats() -> list[str]:
+def raster_formats() -> list[str]:
+    """Returns Pillow's names of the formats that are read."""
     Image.init()
     return [name for name in Image.ID if name not in NOT_RASTER]
 

@@ -19,7 +19,7 @@ FILES = {
 ROOMS = {"parsing", "frames", "model", "encoding", "page"}
 """Each may import itself and SHARED, and no other room, but for what is in ALSO."""
 
-# A zip of pictures is read as pictures are, by the same rules.
+# The pictures of a zip or an animation are read as other pictures are, by the same rules.
 ALSO = {"frames": {"parsing.images"}}
 
 SHARED = {"messages", "telemetry", "errors", "settings", "model_status"}

@@ -424,6 +424,33 @@ def test_what_is_no_video_is_refused(tmp_path: Path, case: str) -> None:
         read(tmp_path / "upload")
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.avif", "a.tif"])
+def test_an_animation_that_is_cut_off_is_an_error_of_ours_or_shorter(tmp_path: Path, name: str) -> None:
+    animate(tmp_path / name, [np.asarray(picture(90, 60, index)) for index in range(8)])
+    content, faults = (tmp_path / name).read_bytes(), []
+    for share in (0.2, 0.5, 0.8, 0.98):
+        (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+        try:
+            assert len(read(tmp_path / name)) < 8
+        except InvalidVideo as error:
+            faults.append(error.message)
+    assert all(fault.startswith("video: ") for fault in faults)
+
+
+def test_a_picture_with_more_pixels_than_pillow_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(TooLarge, match=r"^video: "):
+        read(tmp_path / "a.png")
+
+
+def test_a_picture_of_another_format_is_a_still_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(encoded(picture(9, 9), "JPEG"))
+    with pytest.raises(InvalidVideo, match=r"is a still picture \(JPEG\)"):
+        read(tmp_path / "a")
+
+
 def test_too_many_frames(clip: Path, tmp_path: Path) -> None:
     animate(tmp_path / "a.gif", [numbered(index) for index in range(6)])
     zipped(tmp_path / "a.zip", {f"{index}.png": PNG for index in range(6)})
