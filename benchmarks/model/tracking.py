@@ -6,16 +6,11 @@ each frame.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from sam2 import sam2_video_predictor
-from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from benchmarks.model import engines
 from benchmarks.report import Findings, Row, ratios
@@ -23,10 +18,10 @@ from benchmarks.workplace import Workplace
 from deployments.messages.arrays import RgbArray
 from deployments.messages.prompt import Prompt
 from deployments.messages.track import TrackPrompt, TrackState
-from deployments.model.checkpoints import POSTPROCESSING
 from deployments.model.engine import Engine
 from deployments.model.tracker import Chunk, Tracker
 from harness.images import picture
+from harness.video_reference import initial_state, video_predictor
 from harness.weights import sam2_package
 from tuning.measuring import embed
 from tuning.tables import Table
@@ -113,21 +108,10 @@ class Peer:
 
     def __init__(self, frames: list[RgbArray], prompts: list[TrackPrompt]) -> None:
         config = OmegaConf.load(sam2_package() / engines.HIERA_CONFIGS["tiny"])
-        extra = {
-            "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
-            "binarize_mask_from_pts_for_mem_enc": True,
-            "sam_mask_decoder_extra_args": POSTPROCESSING,
-        }
-        for name, value in extra.items():
-            OmegaConf.update(config, f"model.{name}", value, force_add=True)
-        self._predictor: SAM2VideoPredictor = instantiate(config.model, _recursive_=True).eval()
         weights = engines.hiera("tiny")
-        self._predictor.load_state_dict(weights.state_dict())
-        self._predictor.to(engines.device())
+        self._predictor = video_predictor(config, weights.state_dict()).to(engines.device())
         images = Engine(weights, engines.device())._batch(frames).cpu()
-        height, width = frames[0].shape[:2]
-        with _frames_handed_over(images, height, width):
-            self._state = self._predictor.init_state("ours")
+        self._state = initial_state(self._predictor, images, *frames[0].shape[:2])
         for prompt in prompts:
             assert prompt.prompt is not None
             points, labels = prompt.prompt.point_coords, prompt.prompt.point_labels
@@ -145,10 +129,3 @@ class Peer:
             logits = torch.cat([output[kind][index]["pred_masks"] for output in outputs])[:, 0]
             self.masks[index] = logits.cpu().numpy() > 0
         return time.perf_counter() - started
-
-
-@contextmanager
-def _frames_handed_over(images: torch.Tensor, height: int, width: int) -> Iterator[None]:
-    """The predictor's own readers resize otherwise than the service does."""
-    with patch.object(sam2_video_predictor, "load_video_frames", lambda **_: (images, height, width)):
-        yield

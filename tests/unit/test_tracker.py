@@ -1,6 +1,6 @@
 """Following objects, against SAM 2's own video predictor on the same frames, prompts and seeded random weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from sam2 import sam2_video_predictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from deployments.errors import InvalidPrompt
@@ -17,7 +16,8 @@ from deployments.messages.prompt import Prompt
 from deployments.messages.track import FrameMasks, TrackPrompt, TrackState
 from deployments.model.checkpoints import POSTPROCESSING
 from deployments.model.engine import Engine, ImageEmbedding
-from deployments.model.tracker import Chunk, Tracker
+from deployments.model.tracker import Chunk, Tracker, can_track
+from harness.video_reference import initial_state, video_predictor
 from harness.weights import sam2_package
 
 SIDE = 128
@@ -71,7 +71,7 @@ class Reference:
                 key=lambda prompt: prompt.frame_index,
                 reverse=reverse,
             )
-            state = self._predictor.init_state("ours")
+            state = initial_state(self._predictor, self._images, HEIGHT, WIDTH)
             last = 0 if reverse else num_frames - 1
             for prompt, until in zip(own, [*(each.frame_index for each in own[1:]), last], strict=True):
                 self._add(state, prompt)
@@ -117,34 +117,25 @@ class Both:
 
 
 @pytest.fixture(scope="module", params=["sam2/sam2_hiera_t", "sam2.1/sam2.1_hiera_t"])
-def both(request: pytest.FixtureRequest) -> Iterator[Both]:
+def both(request: pytest.FixtureRequest) -> Both:
     config = OmegaConf.load(sam2_package() / "configs" / f"{request.param}.yaml")
     OmegaConf.update(config, "model.image_size", SIDE)
     OmegaConf.update(config, "model.sam_mask_decoder_extra_args", POSTPROCESSING, merge=True, force_add=True)
     torch.manual_seed(3)
     model = instantiate(config.model, _recursive_=True)
-    for name, value in {
-        "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
-        "binarize_mask_from_pts_for_mem_enc": True,
-        "add_all_frames_to_correct_as_cond": True,
-    }.items():
-        OmegaConf.update(config, f"model.{name}", value, force_add=True)
-    predictor = instantiate(config.model, _recursive_=True).eval()
-    predictor.load_state_dict(model.state_dict())
+    predictor = video_predictor(config, model.state_dict(), add_all_frames_to_correct_as_cond=True)
     engine = Engine(model, torch.device("cpu"))
     engine.objects_at_once = 16
     frames = clip()
     images = engine._batch(frames)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sam2_video_predictor, "load_video_frames", lambda **_: (images, HEIGHT, WIDTH))
-        both = Both(Tracker(engine), Reference(predictor, images), engine.embed(frames))
-        # An untrained model takes objects to be there on all frames, or on none: this makes it half of them.
-        masks, _ = tracked(both, CASES["several objects, some later"])
-        presence = np.concatenate([each.presence for each in masks])
-        for each in (model, predictor):
-            bias = each.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
-            bias.data -= float(np.median(np.log(presence / (1 - presence))))
-        yield both
+    both = Both(Tracker(engine), Reference(predictor, images), engine.embed(frames))
+    # An untrained model takes objects to be there on all frames, or on none: this makes it half of them.
+    masks, _ = tracked(both, CASES["several objects, some later"])
+    presence = np.concatenate([each.presence for each in masks])
+    for each in (model, predictor):
+        bias = each.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+        bias.data -= float(np.median(np.log(presence / (1 - presence))))
+    return both
 
 
 def click(object_id: int, frame_index: int, *points: tuple[float, float, int]) -> TrackPrompt:
@@ -337,3 +328,12 @@ def test_prompts_that_do_not_fit_the_chunk_are_refused(both: Both, prompts: list
 def test_prompts_that_mean_nothing_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidPrompt, match=f"^{named}"):
         TrackPrompt(1, 0, **options)
+
+
+def test_only_models_with_sam2s_memory_can_track(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = both.tracker._model
+    assert can_track(model)
+    for name, value in {"num_maskmem": 0, "directly_add_no_mem_embed": False}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(model, name, value)
+            assert not can_track(model)
