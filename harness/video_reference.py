@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from sam2 import sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -14,7 +14,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from deployments.model.checkpoints import POSTPROCESSING
 
 
-def video_predictor(config: DictConfig, weights: Mapping[str, torch.Tensor], **options: bool) -> SAM2VideoPredictor:
+def video_predictor(
+    config: DictConfig | ListConfig, weights: Mapping[str, torch.Tensor], **options: bool
+) -> SAM2VideoPredictor:
     """The predictor as `build_sam2_video_predictor` builds it, but without filled holes: those need a GPU.
 
     Args:

@@ -123,6 +123,8 @@ def both(request: pytest.FixtureRequest) -> Both:
     OmegaConf.update(config, "model.sam_mask_decoder_extra_args", POSTPROCESSING, merge=True, force_add=True)
     torch.manual_seed(3)
     model = instantiate(config.model, _recursive_=True)
+    # Untrained, the encoding of time is so small that a wrong one would not be noticed.
+    model.maskmem_tpos_enc.data *= 100
     predictor = video_predictor(config, model.state_dict(), add_all_frames_to_correct_as_cond=True)
     engine = Engine(model, torch.device("cpu"))
     engine.objects_at_once = 16
