@@ -94,9 +94,9 @@ class Configuration:
 
 
 def _shared_deployments(parser: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of RequestParser, with more in it, and ResponseEncoder in cluster/local.yaml."""
+    """The entries of RequestParser, with more in it, ResponseEncoder and VideoReader in cluster/local.yaml."""
     entries = local_deployments()
-    return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"]]
+    return [{**entries["RequestParser"], **parser}, entries["ResponseEncoder"], entries["VideoReader"]]
 
 
 def model_options() -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The deployments: RequestParser, which calls the others; a Sam2Model for each configured model; ResponseEncoder."""
+"""The deployments: RequestParser, which calls the others; a Sam2Model for each configured model; ResponseEncoder;
+VideoReader.
+"""
 
 from typing import Any
 
@@ -6,6 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.encoding.response_encoder import ResponseEncoder
+from deployments.frames.video_reader import VideoReader
 from deployments.model.sam2_model import Sam2Model
 from deployments.page.routes import PageRoutes
 from deployments.parsing.http.ingress import HttpRequestParser
@@ -14,6 +17,7 @@ from deployments.settings import (
     RequestParserConfig,
     Sam2ModelConfig,
     ServiceSettings,
+    VideoReaderConfig,
     model_deployment_name,
     parse_settings,
     with_auth_token,
@@ -43,6 +47,17 @@ replica some hundreds of MB between runs, 380 MB with hiera-tiny. The other depl
 SURGE = {"max_surge_percent": 100}
 """An update starts the new replicas before it stops the old ones: the cluster must have room for both."""
 
+AFFINITY = {
+    "request_router_class": "deployments.parsing.affinity_router.AffinityRouter",
+    # Places of each replica on the ring. With Ray's 100, the busiest of eight replicas would have 16 % more than its
+    # share.
+    "request_router_kwargs": {"num_virtual_nodes": 1000},
+}
+"""Sends all requests for an image or a video to the same replica.
+
+Consistent hashing gives replicas places on a ring: if the image's replica is full, the request goes to the next one.
+"""
+
 # Defaults; a config file's `deployments` entry of the same name overrides any of them.
 PARSER_OPTIONS: dict[str, Any] = {
     "num_replicas": 1,
@@ -61,14 +76,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     "max_queued_requests": 256,
     "ray_actor_options": {"num_cpus": 1, "runtime_env": KEEP_FREED_MEMORY},
     "user_config": Sam2ModelConfig().model_dump(),
-    # Sends all requests for an image to the same replica. Consistent hashing gives replicas places on a ring: if the
-    # image's replica is full, the request goes to the next one on the ring.
-    "request_router_config": {
-        "request_router_class": "deployments.parsing.affinity_router.AffinityRouter",
-        # Places of each replica on the ring. With Ray's 100, the busiest of eight replicas would have 16 % more than
-        # its share.
-        "request_router_kwargs": {"num_virtual_nodes": 1000},
-    },
+    "request_router_config": AFFINITY,
     # A constructor that reads a large checkpoint from a slow disk, or downloads it, must not be killed.
     "health_check_timeout_s": 60,
     **SURGE,
@@ -81,6 +89,15 @@ ENCODER_OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 64,
     "max_queued_requests": 1024,
     "ray_actor_options": {"num_cpus": 1},
+    **SURGE,
+}
+READER_OPTIONS: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 64,
+    "max_queued_requests": 256,
+    "ray_actor_options": {"num_cpus": 1},
+    "request_router_config": AFFINITY,
+    "user_config": VideoReaderConfig().model_dump(),
     **SURGE,
 }
 WARM = {"min_replicas": 1, "max_replicas": 1}
@@ -100,7 +117,8 @@ def build(args: dict[str, Any]) -> Application:
     models = {model.model_id: _model(model, settings) for model in settings.models}
     encoder = serve.deployment(**ENCODER_OPTIONS)(ResponseEncoder).bind()
     parser = serve.deployment(name="RequestParser", **PARSER_OPTIONS)(serve.ingress()(HttpRequestParser))
-    return parser.bind(settings, models, encoder, PageRoutes())
+    reader = serve.deployment(**READER_OPTIONS)(VideoReader).bind(settings.limits)
+    return parser.bind(settings, models, encoder, reader, PageRoutes())
 
 
 def _model(model: ModelSettings, settings: ServiceSettings) -> Application:

@@ -8,6 +8,7 @@ ServiceError 500
 │   └── UnknownModel            no such model_id is configured
 ├── Unauthorized 401            AUTH_TOKEN is set and the bearer token does not match
 ├── ImageNotCached 404          the model does not remember the image_id
+├── VideoNotCached 404          the service does not keep the file of the video_id
 ├── BodyTimeout 408             the request's body did not arrive in time
 ├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
 ├── UnsupportedMediaType 415    the body is not multipart/form-data
@@ -75,6 +76,13 @@ class ImageNotCached(ServiceError):
 
     status = 404
     code = "image_not_cached"
+
+
+class VideoNotCached(ServiceError):
+    """The service does not, or no longer, keep the file of this video; the caller has to send the video itself."""
+
+    status = 404
+    code = "video_not_cached"
 
 
 class BodyTimeout(ServiceError):

@@ -2,8 +2,8 @@
 
 Settings that identify the application are in the config file's `args` (ServiceSettings); a change restarts every
 deployment. Settings that can be tuned while the service runs are in a deployment's `user_config` (RequestParserConfig,
-Sam2ModelConfig). Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in the config file's
-`deployments`.
+VideoReaderConfig, Sam2ModelConfig). Replicas, GPU fractions, autoscaling and queues are Ray Serve's own options, in the
+config file's `deployments`.
 """
 
 import os
@@ -142,6 +142,21 @@ class Limits(Settings):
         description="Grid points of a request to segment everything, over all crops: `points_per_side` squared "
         "without crops.",
     )
+    max_video_bytes: int = Field(default=1024 * MEBIBYTE, ge=1, description="Size of the uploaded video file.")
+    max_video_frames: int = Field(
+        default=200_000, ge=1, description="Frames in a video: nearly two hours at 30 frames a second."
+    )
+    max_video_objects: int = Field(
+        default=64,
+        ge=1,
+        description="Objects that a request follows. Each takes 4 MB or more in a replica and in RequestParser.",
+    )
+    max_video_prompts: int = Field(
+        default=256,
+        ge=1,
+        description="Prompts of a request that follows objects. Each adds 0.5 MB to what is remembered of its object, "
+        "and takes time on every later frame.",
+    )
     max_crops: int = Field(
         default=21,
         ge=1,
@@ -240,12 +255,37 @@ class RequestParserConfig(Settings):
         description="How long an image or an answer may wait for its share of the two byte budgets. If the expected "
         "wait is longer, the request gets 503 at once.",
     )
+    max_video_jobs: int = Field(
+        default=16,
+        ge=1,
+        le=10_000,
+        description="Requests of each replica that follow objects at the same time; further ones get 503 at once.",
+    )
+    video_timeout_s: float = Field(
+        default=14_400.0,
+        gt=0,
+        le=604_800,
+        description="How long a request may follow objects; `x-request-timeout-seconds` may shorten it. "
+        "`request_timeout_s` is the limit for each of its steps.",
+    )
     answer_stall_timeout_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
         description="A client that reads nothing of its answer for this long is disconnected.",
     )
+
+
+class VideoReaderConfig(Settings):
+    """`user_config` of VideoReader."""
+
+    video_cache_bytes: int = Field(
+        default=8 * 1024 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Bytes of uploaded videos that each replica keeps on disk; those whose last use is longest ago "
+        "make room.",
+    )
+    video_ttl_s: float = Field(default=3600.0, gt=0, description="How long a video is kept after its last use.")
 
 
 class Sam2ModelConfig(Settings):
@@ -284,6 +324,12 @@ class Sam2ModelConfig(Settings):
         default=None,
         gt=0,
         description="How long an embedding is remembered. Default: until others need its memory.",
+    )
+    track_state_bytes: int = Field(
+        default=512 * MEBIBYTE,
+        ge=0,
+        description="Memory in each replica for what it remembers of the objects that it follows: about 4 MB an "
+        "object. Beyond it, requests send that along with each step.",
     )
     pixels_timeout_s: float = Field(
         default=10.0,

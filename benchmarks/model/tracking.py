@@ -87,7 +87,9 @@ class Ours:
         images = self._frames[self.position : self.position + count]
         embeddings = [embedding for image in images for embedding in embed(self._engine, [image])]
         prompts = self._prompts if self.position == 0 else []
-        [found] = self._tracker.track([Chunk(embeddings, self.position, prompts, self._state)])
+        [found] = self._tracker.track(
+            [Chunk(embeddings, range(self.position, self.position + len(embeddings)), prompts, self._state)]
+        )
         seconds = time.perf_counter() - started
         self._state, self.position = found.state, self.position + count
         self.masks |= {each.frame_index: each.logits > 0 for each in found.masks}

@@ -40,7 +40,7 @@ def _record(masks: MaskSet, index: int, geometry: Geometry, return_logits: bool)
         "segmentation": geometry(mask),
         **masks.facts(index),
         "area": int(np.count_nonzero(mask)),
-        "bbox": _bbox(mask),
+        "bbox": bbox(mask),
     }
     if return_logits:
         low_res_logits = masks.low_res_logits.reshape(-1, 1, *masks.low_res_logits.shape[-2:])[index]
@@ -48,7 +48,7 @@ def _record(masks: MaskSet, index: int, geometry: Geometry, return_logits: bool)
     return record
 
 
-def _bbox(mask: NDArray[np.bool_]) -> list[int]:
+def bbox(mask: NDArray[np.bool_]) -> list[int]:
     """Returns `[x, y, width, height]` of the smallest box around a mask, in pixels; zeros if the mask is empty."""
     columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
     if not columns.size:

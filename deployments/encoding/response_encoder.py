@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from deployments.encoding import json_text, npz, png, polygons, rle
-from deployments.messages.answer_format import AnswerFormat, ResponseFormat
+from deployments.encoding import frame_lines, json_text, npz, png, polygons, rle
+from deployments.messages.answer_format import AnswerFormat, ResponseFormat, TrackFormat
 from deployments.messages.pieces import Piece, Text
+from deployments.messages.track import FrameMasks
 
 WRITERS: dict[ResponseFormat, Callable[[Any, AnswerFormat], bytes]] = {
     "json": json_text.write,
@@ -26,6 +27,11 @@ class ResponseEncoder:
     async def encode(self, piece: Piece, answer_format: AnswerFormat) -> Text:
         """Writes a piece of an answer; returns the bytes of its text as a uint8 array."""
         text = await asyncio.to_thread(encode_piece, piece, answer_format)
+        return np.frombuffer(text, np.uint8)
+
+    async def encode_frame(self, masks: FrameMasks, track_format: TrackFormat) -> Text:
+        """Writes the masks of a video's frame; returns the bytes as a uint8 array."""
+        text = await asyncio.to_thread(frame_lines.write, masks, track_format)
         return np.frombuffer(text, np.uint8)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from deployments.errors import InvalidVideo, TooLarge
-from deployments.frames.video import Video, VideoFacts, VideoFrame, checked, missing_frame, of_one_size
+from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
+from deployments.messages.video import VideoFacts
 from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats
 from deployments.settings import Limits
 
@@ -54,7 +55,7 @@ class Animation(Video):
             self.close()
             raise
         fps = (count - 1) / self._times[-1] if self._times and self._times[-1] > 0 else None
-        self.facts = VideoFacts(width, height, count, fps)
+        self.facts = VideoFacts(width, height, count, fps, times=np.array(self._times) if self._times else None)
 
     def _start_times(self, count: int) -> list[float]:
         """Returns when each frame is shown, in seconds; [] for a TIFF, whose pages have no times."""
@@ -70,9 +71,9 @@ class Animation(Video):
             time_s += self._image.info.get("duration", 0) / 1000
         return times
 
-    def frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+    def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """See Video."""
-        for index in range(start, min(stop, self.facts.num_frames)):
+        for index in range(start, min(stop, self.facts.num_frames), step):
             try:
                 self._image.seek(self._first + index)
                 pixels = np.asarray(self._image.convert("RGB"))

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from deployments.errors import InvalidVideo, TooLarge
 from deployments.frames.hdr import TRANSFERS, to_srgb
-from deployments.frames.video import Video, VideoFacts, VideoFrame, checked, missing_frame, of_one_size
+from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
 from deployments.messages.arrays import RgbArray
+from deployments.messages.video import VideoFacts
 from deployments.settings import Limits
 
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf,ivf"
@@ -58,7 +59,9 @@ class Film(Video):
             fps = (len(self._stamps) - 1) / duration_s if duration_s > 0 else None
             if fps is None and self._stream.average_rate:
                 fps = float(self._stream.average_rate)
-            self.facts = checked(VideoFacts(width, height, len(self._stamps), fps, self._is_cut), limits, max_frames)
+            times = np.array([self._time_s(stamp) for stamp in self._stamps])
+            facts = VideoFacts(width, height, len(self._stamps), fps, self._is_cut, times)
+            self.facts = checked(facts, limits, max_frames)
             self._open()
         except BaseException:
             self.close()
@@ -139,11 +142,11 @@ class Film(Video):
     def _time_s(self, stamp: int) -> float:
         return float(stamp * self._stream.time_base) - self._start_s
 
-    def frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+    def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """See Video."""
         end = self.facts.num_frames
         if self.facts.is_cut and stop > end:
-            yield from self.frames(start, end)
+            yield from self.frames(start, end, step)
             raise missing_frame(max(start, end))
         stop = min(stop, end)
         if start != self._next:
@@ -157,6 +160,8 @@ class Film(Video):
                 return
             if index >= self._next:
                 self._next = index + 1
+                if (index - start) % step:
+                    continue
                 yield VideoFrame(index, self._time_s(self._stamps[index]), self._rgb(frame, index))
 
     def _decode(self) -> tuple[int, Any]:

@@ -6,26 +6,8 @@ from dataclasses import dataclass
 
 from deployments.errors import InvalidVideo, TooLarge
 from deployments.messages.arrays import RgbArray
+from deployments.messages.video import VideoFacts
 from deployments.settings import Limits
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What is known of a video before its frames are decoded.
-
-    Attributes:
-        width: of an upright frame, in pixels.
-        height: of an upright frame, in pixels.
-        num_frames: the number of frames that the file holds. Fewer may be decoded if it is damaged.
-        fps: the average number of frames a second, or None where frames have no times.
-        is_cut: whether the file says that there is more than it holds: it was cut off, and its last frames are missing.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    fps: float | None
-    is_cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +35,13 @@ class Video(ABC):
     facts: VideoFacts
 
     @abstractmethod
-    def frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+    def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """Decodes frames `start` to `stop` − 1, or to the last one, in the order in which they are shown.
+
+        Args:
+            start: the first frame.
+            stop: one past the last frame.
+            step: 1 for every frame, n for every n-th.
 
         Raises:
             InvalidVideo: a frame is damaged, or of another size than the others, or missing since the file is cut off;

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deployments.errors import InvalidImage, InvalidVideo, TooLarge
-from deployments.frames.video import Video, VideoFacts, VideoFrame, checked, of_one_size
+from deployments.frames.video import Video, VideoFrame, checked, of_one_size
 from deployments.messages.arrays import RgbArray
+from deployments.messages.video import VideoFacts
 from deployments.parsing.images import identify
 from deployments.settings import Limits
 
@@ -50,9 +51,9 @@ class ZippedPictures(Video):
             kind = TooLarge if isinstance(error, TooLarge) else InvalidVideo
             raise kind(f"{where}, {error.message.removeprefix('image: ')}") from error
 
-    def frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+    def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """See Video."""
-        for index in range(start, min(stop, self.facts.num_frames)):
+        for index in range(start, min(stop, self.facts.num_frames), step):
             yield VideoFrame(index, None, of_one_size(self._picture(index), self.facts, index))
 
     def close(self) -> None:

@@ -11,6 +11,11 @@ ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
 AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
 """Formats for the masks of everything. Not `json`: its size depends on the number of masks, not known beforehand."""
 
+VideoFormat: TypeAlias = Literal["rle", "polygons", "png", "none"]
+"""Formats for the masks of a video: `png` is a zip of label images, `none` has boxes and scores only."""
+
+VIDEO_FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
+
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
 
@@ -70,10 +75,7 @@ class AnswerFormat:
         name = self.response_format
         if name not in RESPONSE_FORMATS:
             raise InvalidRequest(f"response_format: must be one of {', '.join(RESPONSE_FORMATS)}")
-        if self.tolerance is not None and name != "polygons":
-            raise InvalidRequest(f"tolerance: is for response_format polygons, not for {name}")
-        if self.tolerance is not None and not (isfinite(self.tolerance) and 0 <= self.tolerance <= MAX_TOLERANCE):
-            raise InvalidRequest(f"tolerance: must be from 0 to {MAX_TOLERANCE:g} pixels, is {self.tolerance:g}")
+        _check_tolerance(self.tolerance, name)
         if self.mask_index is not None and name != "png":
             raise InvalidRequest(f"mask_index: is for response_format png, not for {name}")
         if self.return_logits and name == "png":
@@ -92,3 +94,39 @@ class AnswerFormat:
         """
         if self.mask_index is not None and not 0 <= self.mask_index < num_masks:
             raise InvalidRequest(f"mask_index: must be from 0 to {num_masks - 1}, is {self.mask_index}")
+
+
+@dataclass(frozen=True)
+class TrackFormat:
+    """How to write the masks of a video's frames.
+
+    Attributes:
+        response_format: `rle`, `polygons`: see AnswerFormat. `png`: a label image for each frame, with DAVIS's palette.
+            `none`: no masks, but their boxes, areas and scores.
+        return_logits: whether each object also has its low-resolution logits; `png` has none.
+        tolerance: see AnswerFormat.
+        non_overlapping: whether each pixel belongs to one object at most: that with the highest logit. Always so for
+            `png`.
+
+    Raises:
+        InvalidRequest: an option is out of range, or does not apply to this format.
+    """
+
+    response_format: VideoFormat = "rle"
+    return_logits: bool = False
+    tolerance: float | None = None
+    non_overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.response_format not in VIDEO_FORMATS:
+            raise InvalidRequest(f"response_format: must be one of {', '.join(VIDEO_FORMATS)}")
+        _check_tolerance(self.tolerance, self.response_format)
+        if self.return_logits and self.response_format == "png":
+            raise InvalidRequest("return_logits: a png holds no logits; response_format rle can hold them")
+
+
+def _check_tolerance(tolerance: float | None, name: str) -> None:
+    if tolerance is not None and name != "polygons":
+        raise InvalidRequest(f"tolerance: is for response_format polygons, not for {name}")
+    if tolerance is not None and not (isfinite(tolerance) and 0 <= tolerance <= MAX_TOLERANCE):
+        raise InvalidRequest(f"tolerance: must be from 0 to {MAX_TOLERANCE:g} pixels, is {tolerance:g}")

@@ -143,8 +143,9 @@ class AutoCall(ModelCall[AutomaticMasks]):
 
 # ---- what calls are supplied with
 
-Want: TypeAlias = Literal["pixels"]
-"""Data that a replica may lack: `pixels`, the `H×W×3` uint8 RGB image."""
+Want: TypeAlias = Literal["pixels", "frames", "state"]
+"""Data that a replica may lack: `pixels`, the `H×W×3` uint8 RGB image; for a TrackCall, `frames` of the video (a
+FrameBatch), or the `state` before them (a TrackState)."""
 
 
 @dataclass(frozen=True)

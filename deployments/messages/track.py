@@ -1,15 +1,16 @@
 """Following objects through a video: prompts on frames, the state that travels from chunk to chunk, and the masks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deployments.errors import InvalidPrompt
+from deployments.errors import InvalidPrompt, ServiceError
 from deployments.messages.arrays import FloatArray
 from deployments.messages.prompt import Prompt
+from deployments.messages.upsampling import row_chunks, upsample, upsample_rows
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 
@@ -138,20 +139,110 @@ class FrameMasks:
     Attributes:
         frame_index: the frame.
         object_ids: the `B` objects.
+        image_size: height and width of the frame in pixels.
         logits: `B×256×256` float32 low-resolution logits, not clamped; −1024 everywhere if the object is absent.
         scores: `B` float32, the predicted IoU of each mask; 1 for a mask that was given.
         presence: `B` float32, the probability that the object is to be seen; always near 1 for models that do not
             predict it.
+        time_s: when the frame is shown, in seconds from the video's start; None if the video gives its frames no times.
     """
 
     frame_index: int
     object_ids: tuple[int, ...]
+    image_size: tuple[int, int]
     logits: FloatArray
     scores: FloatArray
     presence: FloatArray
+    time_s: float | None = None
 
     @property
     def present(self) -> BoolArray:
         """`B` booleans: whether the model takes the object to be seen."""
         present: BoolArray = self.presence > 0.5
         return present
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all arrays."""
+        return self.logits.nbytes + self.scores.nbytes + self.presence.nbytes
+
+    def mask(self, index: int) -> BoolArray:
+        """Computes the mask of the object at `index` in `object_ids`, at the frame's size, `H×W` bool."""
+        mask: BoolArray = upsample(self.logits[index], self.image_size) > 0
+        return mask
+
+    def labels(self) -> NDArray[np.uint16]:
+        """Gives each pixel to one object: that with the highest logit, if the logit is above 0.
+
+        Returns:
+            `H×W` uint16: the object's place in `object_ids`, counted from 1, or 0 where no object is. Without overlaps,
+            as `SAM2VideoPredictor(non_overlap_masks=True)` gives masks.
+        """
+        labels = np.zeros(self.image_size, np.uint16)
+        for start, stop in row_chunks(*self.image_size, 250_000):
+            highest = np.zeros((stop - start, self.image_size[1]), np.float32)
+            for place, logits in enumerate(self.logits, 1):
+                rows = upsample_rows(logits, self.image_size, start, stop)
+                is_higher = rows > highest
+                labels[start:stop][is_higher] = place
+                np.maximum(highest, rows, out=highest)
+        return labels
+
+    def masks(self, non_overlapping: bool = False) -> Iterator[BoolArray]:
+        """Yields the mask of each object at the frame's size, `H×W` bool.
+
+        Args:
+            non_overlapping: whether each pixel belongs to one object at most, see `labels`.
+        """
+        labels = self.labels() if non_overlapping else None
+        for index in range(len(self.object_ids)):
+            yield self.mask(index) if labels is None else labels == index + 1
+
+
+@dataclass(frozen=True, eq=False)
+class TrackCall:
+    """Follows objects through some frames of a video.
+
+    SAM 2's memory counts frames by their position among those that are followed. If every frame is followed, that is
+    the frame's index in the file.
+
+    Attributes:
+        video_id: SHA-256 of the video file, as hex.
+        job: unique to the caller's video, direction and prompts; the replica keeps its state under this name.
+        position: of the first frame.
+        frames: the frames' indices in the file, in the order in which they are followed.
+        prompts: on these frames; their `frame_index` is a position.
+        ended: the ids of the objects that are followed no more.
+        wants_state: whether the answer is to hold the state after the last frame.
+    """
+
+    video_id: str
+    job: str
+    position: int
+    frames: range
+    prompts: tuple[TrackPrompt, ...] = ()
+    ended: frozenset[int] = frozenset()
+    wants_state: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedFrames:
+    """A model's answer to a TrackCall.
+
+    Attributes:
+        masks: of each frame on which any object is followed.
+        num_frames: how many of the call's frames were followed: fewer than asked for if there is a fault.
+        state: the state after them, if the call asked for it.
+        fault: why the next frame could not be followed, or None.
+        hits: the frames whose embeddings were remembered.
+        embed_s: seconds that the image encoder ran, or that the call waited for it.
+        track_s: seconds that the tracker ran; other calls' frames may have been in the same runs.
+    """
+
+    masks: tuple[FrameMasks, ...]
+    num_frames: int
+    state: TrackState | None = None
+    fault: ServiceError | None = None
+    hits: int = 0
+    embed_s: float = 0.0
+    track_s: float = 0.0

@@ -57,6 +57,11 @@ class MemoryBank:
     conditioning: tuple[Memory, ...] = ()
     recent: tuple[Memory, ...] = ()
 
+    @property
+    def first_conditioning(self) -> int:
+        """The lowest number of a frame with a prompt."""
+        return min(memory.frame_index for memory in self.conditioning)
+
     def with_conditioning(self, memory: Memory) -> "MemoryBank":
         """Adds a frame with a prompt; it takes the place of what is remembered of this frame."""
         kept = tuple(one for one in self.conditioning if one.frame_index != memory.frame_index)

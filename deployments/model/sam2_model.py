@@ -1,6 +1,7 @@
 """Sam2Model, the GPU deployment: runs one configured model, in batches of many requests, and remembers embeddings."""
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ from deployments.messages.calls import (
 from deployments.messages.everything import AutomaticMasks
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
+from deployments.messages.track import TrackCall, TrackedFrames, TrackState
+from deployments.messages.video import FrameBatch
 from deployments.model.batching import Stage, Turns, overload_returned
 from deployments.model.embedding_cache import EmbeddingCache
 from deployments.model.model_loader import DeviceDefaults, ModelLoader, load_engine
+from deployments.model.tracking import Tracking
 from deployments.model_status import StatusReporter
 from deployments.settings import ModelSettings, Sam2ModelConfig
 from deployments.telemetry.metrics import CacheMetrics, ModelMetrics
@@ -35,6 +39,7 @@ from deployments.telemetry.tracing import span
 
 if TYPE_CHECKING:
     from deployments.model.engine import DecodedPrompt, Engine, ImageEmbedding
+    from deployments.model.tracker import Chunk, TrackedChunk
 
 Result = TypeVar("Result")
 
@@ -96,6 +101,10 @@ class Sam2Model:
         self._cache: EmbeddingCache[ImageEmbedding] = EmbeddingCache(
             CacheMetrics(settings.model_id), max_waiting=_max_ongoing_requests() // 2
         )
+        self._tracking = Tracking(settings.model_id, self._engine, self._encode, self._cache)
+        self._track_stage: Stage[Chunk, TrackedChunk] = Stage(
+            "track", settings.model_id, self._tracking.run, self._track, self._metrics
+        )
         # The loader's thread configures stages and cache too, and must not restore a configuration that was replaced.
         self._configuring = threading.Lock()
         self._defaults = DeviceDefaults()
@@ -145,6 +154,8 @@ class Sam2Model:
             self._embed_stage.configure(config.max_batch_size or defaults.images, config.batch_wait_timeout_s)
             # Prompts need no wait: calls that arrive while a batch is running form the next batch.
             self._decode_stage.configure(config.max_decode_batch_size or defaults.prompts)
+            self._track_stage.configure(config.max_batch_size or defaults.images)
+            self._tracking.configure(config.track_state_bytes)
             max_bytes = defaults.cache_bytes if config.cache_bytes is None else config.cache_bytes
             self._cache.configure(max_bytes, config.cache_ttl_s, config.pixels_timeout_s)
 
@@ -202,6 +213,56 @@ class Sam2Model:
             case AutoCall():
                 return await self._auto(call, image, pixels, until)
         raise TypeError(f"{type(call).__name__} is not a call that a Sam2Model answers")
+
+    @overload_returned
+    async def track(
+        self,
+        call: TrackCall,
+        frames: FrameBatch | None = None,
+        state: TrackState | None = None,
+        wait_s: float = math.inf,
+    ) -> TrackedFrames | Wanted:
+        """Follows objects through some frames of a video.
+
+        Args:
+            call: which frames, and the prompts on them.
+            frames: the frames, if the replica does not remember their embeddings. A caller hands on the response of
+                VideoReader, so that the frames do not pass through the caller.
+            state: what is remembered of the objects before these frames, if the replica does not keep it.
+            wait_s: seconds until the caller's deadline.
+
+        Returns:
+            The masks of each frame.
+            Or Wanted, if the frames or the state are needed and missing.
+            Or Overloaded, which is returned, not raised.
+
+        Raises:
+            ModelUnavailable: loading failed; the message names the model and the cause.
+            InvalidRequest: the model cannot follow objects.
+            InvalidPrompt: a prompt is on a frame that the file does not hold.
+        """
+        until = time.monotonic() + wait_s
+        return await self._tracking.answer(
+            call,
+            frames,
+            state,
+            self._track_stage,
+            self._wait_s(until),
+            lambda: self._embed_stage.check(self._wait_s(until)),
+        )
+
+    async def check_tracking(self) -> None:
+        """Returns if the model can follow objects.
+
+        Raises:
+            ModelUnavailable: loading failed.
+            InvalidRequest: the model cannot follow objects.
+        """
+        self._tracking.check()
+
+    @serve.batch
+    async def _track(self, chunks: "list[Chunk]") -> "list[tuple[TrackedChunk | Overloaded, float]]":
+        return await self._track_stage.run_batch(chunks)
 
     async def give_up(self, image_id: str, caller: str = "") -> None:
         """Releases a caller, if it was elected to send an image's pixels; another waiting caller is then elected."""

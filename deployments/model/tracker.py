@@ -31,21 +31,15 @@ class Chunk:
 
     Attributes:
         frames: the frames' embeddings, in the order in which they are followed.
-        first_index: the number of the first of them. The others follow, one more or, in reverse order, one less each.
+        indices: the frames' numbers; memory knows the time between two frames by them.
         prompts: on these frames. Those on other frames are refused.
         state: of the frames before; `TrackState()` at the start.
     """
 
     frames: Sequence[ImageEmbedding]
-    first_index: int
+    indices: Sequence[int]
     prompts: Sequence[TrackPrompt]
     state: TrackState
-
-    @property
-    def indices(self) -> range:
-        """The frames' numbers."""
-        step = -1 if self.state.reverse else 1
-        return range(self.first_index, self.first_index + step * len(self.frames), step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,11 +314,16 @@ def _check(chunk: Chunk) -> None:
 
 
 def _steps(chunk: Chunk, place: int, banks: dict[int, MemoryBank]) -> Iterator[_Step]:
-    """Yields the objects of one frame: those that are followed, then those that begin here."""
+    """Yields the objects of one frame: those that are followed, then those that begin here.
+
+    In reverse order, an object that has been followed forwards already is followed on from its first prompt.
+    """
     index = chunk.indices[place]
     prompts = {prompt.object_id: prompt for prompt in chunk.prompts if prompt.frame_index == index}
     for object_id in dict.fromkeys((*banks, *prompts)):
         bank = banks.get(object_id, MemoryBank())
+        if chunk.state.reverse and object_id not in prompts and index >= bank.first_conditioning:
+            continue
         yield _Step(object_id, index, chunk.frames[place], prompts.get(object_id), bank)
 
 
@@ -333,6 +332,7 @@ def _frame_masks(steps: Sequence[_Step]) -> FrameMasks:
     return FrameMasks(
         steps[0].frame_index,
         tuple(step.object_id for step in steps),
+        steps[0].embedding.image_size,
         torch.cat([one.logits for one in decoded])[:, 0].cpu().numpy(),
         torch.cat([one.score for one in decoded]).cpu().numpy(),
         torch.cat([one.presence for one in decoded])[:, 0].sigmoid().cpu().numpy(),

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from deployments.messages.answer_format import AnswerFormat
+from deployments.messages.answer_format import AnswerFormat, TrackFormat
 from deployments.messages.mask_set import MaskSet
 from deployments.messages.pieces import Piece, Text, cut, text_bytes
+from deployments.messages.track import FrameMasks
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
 
@@ -61,6 +62,16 @@ class EncoderCalls:
             for task in in_flight:
                 task.cancel()
             await asyncio.gather(*in_flight, return_exceptions=True)
+
+    async def frame(self, masks: FrameMasks, track_format: TrackFormat, deadline: Deadline) -> memoryview:
+        """Returns a video's frame as it is written: a JSON object, or a PNG.
+
+        Raises:
+            Unavailable: the encoders are overloaded, or the deadline has passed.
+        """
+        send = partial(self._encoder.encode_frame.remote, masks, track_format)
+        text: Text = await self._calls.retries.call(send, deadline, "ResponseEncoder")
+        return text.data
 
     async def _text(self, piece: Piece, answer_format: AnswerFormat, deadline: Deadline) -> memoryview:
         send = partial(self._encoder.encode.remote, piece, answer_format)

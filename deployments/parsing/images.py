@@ -6,10 +6,10 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +60,18 @@ class IdentifiedImage:
             was given.
         decoded_bytes: size of the pixels that `decode` returns; 0 if the source holds them already. During decoding,
             Pillow's own copies take two to four times as much.
+        fetch: for a frame of a video, gets its pixels by a deadline; there is then no source.
     """
 
     image_id: str
     source: bytes | BinaryIO | RgbArray | None
     decoded_bytes: int = 0
+    fetch: Callable[[Any], Awaitable[RgbArray]] | None = None
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the request can supply the image's pixels."""
+        return self.source is not None or self.fetch is not None
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB.

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, Unavailable
 from deployments.messages.calls import Caller, ModelAnswer, ModelCall, Supplies, Want, Wanted
+from deployments.messages.video import affinity
 from deployments.model_status import ModelStatus
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_states import LOOK_EVERY_S, ModelStates
@@ -92,9 +93,8 @@ class ModelCalls:
         if not sources and await self._is_asleep(model_id):
             # A sleeping model remembers nothing: the answer is known without waking it.
             raise _not_remembered("pixels", model_id)
-        await self._wake(model_id, deadline)
-        # Sends all calls for an image to the same replica: see affinity_router.py.
-        model = self._models[model_id].options(session_id=call.image_id)
+        await self.wake(model_id, deadline)
+        model = self.model(model_id, call.image_id)
         name = uuid.uuid4().hex
 
         async def send(supplies: Supplies) -> ModelAnswer[Result] | Wanted:
@@ -113,6 +113,16 @@ class ModelCalls:
         if isinstance(answer, Wanted):
             raise _not_remembered(answer.what, model_id)
         return answer
+
+    async def check_tracking(self, model_id: str, video_id: str, deadline: Deadline) -> None:
+        """Wakes a model, and returns if it can follow objects.
+
+        Raises:
+            InvalidRequest: it cannot.
+            ModelUnavailable, Overloaded, DeadlineExceeded: see `ask`.
+        """
+        await self.wake(model_id, deadline)
+        await self.retries.call(self.model(model_id, video_id).check_tracking.remote, deadline, model_id)
 
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str, name: str) -> None:
         """Releases a failed request, which may be elected without knowing: other requests would wait for its pixels."""
@@ -157,8 +167,22 @@ class ModelCalls:
             return False
         return (await self._model_states.model_status(model_id)).state == "asleep"
 
-    async def _wake(self, model_id: str, deadline: Deadline) -> None:
-        """Waits for a model that is asleep or loading. Meanwhile only a small call is queued, not an image."""
+    def model(self, model_id: str, identifier: str) -> "DeploymentHandle[Any]":
+        """Returns a handle whose calls go to the replica that remembers an image or a video: see affinity_router.py.
+
+        Args:
+            model_id: a configured model.
+            identifier: the image_id or video_id.
+        """
+        return self._models[model_id].options(session_id=affinity(identifier))
+
+    async def wake(self, model_id: str, deadline: Deadline) -> None:
+        """Waits for a model that is asleep or loading. Meanwhile only a small call is queued, not an image.
+
+        Raises:
+            ModelUnavailable: the model did not wake up in time, or failed to load.
+            DeadlineExceeded: the request's own time is over.
+        """
         if time.monotonic() < self._awake_until.get(model_id, 0.0):
             return
         waking = deadline.step(self.config.model_wait_s)

@@ -1,15 +1,18 @@
 """RequestParser: the calls on the application's handle, by which Python programs send an image and get masks."""
 
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, BinaryIO
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import InvalidRequest
-from deployments.messages.answer_format import AnswerFormat
+from deployments.errors import InvalidPrompt, InvalidRequest
+from deployments.messages.answer_format import AnswerFormat, TrackFormat
 from deployments.messages.calls import AutoCall, EmbedCall, EmbeddedImage, SegmentCall
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
+from deployments.messages.track import FrameMasks, TrackPrompt
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.images import ImageInput, image_by_id
@@ -17,6 +20,10 @@ from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.model_states import ModelStates
 from deployments.parsing.segmenter import Segmenter
 from deployments.parsing.stage_times import StageTimes
+from deployments.parsing.video.plan import FrameRange
+from deployments.parsing.video.prompts import checked_prompts
+from deployments.parsing.video.video_calls import VideoCalls
+from deployments.parsing.video.videos import Videos
 from deployments.settings import RequestParserConfig, ServiceSettings
 from deployments.telemetry.metrics import RequestMetrics
 
@@ -28,6 +35,7 @@ class RequestParser:
         settings: the application's settings.
         models: a handle of a Sam2Model deployment for each configured model id.
         encoder: the handle of ResponseEncoder.
+        reader: the handle of VideoReader.
     """
 
     def __init__(
@@ -35,6 +43,7 @@ class RequestParser:
         settings: ServiceSettings,
         models: dict[str, "DeploymentHandle[Any]"],
         encoder: "DeploymentHandle[Any]",
+        reader: "DeploymentHandle[Any]",
     ) -> None:
         self._settings = settings
         self._model_states = ModelStates(list(models))
@@ -43,6 +52,8 @@ class RequestParser:
         self._encoder_calls = EncoderCalls(encoder, self._calls)
         self._pixels_budget = ByteBudget(config.pixels_budget_bytes, "too many images are on their way to models")
         self._segmenter = Segmenter(settings, self._calls, self._pixels_budget)
+        self._video_calls = VideoCalls(reader, self._calls)
+        self._videos = Videos(settings, self._calls, self._video_calls)
 
     # Async: Serve runs synchronous methods in a thread of their own, and the budget belongs to the event loop.
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -101,6 +112,43 @@ class RequestParser:
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._settings.limits.max_compact_numbers)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
+
+    async def track(
+        self,
+        video: bytes | BinaryIO | None = None,
+        prompts: Sequence[TrackPrompt] = (),
+        model_id: str = "",
+        video_id: str = "",
+        which: FrameRange | None = None,
+    ) -> AsyncGenerator[FrameMasks, None]:
+        """Follows objects through a video: call it with `handle.options(stream=True).track.remote(…)`.
+
+        Args:
+            video: the bytes of a video file.
+            prompts: what to follow: one for each object, and one for each correction.
+            model_id: a configured model that can follow objects; "" is the default one.
+            video_id: given in place of the video: SHA-256 of a file that the service keeps.
+            which: the frames; None follows from the first prompt to the end.
+
+        Yields:
+            The masks of each frame, in the order in which frames are followed. Serve takes them in as fast as they
+            come, so a caller that is slow holds them.
+
+        Raises:
+            InvalidRequest: the video, a prompt or the model id is bad, or a frame cannot be decoded.
+            VideoNotCached: the service does not keep the video of this id.
+            TooLarge: the video or the prompts are over a limit.
+            Unavailable: the model is not ready or is overloaded, or the deadline has passed.
+        """
+        if not all(isinstance(one, TrackPrompt) for one in prompts):
+            raise InvalidPrompt("prompts: must be a list of TrackPrompt")
+        deadline = self._segmenter.deadline(timeout_s=self._calls.config.video_timeout_s)
+        model_id, file = self._segmenter.known_model_id(model_id), await self._videos.identify(video, video_id)
+        timed = checked_prompts(prompts, self._settings.limits)
+        request = await self._videos.prepare(file, timed, which or FrameRange(), model_id, TrackFormat(), deadline)
+        async with aclosing(self._videos.masks(request, deadline, StageTimes())) as masks:
+            async for one in masks:
+                yield one
 
     async def encode(self, masks: Segmentation | AutomaticMasks, answer_format: AnswerFormat) -> bytes:
         """Writes masks as the body of an HTTP answer.

@@ -46,14 +46,16 @@ class Segmenter:
         # checks or fill the memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-image")
 
-    def deadline(self, asked: str = "", elapsed_s: float = 0.0) -> Deadline:
+    def deadline(self, asked: str = "", elapsed_s: float = 0.0, timeout_s: float | None = None) -> Deadline:
         """Returns the deadline of a request that has just been read.
 
         Args:
             asked: the client's `x-request-timeout-seconds`; a value that is no positive number is ignored, as in Serve.
             elapsed_s: seconds since the request arrived.
+            timeout_s: the service's own limit; None is `request_timeout_s`.
         """
-        return Deadline.of_request(self._calls.config.request_timeout_s, _positive(asked), elapsed_s)
+        own_s = self._calls.config.request_timeout_s if timeout_s is None else timeout_s
+        return Deadline.of_request(own_s, _positive(asked), elapsed_s)
 
     # ---- checks
 
@@ -99,7 +101,7 @@ class Segmenter:
             )
         if prompt.num_crops > (limit := self._settings.limits.max_crops):
             raise TooLarge(f"crop_n_layers: makes {prompt.num_crops} crops, more than the {limit} accepted")
-        if prompt.crop_n_layers and image.source is None:
+        if prompt.crop_n_layers and not image.has_pixels:
             raise InvalidRequest("crop_n_layers: needs the image itself; only the whole image is remembered, not crops")
 
     def size(self, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
@@ -161,7 +163,7 @@ class Segmenter:
                 decoding_s = time.perf_counter() - started
 
         started = time.perf_counter()
-        sources: Sources = {} if image.source is None else {"pixels": pixels}
+        sources: Sources = {"pixels": pixels} if image.has_pixels else {}
         async with AsyncExitStack() as held:
             answer = await self._calls.ask(model_id, call, sources, deadline)
         times.add_model(answer, time.perf_counter() - started - decoding_s)
@@ -175,6 +177,8 @@ class Segmenter:
         with times.measure("queue"):
             await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
         with times.measure("parse"), span("decode image"):
+            if image.fetch is not None:
+                return await image.fetch(deadline)
             return await self._off_loop(image.decode, self._settings.limits)
 
     async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:

@@ -174,6 +174,46 @@ class ModelMetrics:
         self._load_failures.inc()
 
 
+class VideoMetrics:
+    """Files and frames of one VideoReader replica."""
+
+    def __init__(self) -> None:
+        self._frames = Counter("sam2_video_frames_decoded_total", "Frames of videos that were decoded.")
+        self._files = KeptGauge("sam2_videos_kept", "Video files that are kept on disk.")
+        self._bytes = KeptGauge("sam2_video_bytes_kept", "Bytes of the video files that are kept on disk.")
+
+    def decoded(self, frames: int) -> None:
+        """Counts decoded frames."""
+        self._frames.inc(frames)
+
+    def holds(self, files: int, nbytes: int) -> None:
+        """Sets the number of kept files and their bytes."""
+        self._files.set(files)
+        self._bytes.set(nbytes)
+
+
+class StateMetrics:
+    """What one model replica remembers of the objects that it follows."""
+
+    def __init__(self, model_id: str) -> None:
+        self._bytes = KeptGauge(
+            "sam2_track_state_bytes", "Memory of what is remembered of objects in videos.", MODEL, model_id=model_id
+        )
+
+    def hit(self) -> None:
+        """Counts nothing: a state that is missing is sent along."""
+
+    def miss(self) -> None:
+        """Counts nothing."""
+
+    def evicted(self) -> None:
+        """Counts nothing."""
+
+    def holds(self, entries: int, nbytes: int) -> None:
+        """Sets the bytes."""
+        self._bytes.set(nbytes)
+
+
 class CacheMetrics:
     """Hits, misses, evictions and size of the embedding cache of one model replica."""
 

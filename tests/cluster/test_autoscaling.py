@@ -97,6 +97,7 @@ def document() -> dict[str, Any]:
         deployments=[
             {"name": "RequestParser", "ray_actor_options": ON_A_PROCESSOR, "user_config": {"model_wait_s": PATIENCE_S}},
             {"name": "ResponseEncoder", "ray_actor_options": ON_A_PROCESSOR},
+            {"name": "VideoReader", "ray_actor_options": ON_A_PROCESSOR},
             {
                 "name": model_deployment_name(WARM),
                 "ray_actor_options": {"num_cpus": 0, "num_gpus": 0.5},

@@ -46,6 +46,7 @@ def document(port: int, model: dict[str, Any] | None = None, **args: Any) -> dic
         [
             {"name": "RequestParser", "num_replicas": 2, "ray_actor_options": parser},
             {"name": "ResponseEncoder", "num_replicas": 2, "ray_actor_options": front},
+            {"name": "VideoReader", "num_replicas": 2, "ray_actor_options": front},
             {
                 "name": MODEL,
                 "autoscaling_config": {"min_replicas": 2, "max_replicas": 2},

@@ -65,6 +65,7 @@ def service() -> Iterator[Running]:
                 },
             },
             {"name": "ResponseEncoder", **free},
+            {"name": "VideoReader", **free},
             model,
         ],
     )

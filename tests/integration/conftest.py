@@ -102,6 +102,7 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                         "user_config": {"model_wait_s": 150},
                     },
                     {"name": "ResponseEncoder", "ray_actor_options": {"num_cpus": 0}},
+                    {"name": "VideoReader", "ray_actor_options": {"num_cpus": 0}},
                     # Batches, also on a CPU, where by default images take turns.
                     model_entry(DEMO, **warm, user_config={"max_batch_size": 8, "max_decode_batch_size": 16}),
                     *(model_entry(model_id) for model_id in (TINY, NOT_CACHED, OWN, MISSING_FILE, WRONG_CHECKPOINT)),

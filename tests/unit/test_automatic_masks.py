@@ -11,7 +11,7 @@ from PIL import Image
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from torchvision.ops import nms
 
-from deployments.encoding.records import _bbox
+from deployments.encoding.records import bbox
 from deployments.errors import InvalidPrompt, TooLarge
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
 from deployments.model import automatic_masks
@@ -110,7 +110,7 @@ def test_the_same_masks_as_metas_generator(
         np.testing.assert_allclose(fields["point_coords"], record["point_coords"], atol=1e-3)
         assert fields["crop_box"] == record["crop_box"]
         # COCO's box is a pixel wider and higher than SAM 2's, which goes from the first pixel to the last.
-        x, y, width, height = _bbox(found.mask(index))
+        x, y, width, height = bbox(found.mask(index))
         np.testing.assert_allclose([x, y, width - 1, height - 1], record["bbox"], atol=1)
 
 

@@ -38,6 +38,7 @@ OWN_IMPORTS = {
         "parsing.affinity_router",
         "model.sam2_model",
         "encoding.response_encoder",
+        "frames.video_reader",
         "page.routes",
     },
     "environment": set[str](),
@@ -56,6 +57,7 @@ DEPLOYMENT_FILES = {"parsing.request_parser", "parsing.http.ingress", "model.sam
 CLUSTER_FILES = {
     "parsing.model_calls",
     "parsing.encoder_calls",
+    "parsing.video.video_calls",
     "parsing.retries",
     "parsing.model_states",
     "parsing.http.flow_control",

@@ -184,7 +184,7 @@ def tracked(
     for start in range(0, FRAMES, chunk_size):
         indices = order[start : start + chunk_size]
         inside = [prompt for prompt in prompts if prompt.frame_index in indices]
-        [chunk] = both.tracker.track([Chunk([both.frames[index] for index in indices], indices[0], inside, state)])
+        [chunk] = both.tracker.track([Chunk([both.frames[index] for index in indices], indices, inside, state)])
         masks += chunk.masks
         state = chunk.state
     return masks, state
@@ -238,8 +238,10 @@ def test_chunks_of_any_size_give_the_same_masks(both: Both, chunk_size: int) -> 
 
 def test_several_videos_at_once_get_the_masks_that_each_gets_alone(both: Both) -> None:
     """One forward from its start, one backward from its end with fewer frames, with prompts of several kinds."""
-    forward = Chunk(both.frames, 0, CASES["several objects, some later"], TrackState(FRAMES))
-    backward = Chunk(both.frames[::-1][:9], FRAMES - 1, [click(1, FRAMES - 1, (120, 60, 1))], TrackState(FRAMES, True))
+    forward = Chunk(both.frames, range(FRAMES), CASES["several objects, some later"], TrackState(FRAMES))
+    backward = Chunk(
+        both.frames[::-1][:9], range(FRAMES)[::-1][:9], [click(1, FRAMES - 1, (120, 60, 1))], TrackState(FRAMES, True)
+    )
 
     together = both.tracker.track([forward, backward])
 
@@ -254,7 +256,7 @@ def test_several_videos_at_once_get_the_masks_that_each_gets_alone(both: Both) -
 def test_the_state_is_bounded_and_counts_its_bytes(both: Both) -> None:
     sizes = []
     for frames in (8, FRAMES):
-        chunk = Chunk(both.frames[:frames], 0, CASES["a click"], TrackState())
+        chunk = Chunk(both.frames[:frames], range(frames), CASES["a click"], TrackState())
         [found] = both.tracker.track([chunk])
         sizes.append(found.state.nbytes)
     [one] = found.state.objects
@@ -277,18 +279,18 @@ def test_it_is_said_whether_an_object_is_there(both: Both) -> None:
 
 
 def test_an_object_is_followed_no_more(both: Both) -> None:
-    first = Chunk(both.frames[:4], 0, CASES["several objects, some later"][:2], TrackState(FRAMES))
+    first = Chunk(both.frames[:4], range(4), CASES["several objects, some later"][:2], TrackState(FRAMES))
     [before] = both.tracker.track([first])
-    [after] = both.tracker.track([Chunk(both.frames[4:6], 4, [], before.state.without([7]))])
+    [after] = both.tracker.track([Chunk(both.frames[4:6], range(4, 6), [], before.state.without([7]))])
     assert [each.object_ids for each in after.masks] == [(3,), (3,)]
 
 
 def test_the_other_direction_begins_at_the_frames_with_prompts(both: Both) -> None:
     prompt = click(1, 6, (55, 60, 1))
-    [forward] = both.tracker.track([Chunk(both.frames[6:12], 6, [prompt], TrackState(FRAMES))])
+    [forward] = both.tracker.track([Chunk(both.frames[6:12], range(6, 12), [prompt], TrackState(FRAMES))])
     turned = forward.state.turned()
     assert turned.reverse
-    [backward] = both.tracker.track([Chunk(both.frames[5:1:-1], 5, [], turned)])
+    [backward] = both.tracker.track([Chunk(both.frames[5:1:-1], range(5, 1, -1), [], turned)])
 
     expected = both.reference.track([prompt], True, FRAMES)
     for each in backward.masks:
@@ -296,7 +298,7 @@ def test_the_other_direction_begins_at_the_frames_with_prompts(both: Both) -> No
 
 
 def test_frames_before_any_prompt_have_no_masks(both: Both) -> None:
-    [found] = both.tracker.track([Chunk(both.frames[:3], 0, [click(1, 2, (25, 60, 1))], TrackState(FRAMES))])
+    [found] = both.tracker.track([Chunk(both.frames[:3], range(3), [click(1, 2, (25, 60, 1))], TrackState(FRAMES))])
     assert [each.frame_index for each in found.masks] == [2]
 
 
@@ -310,7 +312,7 @@ def test_frames_before_any_prompt_have_no_masks(both: Both) -> None:
 )
 def test_prompts_that_do_not_fit_the_chunk_are_refused(both: Both, prompts: list[TrackPrompt], named: str) -> None:
     with pytest.raises(InvalidPrompt, match=f"^{named}"):
-        both.tracker.track([Chunk(both.frames[:2], 0, prompts, TrackState(FRAMES))])
+        both.tracker.track([Chunk(both.frames[:2], range(2), prompts, TrackState(FRAMES))])
 
 
 @pytest.mark.parametrize(

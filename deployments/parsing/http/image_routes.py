@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, UploadFile
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import TRAITS, AnswerFormat, AutomaticFormat, ResponseFormat
 from deployments.messages.calls import AnswerSize, AutoCall, EmbedCall, SegmentCall
 from deployments.messages.everything import AutomaticPrompt
@@ -27,6 +29,7 @@ from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.images import IdentifiedImage, image_by_id
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
+from deployments.parsing.video.videos import Videos, video_by_id
 from deployments.settings import Limits
 
 # Not "UploadFile | None": /docs would then show a text field, and a text sent here would be reported as two faults.
@@ -37,6 +40,13 @@ Image = Annotated[
 ImageId = Annotated[
     str | None, Form(description="Given in place of `image`: the `X-Image-Id` of an image that the model remembers.")
 ]
+VideoIdOfFrame = Annotated[
+    str | None,
+    Form(
+        description="Given in place of `image`, with `frame_index`: the `X-Video-Id` of a video that the service keeps."
+    ),
+]
+FrameIndex = Annotated[int | None, Form(description="With `video_id`: the frame, counted from 0.")]
 ModelId = Annotated[str, Form(description="Model to use; empty for the default model.")]
 Tolerance = Annotated[
     float | None,
@@ -53,16 +63,24 @@ class ImageRoutes:
     Args:
         limits: limits of one request.
         segmenter: checks requests and asks models.
+        videos: identifies frames of videos.
         calls: makes models forget images, and has the time-outs in its config.
         encoder_calls: pulls answers from the encoders.
         budget: bounds the bytes of answers under way.
     """
 
     def __init__(
-        self, limits: Limits, segmenter: Segmenter, calls: ModelCalls, encoder_calls: EncoderCalls, budget: ByteBudget
+        self,
+        limits: Limits,
+        segmenter: Segmenter,
+        videos: Videos,
+        calls: ModelCalls,
+        encoder_calls: EncoderCalls,
+        budget: ByteBudget,
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
+        self._videos = videos
         self._calls = calls
         self._encoder_calls = encoder_calls
         self._budget = budget
@@ -140,6 +158,8 @@ class ImageRoutes:
         request: Request,
         image: Image = None,  # type: ignore[assignment]
         image_id: ImageId = None,
+        video_id: VideoIdOfFrame = None,
+        frame_index: FrameIndex = None,
         model_id: ModelId = "",
         point_coords: Annotated[
             str | None, Form(description="JSON `[[x,y],…]` in pixels, or a list of such lists for B objects.")
@@ -186,13 +206,13 @@ class ImageRoutes:
             "box": box,
             "mask_input": mask_input,
         }
-        _check_given(image, image_id)
+        sent = SentImage(image, image_id, video_id, frame_index)
         with context.timing.measure("parse"):
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         size = self._segmenter.size(prompt.num_masks, answer_format)
-        identified = await self._identify(image, image_id, context, size)
+        identified = await self._identify(sent, context, deadline, size)
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         return self._respond(masks, answer_format, deadline, request)
@@ -203,6 +223,8 @@ class ImageRoutes:
         prompt: Annotated[AutomaticPrompt, Depends(form_of(AutomaticPrompt))],
         image: Image = None,  # type: ignore[assignment]
         image_id: ImageId = None,
+        video_id: VideoIdOfFrame = None,
+        frame_index: FrameIndex = None,
         model_id: ModelId = "",
         response_format: Annotated[AutomaticFormat, Form(description="How masks are written.")] = "rle",
         return_logits: Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")] = False,
@@ -212,9 +234,9 @@ class ImageRoutes:
         context, deadline = context_of(request), self._deadline(request)
         context.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
-        _check_given(image, image_id)
+        sent = SentImage(image, image_id, video_id, frame_index)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        identified = await self._identify(image, image_id, context)
+        identified = await self._identify(sent, context, deadline)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
@@ -224,13 +246,16 @@ class ImageRoutes:
         self,
         request: Request,
         response: Response,
-        image: Annotated[UploadFile, File(description="The image: any raster format; EXIF orientation is applied.")],
+        image: Image = None,  # type: ignore[assignment]
+        video_id: VideoIdOfFrame = None,
+        frame_index: FrameIndex = None,
         model_id: ModelId = "",
     ) -> openapi.EmbedAnswer:
         """Embeds an image, and answers once that is done."""
         context, deadline = context_of(request), self._deadline(request)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        identified = await self._identify(image, None, context)
+        sent = SentImage(image, None, video_id, frame_index)
+        identified = await self._identify(sent, context, deadline)
         call = EmbedCall(identified.image_id)
         embedded = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         response.headers["X-Image-Id"] = embedded.image_id
@@ -248,12 +273,17 @@ class ImageRoutes:
         return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s)
 
     async def _identify(
-        self, image: UploadFile | None, image_id: str | None, context: RequestContext, size: AnswerSize | None = None
+        self, sent: "SentImage", context: RequestContext, deadline: Deadline, size: AnswerSize | None = None
     ) -> IdentifiedImage:
         with context.timing.measure("parse"):
-            # The file is not read into memory: a large one stays on disk, where Starlette put it, until it is decoded.
-            file = None if image is None else image.file
-            identified = await self._segmenter.identify(file, image_id or "", size)
+            if sent.video_id:
+                video = video_by_id(sent.video_id)
+                identified = await self._videos.frame(video, sent.frame_index or 0, deadline)
+            else:
+                # The file is not read into memory: a large one stays on disk, where Starlette put it, until it is
+                # decoded.
+                file = None if sent.image is None else sent.image.file
+                identified = await self._segmenter.identify(file, sent.image_id or "", size)
         context.image_id = identified.image_id
         return identified
 
@@ -288,7 +318,27 @@ class ImageRoutes:
         )
 
 
-def _check_given(image: UploadFile | None, image_id: str | None) -> None:
-    if image is None and not image_id:
-        # The error that FastAPI itself raises if a required field is missing.
-        raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])
+@dataclass(frozen=True)
+class SentImage:
+    """How a request names its image: by the file, by its id, or by a video's id and a frame.
+
+    Raises:
+        InvalidRequest: two of them are given, or only one of `video_id` and `frame_index`.
+        RequestValidationError: none of them is given.
+    """
+
+    image: UploadFile | None
+    image_id: str | None
+    video_id: str | None
+    frame_index: int | None
+
+    def __post_init__(self) -> None:
+        if self.video_id and (self.image is not None or self.image_id):
+            raise InvalidRequest("video_id: is given as well as image or image_id; send one of them")
+        if self.frame_index is not None and not self.video_id:
+            raise InvalidRequest("frame_index: needs video_id, the video that the frame is of")
+        if self.video_id and self.frame_index is None:
+            raise InvalidRequest("frame_index: must be given together with video_id")
+        if self.image is None and not self.image_id and not self.video_id:
+            # The error that FastAPI itself raises if a required field is missing.
+            raise RequestValidationError([{"type": "missing", "loc": ("body", "image"), "msg": "Field required"}])

@@ -18,6 +18,7 @@ from deployments.parsing.http.flow_control import is_flow_controlled
 from deployments.parsing.http.image_routes import ImageRoutes
 from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.status_routes import StatusRoutes
+from deployments.parsing.http.video_routes import VideoRoutes
 from deployments.parsing.request_parser import RequestParser
 from deployments.settings import ServiceSettings, auth_token
 
@@ -44,6 +45,7 @@ class HttpRequestParser(RequestParser):
         settings: the application's settings.
         models: a handle of a Sam2Model deployment for each configured model id.
         encoder: the handle of ResponseEncoder.
+        reader: the handle of VideoReader.
         page: the routes of the click page.
     """
 
@@ -52,9 +54,10 @@ class HttpRequestParser(RequestParser):
         settings: ServiceSettings,
         models: dict[str, "DeploymentHandle[Any]"],
         encoder: "DeploymentHandle[Any]",
+        reader: "DeploymentHandle[Any]",
         page: Routes,
     ) -> None:
-        super().__init__(settings, models, encoder)
+        super().__init__(settings, models, encoder, reader)
         self._in_flight = InFlightRequests(self._metrics.in_progress)
         self._answer_budget = ByteBudget(
             self._calls.config.answer_budget_bytes,
@@ -62,7 +65,23 @@ class HttpRequestParser(RequestParser):
             self._metrics.answer_bytes,
         )
         self._routes = (
-            ImageRoutes(settings.limits, self._segmenter, self._calls, self._encoder_calls, self._answer_budget),
+            ImageRoutes(
+                settings.limits,
+                self._segmenter,
+                self._videos,
+                self._calls,
+                self._encoder_calls,
+                self._answer_budget,
+            ),
+            VideoRoutes(
+                settings.limits,
+                self._segmenter,
+                self._calls,
+                self._videos,
+                self._video_calls,
+                self._encoder_calls,
+                self._answer_budget,
+            ),
             StatusRoutes(settings.default_model_id, self._model_states),
             page,
         )

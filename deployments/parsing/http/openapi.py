@@ -91,6 +91,55 @@ class Forgotten(BaseModel):
     forgotten: bool = Field(description="Whether any replica remembered the image.")
 
 
+class VideoAnswer(BaseModel):
+    """A video is kept: requests may name it by its `video_id` until it was not used for `video_ttl_s`."""
+
+    video_id: str
+    width: int = Field(description="Of an upright frame, in pixels.")
+    height: int
+    fps: float | None = Field(description="The average number of frames a second; null where frames have no times.")
+    num_frames: int
+
+
+class VideoForgotten(BaseModel):
+    """A video is deleted."""
+
+    video_id: str
+    forgotten: bool = Field(description="Whether any replica kept the video.")
+
+
+class TrackedObject(BaseModel):
+    """One object on one frame."""
+
+    object_id: int
+    segmentation: Rle | MultiPolygon | None = Field(default=None, description="Left out with `none`.")
+    score: float = Field(description="Estimated IoU.")
+    present: bool = Field(description="False if the model takes the object to be absent; its mask is then empty.")
+    presence: float = Field(description="The probability that the object is to be seen.")
+    area: int = Field(description="Pixels.")
+    bbox: list[int] = Field(description="x, y, width, height in pixels.")
+    logits: list[list[list[float]]] | None = Field(
+        default=None, description="`1×256×256`, if the request has `return_logits`."
+    )
+
+
+class TrackLine(BaseModel):
+    """A line of an answer about a video: its keys tell whether it is the first, a frame's or the last."""
+
+    video_id: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    model_id: str | None = None
+    objects: list[int] | list[TrackedObject] | None = None
+    frame_index: int | None = None
+    time_s: float | None = None
+    done: bool | None = None
+    frames: int | None = Field(default=None, description="In the last line: how many frames were answered.")
+    error: "ErrorMessage | None" = Field(default=None, description="Why the answer ends early.")
+
+
 class ErrorMessage(BaseModel):
     """The cause of an error."""
 
@@ -116,6 +165,18 @@ class NotCachedAnswer(BaseModel):
     """The shape of 404 where the model does not remember an image_id."""
 
     detail: NotCachedMessage
+
+
+class VideoNotCachedMessage(ErrorMessage):
+    """The cause, with a code that programs may act on: upload the video, or upload it again."""
+
+    code: Literal["video_not_cached"]
+
+
+class VideoNotCachedAnswer(BaseModel):
+    """The shape of 404 where the service does not keep a video."""
+
+    detail: VideoNotCachedMessage
 
 
 class FieldFault(BaseModel):
@@ -243,6 +304,30 @@ PNG_HEADERS: dict[str, Any] = {
 
 BINARY: dict[str, Any] = {
     media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in ("image/png", "application/zip")
+}
+
+VIDEO_HEADERS: dict[str, Any] = {
+    "X-Video-Id": {
+        "schema": {"type": "string"},
+        "description": "SHA-256 of the video file; later requests may send it as `video_id`.",
+    },
+}
+
+FRAME_HEADERS: dict[str, Any] = {**VIDEO_HEADERS, "X-Image-Id": ANSWER_HEADERS["X-Image-Id"]}
+
+PICTURES: dict[str, Any] = {
+    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in ("image/jpeg", "image/png")
+}
+
+TRACKS: dict[str, Any] = {
+    "application/x-ndjson": {"schema": {"$ref": "#/components/schemas/TrackLine"}},
+    "text/event-stream": {"schema": {"type": "string"}},
+    "application/zip": {"schema": {"type": "string", "format": "binary"}},
+}
+
+VIDEO_NOT_CACHED: dict[str, Any] = {
+    "model": VideoNotCachedAnswer,
+    "description": "The service does not keep the video with this `video_id`: upload the video.",
 }
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -1,0 +1,1 @@
+"""Videos: from a request to the masks of its frames. No HTTP."""

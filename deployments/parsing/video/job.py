@@ -1,0 +1,233 @@
+"""TrackJob: follows objects through a video, some frames at a time, and loses nothing when a replica dies.
+
+What a model remembers stays with its replica under the job's name, and comes back here with every few frames. If the
+replica dies, the job goes on from there on another one, and gets the same masks again.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deployments.errors import DeadlineExceeded, InvalidVideo, Unavailable, VideoNotCached
+from deployments.messages.arrays import LOW_RES_SIZE
+from deployments.messages.calls import Wanted
+from deployments.messages.track import FrameMasks, TrackCall, TrackedFrames, TrackState
+from deployments.messages.video import VideoFacts
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.model_calls import ModelCalls
+from deployments.parsing.stage_times import StageTimes
+from deployments.parsing.video.plan import Pass, Plan
+from deployments.parsing.video.prompts import VideoPrompts
+from deployments.parsing.video.video_calls import VideoCalls, VideoFile
+
+STATE_EVERY = 16
+"""After so many frames the state comes back: what a death costs at most. It is 3.9 MB an object for SAM 2, so 0.25 MB a
+frame; the frame's logits are 0.26 MB."""
+
+CHUNK_S = 0.5
+"""About how long a chunk of frames should take: the first mask comes soon, and a client that leaves costs no more."""
+
+MAX_CHUNK = 16
+
+CHUNK_BYTES = 64 * 2**20
+"""Bytes of a chunk's decoded frames and logits."""
+
+LOGITS_BYTES = 4 * LOW_RES_SIZE**2
+"""Of an object's logits on a frame."""
+
+TRIES = 8
+"""How often a chunk is sent while what it needs is not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackRequest:
+    """What a job is to do.
+
+    Attributes:
+        video: the video.
+        facts: what is known of it.
+        model_id: a configured model that can follow objects.
+        prompts: by frame indices.
+        plan: which frames are followed.
+    """
+
+    video: VideoFile
+    facts: VideoFacts
+    model_id: str
+    prompts: VideoPrompts
+    plan: Plan
+
+
+@dataclass(eq=False)
+class _Progress:
+    """How far a pass has come.
+
+    Attributes:
+        run: the pass.
+        name: under which the replica keeps the state.
+        state: the last one that came back.
+        state_at: of how many frames it is the state.
+        done: how many frames were followed, by the replica that has the newest state.
+        given: how many frames' masks were given to the client.
+    """
+
+    run: Pass
+    state: TrackState
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    state_at: int = 0
+    done: int = 0
+    given: int = 0
+
+
+class TrackJob:
+    """Follows objects through a video.
+
+    Args:
+        request: what to do.
+        calls: sends calls to models.
+        videos: sends calls to VideoReader.
+        deadline: when all must be done.
+        times: receives the seconds of each stage.
+    """
+
+    def __init__(
+        self, request: TrackRequest, calls: ModelCalls, videos: VideoCalls, deadline: Deadline, times: StageTimes
+    ) -> None:
+        self._request = request
+        self._calls = calls
+        self._videos = videos
+        self._deadline = deadline
+        self._times = times
+        self._reader = uuid.uuid4().hex
+        self._size = 1
+        self._needs_frames = True
+
+    async def masks(self) -> AsyncGenerator[FrameMasks, None]:
+        """Yields the masks of each frame in the order in which frames are followed.
+
+        While the caller uses a chunk's masks, the next chunk runs; no more than that is ahead of the caller.
+
+        Raises:
+            InvalidVideo: a frame cannot be decoded.
+            VideoNotCached: the file is not kept any more, and the request did not bring it.
+            Unavailable: the model or the readers are overloaded, or a deadline has passed.
+        """
+        chunks = self._chunks()
+        ahead = asyncio.ensure_future(anext(chunks, None))
+        try:
+            while (masks := await ahead) is not None:
+                ahead = asyncio.ensure_future(anext(chunks, None))
+                for one in masks:
+                    yield one
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+            await chunks.aclose()
+            self._videos.close(self._request.video.video_id, self._reader)
+        facts = self._request.facts
+        if facts.is_cut and self._request.plan.reaches_end:
+            raise InvalidVideo(f"video: frame {facts.num_frames} cannot be decoded: the file is cut off there")
+
+    async def _chunks(self) -> AsyncGenerator[list[FrameMasks], None]:
+        state = TrackState()
+        for run in self._request.plan.passes:
+            fresh = TrackState(self._request.plan.num_positions, run.is_reverse)
+            progress = _Progress(run, fresh if run.starts_over else state.turned())
+            async with aclosing(self._pass(progress)) as chunks:
+                async for masks in chunks:
+                    yield masks
+            state = progress.state
+
+    async def _pass(self, progress: _Progress) -> AsyncGenerator[list[FrameMasks], None]:
+        frames = progress.run.frames
+        while progress.done < len(frames):
+            started = time.perf_counter()
+            call = self._call(progress)
+            answer = await self._ask(call, progress)
+            if answer is None:
+                # The replica that had the newest state is gone.
+                progress.done = progress.state_at
+                continue
+            self._note(answer, len(call.frames), time.perf_counter() - started)
+            progress.done += answer.num_frames
+            if answer.state is not None:
+                progress.state, progress.state_at = answer.state, progress.done
+            new = frames[progress.given : progress.done] if progress.done > progress.given else range(0)
+            progress.given = max(progress.given, progress.done)
+            yield [
+                replace(one, time_s=self._request.facts.time_s(one.frame_index))
+                for one in answer.masks
+                if one.frame_index in new
+            ]
+            # A file that is not there any more is sent again before the next chunk.
+            if answer.fault is not None and not isinstance(answer.fault, VideoNotCached):
+                raise answer.fault
+
+    def _call(self, progress: _Progress) -> TrackCall:
+        run, prompts = progress.run, self._request.prompts
+        facts, objects = self._request.facts, len({one.object_id for one in prompts.prompts})
+        frame_bytes = 3 * facts.width * facts.height + objects * LOGITS_BYTES
+        size = max(1, min(self._size, CHUNK_BYTES // frame_bytes))
+        stops = [run.frames.index(index) for _, index in prompts.removals if index in run.frames]
+        stop = min([progress.done + size, *(place for place in stops if place > progress.done)])
+        frames = run.frames[progress.done : stop]
+        ended = {object_id for object_id, index in prompts.removals if index == frames[0]}
+        done = progress.done + len(frames)
+        is_last_pass = run is self._request.plan.passes[-1]
+        return TrackCall(
+            video_id=self._request.video.video_id,
+            job=progress.name,
+            position=run.position(frames[0]),
+            frames=frames,
+            prompts=run.prompts_on(frames, prompts.prompts) if run.starts_over else (),
+            ended=frozenset(ended),
+            wants_state=done - progress.state_at >= STATE_EVERY or (done == len(run.frames) and not is_last_pass),
+        )
+
+    async def _ask(self, call: TrackCall, progress: _Progress) -> TrackedFrames | None:
+        """Sends a call with what the replica wants; returns None if that is a state that is not here any more."""
+        request = self._request
+        model = self._calls.model(request.model_id, request.video.video_id)
+        state = progress.state if progress.done == progress.state_at else None
+        # At first the state is small.
+        sent = state if state is not None and not state.objects else None
+        for _ in range(TRIES):
+            deadline = self._step()
+
+            def send(sent: TrackState | None = sent, deadline: Deadline = deadline) -> Any:
+                frames = None
+                if self._needs_frames:
+                    frames = self._videos.frames(request.video.video_id, self._reader, call.frames)
+                return model.track.remote(call, frames, sent, deadline.remaining())
+
+            answer: TrackedFrames | Wanted = await self._calls.retries.call(send, deadline, request.model_id)
+            if isinstance(answer, TrackedFrames):
+                if isinstance(answer.fault, VideoNotCached) and not answer.num_frames:
+                    await self._videos.upload(request.video, deadline)
+                    continue
+                return answer
+            if answer.what == "frames":
+                self._needs_frames = True
+            elif state is None:
+                return None
+            else:
+                sent = state
+        raise Unavailable("video: its frames could not be brought to the model; it is safe to send it again")
+
+    def _step(self) -> Deadline:
+        if not self._deadline.remaining():
+            raise DeadlineExceeded("the request did not finish within its deadline")
+        return self._deadline.step(self._calls.config.request_timeout_s)
+
+    def _note(self, answer: TrackedFrames, asked: int, seconds: float) -> None:
+        """Notes where time went, and chooses the size of the next chunk."""
+        self._times.add("embed", answer.embed_s)
+        self._times.add("track", answer.track_s)
+        self._times.add("queue", seconds - answer.embed_s - answer.track_s)
+        self._needs_frames = answer.hits < asked
+        fitting = int(CHUNK_S / (seconds / max(1, answer.num_frames)))
+        self._size = max(1, min(MAX_CHUNK, 2 * self._size, fitting))
