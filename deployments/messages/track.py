@@ -209,6 +209,7 @@ class TrackCall:
     Attributes:
         video_id: SHA-256 of the video file, as hex.
         job: unique to the caller's video, direction and prompts; the replica keeps its state under this name.
+        run: 0 for the job's first pass over the video, 1 for its second.
         position: of the first frame.
         frames: the frames' indices in the file, in the order in which they are followed.
         prompts: on these frames; their `frame_index` is a position.
@@ -220,6 +221,7 @@ class TrackCall:
     job: str
     position: int
     frames: range
+    run: int = 0
     prompts: tuple[TrackPrompt, ...] = ()
     ended: frozenset[int] = frozenset()
     wants_state: bool = False
@@ -234,7 +236,8 @@ class TrackedFrames:
         num_frames: how many of the call's frames were followed: fewer than asked for if there is a fault.
         state: the state after them, if the call asked for it.
         fault: why the next frame could not be followed, or None.
-        hits: the frames whose embeddings were remembered.
+        hits: how many frames' embeddings were remembered.
+        others: how many other jobs the replica has.
         embed_s: seconds that the image encoder ran, or that the call waited for it.
         track_s: seconds that the tracker ran; other calls' frames may have been in the same runs.
     """
@@ -244,5 +247,6 @@ class TrackedFrames:
     state: TrackState | None = None
     fault: ServiceError | None = None
     hits: int = 0
+    others: int = 0
     embed_s: float = 0.0
     track_s: float = 0.0

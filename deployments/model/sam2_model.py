@@ -86,7 +86,8 @@ class Sam2Model:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._config = Sam2ModelConfig()
-        self._status = StatusReporter(serve.get_replica_context().replica_tag, settings.model_id)
+        self._replica_tag = serve.get_replica_context().replica_tag
+        self._status = StatusReporter(self._replica_tag, settings.model_id)
         self._metrics = ModelMetrics(settings.model_id)
         # Two stages, so that a click on a remembered image does not wait for a batch of new images.
         self._embed_stage: Stage[RgbArray, ImageEmbedding] = Stage(
@@ -251,14 +252,18 @@ class Sam2Model:
             lambda: self._embed_stage.check(self._wait_s(until)),
         )
 
-    async def check_tracking(self) -> None:
-        """Returns if the model can follow objects.
+    async def begin_tracking(self, job: str) -> tuple[str, int]:
+        """Takes on a job that follows objects; returns the replica's name, and how many other jobs it has.
 
         Raises:
             ModelUnavailable: loading failed.
             InvalidRequest: the model cannot follow objects.
         """
-        self._tracking.check()
+        return self._replica_tag, self._tracking.begin(job)
+
+    async def end_tracking(self, job: str) -> None:
+        """Forgets a job that has ended, or goes on elsewhere."""
+        self._tracking.end(job)
 
     @serve.batch
     async def _track(self, chunks: "list[Chunk]") -> "list[tuple[TrackedChunk | Overloaded, float]]":

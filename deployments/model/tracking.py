@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from deployments.model.tracker import Chunk, TrackedChunk, Tracker
 
 
+GONE_S = 60.0
+"""A job from which nothing was heard for so long does not count any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """A job's last states, by the position of the frame that each is for."""
+    """A job's last states, by the pass and the position of the frame that each is for."""
 
-    states: dict[int, TrackState]
+    states: dict[tuple[int, int], TrackState]
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +62,7 @@ class Tracking:
         self._embed = embed
         self._cache = cache
         self._tracker: Tracker | None = None
+        self._seen: dict[str, float] = {}
         self._kept: EmbeddingCache[_Kept] = EmbeddingCache(StateMetrics(model_id), max_waiting=0)
 
     def configure(self, state_bytes: int) -> None:
@@ -81,6 +86,26 @@ class Tracking:
         except Overloaded as error:
             # The others of the batch may fit.
             return [error.with_traceback(None)] if len(chunks) == 1 else [self.run([chunk])[0] for chunk in chunks]
+
+    def begin(self, job: str) -> int:
+        """Takes on a job; returns how many others there are, for callers that look for a replica with few.
+
+        Raises:
+            InvalidRequest: the model has no memory.
+        """
+        self.check()
+        self._seen[job] = time.monotonic()
+        return self._others(job)
+
+    def end(self, job: str) -> None:
+        """Forgets a job."""
+        self._seen.pop(job, None)
+        self._kept.forget(job)
+
+    def _others(self, job: str) -> int:
+        latest = time.monotonic() - GONE_S
+        self._seen = {name: seen for name, seen in self._seen.items() if seen > latest}
+        return len(self._seen) - (job in self._seen)
 
     def check(self) -> None:
         """Rejects videos if the model cannot follow objects.
@@ -117,9 +142,10 @@ class Tracking:
             InvalidPrompt: a prompt is on a frame that the file does not hold.
         """
         self.check()
+        self._seen[call.job] = time.monotonic()
         if state is None:
             kept = await self._kept.get(call.job, None)
-            state = None if kept is None else kept.states.get(call.position)
+            state = None if kept is None else kept.states.get((call.run, call.position))
             if state is None:
                 return Wanted("state")
         started = time.perf_counter()
@@ -142,10 +168,10 @@ class Tracking:
                 tracked, track_s = await stage.submit(chunk)
             state = tracked.state
             masks = tuple(replace(one, frame_index=indices[one.frame_index]) for one in tracked.masks)
-        await self._keep(call.job, call.position + step * len(reached), state)
+        await self._keep(call.job, (call.run, call.position + step * len(reached)), state)
         fault = frames.fault if frames is not None and len(reached) < len(call.frames) else None
         answered = state if call.wants_state else None
-        return TrackedFrames(masks, len(reached), answered, fault, hits, embed_s, track_s)
+        return TrackedFrames(masks, len(reached), answered, fault, hits, self._others(call.job), embed_s, track_s)
 
     async def _embedded(
         self, call: TrackCall, frames: FrameBatch | None, admit: Callable[[], None]
@@ -176,7 +202,7 @@ class Tracking:
 
         return await self._cache.compute(frame_image_id(video_id, index), encode, admit=admit)
 
-    async def _keep(self, job: str, position: int, state: TrackState) -> None:
+    async def _keep(self, job: str, position: tuple[int, int], state: TrackState) -> None:
         """Keeps a state, and the one before it: an answer that is lost is asked for again."""
         before = await self._kept.get(job, None)
         last = {} if before is None else dict(list(before.states.items())[-1:])

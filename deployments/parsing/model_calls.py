@@ -114,16 +114,6 @@ class ModelCalls:
             raise _not_remembered(answer.what, model_id)
         return answer
 
-    async def check_tracking(self, model_id: str, video_id: str, deadline: Deadline) -> None:
-        """Wakes a model, and returns if it can follow objects.
-
-        Raises:
-            InvalidRequest: it cannot.
-            ModelUnavailable, Overloaded, DeadlineExceeded: see `ask`.
-        """
-        await self.wake(model_id, deadline)
-        await self.retries.call(self.model(model_id, video_id).check_tracking.remote, deadline, model_id)
-
     def _give_up_in_background(self, model: "DeploymentHandle[Any]", image_id: str, name: str) -> None:
         """Releases a failed request, which may be elected without knowing: other requests would wait for its pixels."""
         # The task has a context of its own: calls in the request's context may be cancelled.

@@ -57,6 +57,7 @@ DEPLOYMENT_FILES = {"parsing.request_parser", "parsing.http.ingress", "model.sam
 CLUSTER_FILES = {
     "parsing.model_calls",
     "parsing.encoder_calls",
+    "parsing.video.job_replica",
     "parsing.video.video_calls",
     "parsing.retries",
     "parsing.model_states",

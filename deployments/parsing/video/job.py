@@ -6,10 +6,9 @@ replica dies, the job goes on from there on another one, and gets the same masks
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.errors import DeadlineExceeded, InvalidVideo, Unavailable, VideoNotCached
@@ -20,6 +19,7 @@ from deployments.messages.video import VideoFacts
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.stage_times import StageTimes
+from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import Pass, Plan
 from deployments.parsing.video.prompts import VideoPrompts
 from deployments.parsing.video.video_calls import VideoCalls, VideoFile
@@ -53,6 +53,7 @@ class TrackRequest:
         model_id: a configured model that can follow objects.
         prompts: by frame indices.
         plan: which frames are followed.
+        replica: the model's replica that has taken the job on.
     """
 
     video: VideoFile
@@ -60,6 +61,7 @@ class TrackRequest:
     model_id: str
     prompts: VideoPrompts
     plan: Plan
+    replica: JobReplica
 
 
 @dataclass(eq=False)
@@ -68,7 +70,7 @@ class _Progress:
 
     Attributes:
         run: the pass.
-        name: under which the replica keeps the state.
+        number: 0 for the first pass, 1 for the second.
         state: the last one that came back.
         state_at: of how many frames it is the state.
         done: how many frames were followed, by the replica that has the newest state.
@@ -76,8 +78,8 @@ class _Progress:
     """
 
     run: Pass
+    number: int
     state: TrackState
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
     state_at: int = 0
     done: int = 0
     given: int = 0
@@ -102,7 +104,6 @@ class TrackJob:
         self._videos = videos
         self._deadline = deadline
         self._times = times
-        self._reader = uuid.uuid4().hex
         self._size = 1
         self._needs_frames = True
 
@@ -127,16 +128,17 @@ class TrackJob:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
             await chunks.aclose()
-            self._videos.close(self._request.video.video_id, self._reader)
+            self._videos.close(self._request.video.video_id, self._request.replica.job)
+            self._request.replica.end()
         facts = self._request.facts
         if facts.is_cut and self._request.plan.reaches_end:
             raise InvalidVideo(f"video: frame {facts.num_frames} cannot be decoded: the file is cut off there")
 
     async def _chunks(self) -> AsyncGenerator[list[FrameMasks], None]:
         state = TrackState()
-        for run in self._request.plan.passes:
+        for number, run in enumerate(self._request.plan.passes):
             fresh = TrackState(self._request.plan.num_positions, run.is_reverse)
-            progress = _Progress(run, fresh if run.starts_over else state.turned())
+            progress = _Progress(run, number, fresh if run.starts_over else state.turned())
             async with aclosing(self._pass(progress)) as chunks:
                 async for masks in chunks:
                     yield masks
@@ -156,6 +158,8 @@ class TrackJob:
             progress.done += answer.num_frames
             if answer.state is not None:
                 progress.state, progress.state_at = answer.state, progress.done
+                if not answer.hits and answer.fault is None:
+                    await self._request.replica.balance(answer.others, self._step())
             new = frames[progress.given : progress.done] if progress.done > progress.given else range(0)
             progress.given = max(progress.given, progress.done)
             yield [
@@ -180,7 +184,8 @@ class TrackJob:
         is_last_pass = run is self._request.plan.passes[-1]
         return TrackCall(
             video_id=self._request.video.video_id,
-            job=progress.name,
+            job=self._request.replica.job,
+            run=progress.number,
             position=run.position(frames[0]),
             frames=frames,
             prompts=run.prompts_on(frames, prompts.prompts) if run.starts_over else (),
@@ -191,7 +196,7 @@ class TrackJob:
     async def _ask(self, call: TrackCall, progress: _Progress) -> TrackedFrames | None:
         """Sends a call with what the replica wants; returns None if that is a state that is not here any more."""
         request = self._request
-        model = self._calls.model(request.model_id, request.video.video_id)
+        model = request.replica.model
         state = progress.state if progress.done == progress.state_at else None
         # At first the state is small.
         sent = state if state is not None and not state.objects else None
@@ -201,7 +206,7 @@ class TrackJob:
             def send(sent: TrackState | None = sent, deadline: Deadline = deadline) -> Any:
                 frames = None
                 if self._needs_frames:
-                    frames = self._videos.frames(request.video.video_id, self._reader, call.frames)
+                    frames = self._videos.frames(request.video.video_id, call.job, call.frames)
                 return model.track.remote(call, frames, sent, deadline.remaining())
 
             answer: TrackedFrames | Wanted = await self._calls.retries.call(send, deadline, request.model_id)

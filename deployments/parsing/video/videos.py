@@ -18,6 +18,7 @@ from deployments.parsing.images import IMAGE_ID, IdentifiedImage
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.stage_times import StageTimes
 from deployments.parsing.video.job import TrackJob, TrackRequest
+from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import FrameRange, plan
 from deployments.parsing.video.prompts import TimedPrompt, resolve
 from deployments.parsing.video.video_calls import VideoCalls, VideoFile
@@ -123,8 +124,9 @@ class Videos:
             )
         if track_format.response_format == "png" and not all(1 <= one <= 255 for one in ids):
             raise InvalidPrompt("prompts: response_format png needs object_ids from 1 to 255, its labels")
-        await self._calls.check_tracking(model_id, video.video_id, step)
-        return TrackRequest(video, facts, model_id, resolved, planned)
+        replica = JobReplica(self._calls, model_id, video.video_id)
+        await replica.begin(step)
+        return TrackRequest(video, facts, model_id, resolved, planned, replica)
 
     async def masks(
         self, request: TrackRequest, deadline: Deadline, times: StageTimes

@@ -1,0 +1,109 @@
+"""JobReplica: the model replica that a job runs on, and its move to one that has less to do.
+
+A job begins on the replica that remembers its video. Consistent hashing would leave some replicas with several jobs and
+others with none, so a job looks at one other replica now and then, and moves if that one has at least two jobs fewer.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.model_calls import ModelCalls
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+LOOKS = 3
+"""How many replicas a new job may look at."""
+
+
+class JobReplica:
+    """The replica that a job's calls go to.
+
+    Args:
+        calls: provides handles and retries.
+        model_id: the model.
+        video_id: SHA-256 of the video.
+
+    Attributes:
+        job: the job's name, unique.
+        model: the handle whose calls go to the replica.
+    """
+
+    def __init__(self, calls: ModelCalls, model_id: str, video_id: str) -> None:
+        self._calls = calls
+        self._model_id = model_id
+        self.job = uuid.uuid4().hex
+        self.model: DeploymentHandle[Any] = calls.model(model_id, video_id)
+        self._name = ""
+        self._looks = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def begin(self, deadline: Deadline) -> None:
+        """Wakes the model, and finds a replica.
+
+        Raises:
+            InvalidRequest: the model cannot follow objects.
+            ModelUnavailable, Overloaded, DeadlineExceeded: see `ModelCalls.ask`.
+        """
+        await self._calls.wake(self._model_id, deadline)
+        self._name, others = await self._begin(self.model, deadline)
+        for _ in range(LOOKS - 1):
+            if others:
+                others = await self.balance(others, deadline)
+
+    async def balance(self, others: int, deadline: Deadline) -> int:
+        """Looks at another replica, and moves there if it has at least two jobs fewer than this one.
+
+        Args:
+            others: how many other jobs this replica has.
+            deadline: when there must be an answer.
+
+        Returns:
+            How many other jobs the replica has that the job now is on.
+        """
+        if not others:
+            return 0
+        self._looks += 1
+        elsewhere = hashlib.sha256(f"{self.job} {self._looks}".encode()).hexdigest()
+        candidate = self._calls.model(self._model_id, elsewhere)
+        name, there = await self._begin(candidate, deadline)
+        if name == self._name:
+            return there
+        if there >= others:
+            self._end_in_background(candidate)
+            return others
+        self._end_in_background(self.model)
+        self.model, self._name = candidate, name
+        return there
+
+    def end(self) -> None:
+        """Tells the replica that the job has ended."""
+        self._end_in_background(self.model)
+
+    async def _begin(self, model: "DeploymentHandle[Any]", deadline: Deadline) -> tuple[str, int]:
+        """Returns a replica's name, and how many other jobs it has."""
+        send = partial(model.begin_tracking.remote, self.job)
+        name, others = await self._calls.retries.call(send, deadline, self._model_id)
+        return name, others
+
+    def _end_in_background(self, model: "DeploymentHandle[Any]") -> None:
+        # A context of its own: calls in the request's context may be cancelled.
+        task = asyncio.get_running_loop().create_task(_end(model, self.job), context=Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def _end(model: "DeploymentHandle[Any]", job: str) -> None:
+    try:
+        await model.end_tracking.remote(job)
+    except (RayError, BackPressureError, DeploymentUnavailableError):
+        # The replica forgets a job from which it hears nothing.
+        return
