@@ -9,7 +9,8 @@ from deployments.frames.video import Video
 from deployments.frames.zipped_pictures import ZippedPictures
 from deployments.settings import Limits
 
-ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+"""What a zip begins with; the second one is empty."""
 
 
 def open_video(path: Path, limits: Limits, max_frames: int) -> Video:
@@ -23,7 +24,7 @@ def open_video(path: Path, limits: Limits, max_frames: int) -> Video:
         start = file.read(16)
     if not start:
         raise InvalidVideo("video: the file is empty")
-    if start.startswith(ZIP_MAGIC):
+    if start.startswith(ZIP_MAGICS):
         return ZippedPictures(path, limits, max_frames)
     if is_animation(path):
         return Animation(path, limits, max_frames)
