@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import app
@@ -37,7 +38,7 @@ def test_serve_and_the_settings_accept_it(file: str) -> None:
     entries = {entry["name"]: entry for entry in application(file)["deployments"]}
     models = {model_deployment_name(model.model_id) for model in settings.models}
     assert set(entries) == {"RequestParser", "ResponseEncoder", "VideoReader", *models}
-    configs = {"RequestParser": RequestParserConfig, "VideoReader": VideoReaderConfig}
+    configs: dict[str, type[BaseModel]] = {"RequestParser": RequestParserConfig, "VideoReader": VideoReaderConfig}
     for name, entry in entries.items():
         configs.get(name, Sam2ModelConfig).model_validate(entry.get("user_config", {}))
 
