@@ -1,6 +1,4 @@
-"""The deployments: RequestParser, which calls the others; a Sam2Model for each configured model; ResponseEncoder;
-VideoReader.
-"""
+"""The deployments: RequestParser, which calls the others; a Sam2Model for each model; ResponseEncoder; VideoReader."""
 
 from typing import Any
 

@@ -80,7 +80,7 @@ class RequestMetrics:
         )
         self._stages = Histogram(
             "sam2_stage_seconds",
-            "Time of each stage of a request: parse, queue, embed, decode, encode (to the first byte), send.",
+            "Time of each stage of a request: parse, queue, embed, decode, track, encode (to the first byte), send.",
             SECONDS,
             STAGE,
         )
@@ -144,11 +144,14 @@ class ModelMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._batch_size = Histogram(
-            "sam2_batch_size", "Images (embed) or prompts (decode) in one run of the model.", BATCH_SIZES, STAGE
+            "sam2_batch_size",
+            "Images (embed), prompts (decode) or chunks of videos (track) in one run of the model.",
+            BATCH_SIZES,
+            STAGE,
         )
         self._queue_length = KeptGauge(
             "sam2_queue_length",
-            "Images (embed), prompts (decode) or requests (auto) that wait for their turn.",
+            "Images (embed), prompts (decode), chunks of videos (track) or requests (auto) that wait for their turn.",
             STAGE,
             model_id=model_id,
         )
@@ -179,7 +182,7 @@ class VideoMetrics:
 
     def __init__(self) -> None:
         self._frames = Counter("sam2_video_frames_decoded_total", "Frames of videos that were decoded.")
-        self._files = KeptGauge("sam2_videos_kept", "Video files that are kept on disk.")
+        self._files = KeptGauge("sam2_video_entries_kept", "Video files that are kept on disk.")
         self._bytes = KeptGauge("sam2_video_bytes_kept", "Bytes of the video files that are kept on disk.")
 
     def decoded(self, frames: int) -> None:

@@ -103,6 +103,40 @@ def test_the_handle_example_runs(service: Service, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("[")
 
 
+def test_the_first_example_of_a_video_follows_the_clicked_object(
+    service: Service, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Random weights: what is found is of no account.
+    run_bash(code_of("follow-pear"), service, folder)
+    names = run_python(code_of("read-frames"), service)
+    assert (names["head"]["width"], names["head"]["height"], names["head"]["num_frames"]) == (480, 270, 72)
+    assert [frame["frame_index"] for frame in names["frames"]] == [0, 1, 2]
+    assert names["last"] == {"done": True, "frames": 3}
+    assert names["mask"].shape == (270, 480)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_two_objects_of_a_kept_video_are_followed_and_a_frame_of_it_is_an_image(service: Service, folder: Path) -> None:
+    run_bash(code_of("two-in-a-video"), service, folder)
+    head, *frames, last = [json.loads(line) for line in (folder / "two.ndjson").read_text().splitlines()]
+    assert head["objects"] == [1, 2]
+    assert [[one["object_id"] for one in frame["objects"]] for frame in frames] == [[1], [1, 2], [1, 2]]
+    assert last == {"done": True, "frames": 3}
+    run_bash(code_of("click-on-frame"), service, folder)
+    with Image.open(folder / "frame.jpg") as picture:
+        assert (picture.format, picture.size) == ("JPEG", (480, 270))
+    clicked = json.loads((folder / "clicked.json").read_text())
+    assert clicked["size"] == [270, 480]
+    assert len(clicked["masks"]) == 3
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_handle_example_of_a_video_runs(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_python(code_of("handle-video"), service)
+    assert set(names["areas"]) == {(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)}
+    assert capsys.readouterr().out.startswith("{")
+
+
 def test_every_route_and_every_field_is_in_the_document_of_the_interface(service: Service) -> None:
     document = (ROOT / "docs" / "api.md").read_text()
     with service.client() as client:

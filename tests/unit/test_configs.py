@@ -5,10 +5,17 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import app
-from deployments.settings import RequestParserConfig, Sam2ModelConfig, model_deployment_name, parse_settings
+from deployments.settings import (
+    RequestParserConfig,
+    Sam2ModelConfig,
+    VideoReaderConfig,
+    model_deployment_name,
+    parse_settings,
+)
 
 ROOT = Path(__file__).parents[2]
 FILES = ["serve_config.yaml", "cluster/local.yaml"]
@@ -30,10 +37,10 @@ def test_serve_and_the_settings_accept_it(file: str) -> None:
     settings = parse_settings(application(file)["args"])
     entries = {entry["name"]: entry for entry in application(file)["deployments"]}
     models = {model_deployment_name(model.model_id) for model in settings.models}
-    assert set(entries) == {"RequestParser", "ResponseEncoder", *models}
+    assert set(entries) == {"RequestParser", "ResponseEncoder", "VideoReader", *models}
+    configs: dict[str, type[BaseModel]] = {"RequestParser": RequestParserConfig, "VideoReader": VideoReaderConfig}
     for name, entry in entries.items():
-        config = RequestParserConfig if name == "RequestParser" else Sam2ModelConfig
-        config.model_validate(entry.get("user_config", {}))
+        configs.get(name, Sam2ModelConfig).model_validate(entry.get("user_config", {}))
 
 
 @pytest.mark.parametrize("file", FILES)

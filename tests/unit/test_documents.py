@@ -78,6 +78,7 @@ def settings_table(names: str) -> str:
         "ModelSettings": "models[].",
         "Limits": "limits.",
         "RequestParserConfig": "RequestParser: ",
+        "VideoReaderConfig": "VideoReader: ",
         "Sam2ModelConfig": "Sam2Model: ",
     }
     for name in names.split():

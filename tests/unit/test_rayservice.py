@@ -109,7 +109,8 @@ def test_ray_asks_for_workers_and_gives_them_back() -> None:
 def test_the_workers_have_processors_for_all_replicas() -> None:
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     entries = config["applications"][0]["deployments"]
-    wanted = sum(one["autoscaling_config"]["max_replicas"] * one["ray_actor_options"]["num_cpus"] for one in entries)
+    replicas = [one.get("num_replicas") or one["autoscaling_config"]["max_replicas"] for one in entries]
+    wanted = sum(most * one["ray_actor_options"]["num_cpus"] for most, one in zip(replicas, entries, strict=True))
     groups = worker_groups().values()
     sizes = [
         group["maxReplicas"]
