@@ -225,6 +225,12 @@ class RequestParserConfig(Settings):
     body_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="How long a client may take to send a request before it gets 408."
     )
+    video_body_timeout_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="How long a client may take to send a video before it gets 408.",
+    )
     model_wait_s: float = Field(
         default=60.0, gt=0, le=3600, description="How long a request waits for a model that is asleep or loading."
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.errors import InvalidVideo, TooLarge
+from deployments.errors import InvalidVideo, Overloaded, TooLarge
 
 
 @dataclass
@@ -45,6 +45,11 @@ class FileStore:
         self._max_bytes, self._ttl_s = max_bytes, ttl_s
         self._make_room(0)
 
+    def expire(self) -> list[str]:
+        """Deletes what was not used for too long; returns the digests of what is left."""
+        self._make_room(0)
+        return list(self._entries)
+
     @property
     def nbytes(self) -> int:
         """The bytes of all files."""
@@ -67,6 +72,7 @@ class FileStore:
 
         Raises:
             TooLarge: the file alone has more bytes than all files may have.
+            Overloaded: the disk is full; the file is deleted.
         """
         entry = self._entries.get(digest) or _Entry(0, self._now())
         if entry.is_whole or offset > entry.size:
@@ -77,8 +83,13 @@ class FileStore:
             raise TooLarge(f"video: has more than the {self._max_bytes} bytes that are kept of all videos")
         self._touch(digest, entry)
         self._make_room(len(new), digest)
-        with self._path(digest).open("ab") as file:
-            file.write(new)
+        try:
+            with self._path(digest).open("ab") as file:
+                file.write(new)
+        except OSError as error:
+            # A part may have been written.
+            self.forget(digest)
+            raise Overloaded(f"overloaded: the disk for videos takes no more: {error.strerror}", 30.0) from error
         entry.size += len(new)
         return entry.size
 

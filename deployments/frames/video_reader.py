@@ -37,6 +37,11 @@ BACKWARD_BYTES = 64 * 2**20
 """Bytes of decoded frames that are kept for a job in reverse order: decoders run forwards only, so frames are decoded
 some at a time and then given from the last to the first."""
 
+GONE = "video_id: the service does not keep this video; upload it (again)"
+
+SWEEP_S = 60.0
+"""At most so long after its time a video is deleted."""
+
 FOLDER_NAME, LOCK = "segment-anything-2-videos", "lock"
 
 
@@ -64,6 +69,7 @@ class VideoReader:
         self._facts: dict[str, VideoFacts] = {}
         self._cursors: OrderedDict[tuple[str, str], _Cursor] = OrderedDict()
         self._lock = threading.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
         # The store is for one thread. Decoding has some of its own, so that a long video does not delay an upload.
         self._storing = ThreadPoolExecutor(1, thread_name_prefix="store-video")
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-video")
@@ -72,6 +78,18 @@ class VideoReader:
         """Applies the deployment's `user_config` (VideoReaderConfig), at the start and whenever it changes."""
         config = VideoReaderConfig.model_validate(user_config)
         await self._stored(self._store.configure, config.video_cache_bytes, config.video_ttl_s)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._sweeping = asyncio.create_task(self._sweep(min(SWEEP_S, config.video_ttl_s / 2)))
+
+    async def _sweep(self, every_s: float) -> None:
+        """Deletes videos in time, even if no call comes, and all that is remembered of them."""
+        while True:
+            await asyncio.sleep(every_s)
+            left = set(await self._stored(self._store.expire))
+            self._facts = {video_id: facts for video_id, facts in self._facts.items() if video_id in left}
+            for video_id in {key[0] for key in list(self._cursors)} - left:
+                await self._decoded(self._close, video_id)
 
     # ---- files
 
@@ -110,12 +128,19 @@ class VideoReader:
         path = await self._stored(self._store.get, video_id)
         if path is None:
             self._facts.pop(video_id, None)
-            raise VideoNotCached("video_id: the service does not keep this video; upload it (again)")
+            raise VideoNotCached(GONE)
         return path
 
     def _read_facts(self, path: Path) -> VideoFacts:
-        with open_video(path, self._limits, self._limits.max_video_frames) as video:
+        with self._open(path) as video:
             return video.facts
+
+    def _open(self, path: Path) -> Video:
+        try:
+            return open_video(path, self._limits, self._limits.max_video_frames)
+        except FileNotFoundError as error:
+            # It was deleted a moment ago.
+            raise VideoNotCached(GONE) from error
 
     # ---- frames
 
@@ -143,7 +168,7 @@ class VideoReader:
         await self._decoded(self._close, video_id, job)
 
     def _read(self, path: Path, key: tuple[str, str], frames: range) -> FrameBatch:
-        cursor = self._taken(key) or _Cursor(open_video(path, self._limits, self._limits.max_video_frames))
+        cursor = self._taken(key) or _Cursor(self._open(path))
         indices: list[int] = []
         pixels: list[RgbArray] = []
         fault: ServiceError | None = None

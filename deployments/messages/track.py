@@ -25,8 +25,8 @@ class TrackPrompt:
         prompt: points, a box, `mask_input` or a mix of them, for one object; None if `mask` is given. Its
             `multimask_output` has no effect: as in SAM 2, a single click is decoded to three masks, of which the best
             is kept.
-        mask: `H×W` bool, the object's mask on this frame, as large as the frame or of any other size; None if `prompt`
-            is given.
+        mask: `H×W` bool, the object's mask on this frame; None if `prompt` is given. The service takes masks as large
+            as the frame; the tracker itself resizes others.
 
     Raises:
         InvalidPrompt: there are both a prompt and a mask or neither, the prompt is empty or for several objects, or the

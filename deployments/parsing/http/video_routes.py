@@ -118,7 +118,7 @@ class VideoRoutes:
         # The file and its prompts.
         body = limits.model_copy(update={"max_body_bytes": limits.max_video_bytes + limits.max_form_field_bytes})
         files = {"video": limits.max_video_bytes}
-        router = APIRouter(route_class=form_route(body, files, lambda: self._calls.config.body_timeout_s))
+        router = APIRouter(route_class=form_route(body, files, lambda: self._calls.config.video_body_timeout_s))
 
         def add(path: str, route: Callable[..., Any], **options: Any) -> None:
             errors = openapi.error_responses(400, 401, 408, 413, 415, 422, 500, 503)
@@ -201,7 +201,6 @@ class VideoRoutes:
         context.response_format = response_format
         track_format = TrackFormat(response_format, return_logits, tolerance, non_overlapping)
         which = FrameRange(direction, start_frame, max_frames, stride)
-        lines = _lines(request, response_format)
         fields = {"point_coords": point_coords, "point_labels": point_labels, "box": box, "mask_input": mask_input}
         _check_given(video, video_id)
         with context.timing.measure("parse"):
@@ -213,6 +212,7 @@ class VideoRoutes:
         with context.timing.measure("parse"):
             tracked = await self._videos.prepare(file, parsed, which, model_id, track_format, deadline)
         masks = self._videos.masks(tracked, deadline, context.timing)
+        lines = _lines(request, response_format, tracked.facts)
         ids = sorted({one.object_id for one in tracked.prompts.prompts})
         head = {**_head(file, tracked.facts), "model_id": model_id, "objects": ids}
 
@@ -307,9 +307,10 @@ class VideoRoutes:
         )
 
 
-def _lines(request: Request, response_format: VideoFormat) -> Lines:
+def _lines(request: Request, response_format: VideoFormat, facts: VideoFacts) -> Lines:
     if response_format == "png":
-        return LabelZip()
+        # Five, as DAVIS has them, or more: names have the order of frames.
+        return LabelZip(max(5, len(str(facts.num_frames - 1))))
     return EventStream() if "text/event-stream" in request.headers.get("accept", "") else JsonLines()
 
 

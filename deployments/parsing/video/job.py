@@ -105,6 +105,7 @@ class TrackJob:
         self._deadline = deadline
         self._times = times
         self._size = 1
+        self._wants_state = False
         self._needs_frames = True
 
     async def masks(self) -> AsyncGenerator[FrameMasks, None]:
@@ -151,8 +152,9 @@ class TrackJob:
             call = self._call(progress)
             answer = await self._ask(call, progress)
             if answer is None:
-                # The replica that had the newest state is gone.
+                # The replica that had the newest state is gone, or has no memory left for it.
                 progress.done = progress.state_at
+                self._wants_state = True
                 continue
             self._note(answer, len(call.frames), time.perf_counter() - started)
             progress.done += answer.num_frames
@@ -190,7 +192,9 @@ class TrackJob:
             frames=frames,
             prompts=run.prompts_on(frames, prompts.prompts) if run.starts_over else (),
             ended=frozenset(ended),
-            wants_state=done - progress.state_at >= STATE_EVERY or (done == len(run.frames) and not is_last_pass),
+            wants_state=self._wants_state
+            or done - progress.state_at >= STATE_EVERY
+            or (done == len(run.frames) and not is_last_pass),
         )
 
     async def _ask(self, call: TrackCall, progress: _Progress) -> TrackedFrames | None:

@@ -75,12 +75,17 @@ class EventStream:
 
 
 class LabelZip:
-    """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`."""
+    """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`.
+
+    Args:
+        digits: of a frame's index in its name, at least.
+    """
 
     media_type = "application/zip"
     comment = b""
 
-    def __init__(self) -> None:
+    def __init__(self, digits: int = 5) -> None:
+        self._digits = digits
         self._buffer = _Unseekable()
         # PNGs are compressed already.
         self._zip = zipfile.ZipFile(cast(IO[bytes], self._buffer), "w", zipfile.ZIP_STORED)
@@ -91,7 +96,7 @@ class LabelZip:
 
     def frame(self, index: int, text: bytes) -> bytes:
         """See Lines."""
-        return self._entry(f"{index:05}.png", text)
+        return self._entry(f"{index:0{self._digits}}.png", text)
 
     def end(self, result: dict[str, Any]) -> bytes:
         """See Lines."""

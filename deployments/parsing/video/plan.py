@@ -91,6 +91,12 @@ class Plan:
     num_positions: int
     reaches_end: bool = False
 
+    @property
+    def repeats_frames(self) -> bool:
+        """Whether a frame comes in both passes, each time with other objects."""
+        first, *others = (one.frames for one in self.passes)
+        return any(one[0] >= first[0] for one in others)
+
 
 def plan(prompts: VideoPrompts, which: FrameRange, facts: VideoFacts) -> Plan:
     """Finds out which frames are followed.
@@ -116,12 +122,14 @@ def plan(prompts: VideoPrompts, which: FrameRange, facts: VideoFacts) -> Plan:
         frames = range(start, -1, -step)[:count]
         _check(prompts, frames, which, start)
         _check_removals(prompts, backwards)
+        frames = _until_all_removed(prompts, frames)
         return Plan((Pass(frames[frames.index(max(indices)) :], offset),), positions)
     frames = range(start, facts.num_frames, step)[:count]
     _check(prompts, frames, which, start)
     _check_removals(prompts, backwards)
+    frames = _until_all_removed(prompts, frames)
     forward = Pass(frames[frames.index(min(indices)) :], offset)
-    reaches_end = len(frames) < count or which.max_frames is None
+    reaches_end = frames.stop >= facts.num_frames and (len(frames) < count or which.max_frames is None)
     if which.direction == "forward":
         return Plan((forward,), positions, reaches_end)
     if prompts.removals:
@@ -155,3 +163,17 @@ def _check_removals(prompts: VideoPrompts, backwards: bool) -> None:
         before = [one.frame_index for one in prompts.prompts if one.object_id == object_id]
         if not any(other > index if backwards else other < index for other in before):
             raise InvalidPrompt(f"prompts: object {object_id} is removed on frame {index}, but not followed until then")
+
+
+def _until_all_removed(prompts: VideoPrompts, frames: range) -> range:
+    """Returns the frames without those at the end on which no object is followed any more."""
+    last: dict[int, int] = {one.object_id: len(frames) for one in prompts.prompts}
+    for object_id, index in prompts.removals:
+        place = frames.index(index)
+        later = any(
+            one.object_id == object_id and one.frame_index in frames and frames.index(one.frame_index) > place
+            for one in prompts.prompts
+        )
+        if not later:
+            last[object_id] = min(last[object_id], place)
+    return frames[: max(last.values())]

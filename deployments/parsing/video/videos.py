@@ -122,6 +122,10 @@ class Videos:
             raise TooLarge(
                 f"video: {len(ids)} masks of {facts.width}×{facts.height} are more than the {limit} numbers accepted"
             )
+        if track_format.response_format == "png" and planned.repeats_frames:
+            raise InvalidRequest(
+                "response_format: png holds each frame once; with direction both, all objects must begin on one frame"
+            )
         if track_format.response_format == "png" and not all(1 <= one <= 255 for one in ids):
             raise InvalidPrompt("prompts: response_format png needs object_ids from 1 to 255, its labels")
         replica = JobReplica(self._calls, model_id, video.video_id)
