@@ -38,6 +38,8 @@ PARTS = {
     "faults": ("replicas.faults", "run"),
     "scaling": ("replicas.scaling", "run"),
     "memory": ("requests.memory", "run"),
+    "video": ("requests.video", "run"),
+    "videos": ("replicas.videos", "run"),
     "ongoing": ("replicas.ongoing", "run"),
 }
 """By name: a module and a function of it. They run in this order, the quick and the most important ones first."""

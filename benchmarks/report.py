@@ -100,6 +100,16 @@ BUDGETS = {
     "replica killed": Budget("faults", "replica killed under load: failed requests", 0, "at most"),
     "rolling update": Budget("faults", "rolling update under load: failed requests", 0, "at most"),
     "scaling": Budget("scaling", "throughput at 8 replicas ÷ 8 × that of one, waiting engine", 0.9, "at least"),
+    "video 1": Budget("video", "video, 1 object, HTTP, RLE: frames/s ÷ SAM2VideoPredictor's", 1.0, "at least", "×"),
+    "video 8": Budget("video", "video, 8 objects, HTTP, RLE: frames/s ÷ SAM2VideoPredictor's", 1.1, "at least", "×"),
+    "video again": Budget("video", "encoder runs for a new object in a video that is remembered", 0, "at most"),
+    "video click": Budget("video", "a click's latency while a video is followed ÷ idle", 3, "at most", "×"),
+    "video scaling": Budget(
+        "videos", "video: throughput at 10 replicas ÷ 10 × that of one, 2 jobs each, waiting engine", 0.9, "at least"
+    ),
+    "video memory": Budget("videos", "video: memory of all processes, 3,000 frames less 300", 64, "at most", "MB"),
+    "video parser": Budget("videos", "video: through the parser, a frame and object", 0.6, "at most", "MB"),
+    "video state": Budget("videos", "video: state of an object", 4.5, "at most", "MB"),
     "affinity": Budget("affinity", "cache hits of follow-up prompts, 4 replicas", 95, "at least", "%"),
     "affinity after": Budget("affinity", "the same, after a fifth replica has come", 95, "at least", "%"),
     # A fifth is expected to move; of 60 images that is 12, with a standard deviation of 3.
