@@ -184,7 +184,9 @@ class VideoMetrics:
 
     def decoded(self, frames: int) -> None:
         """Counts decoded frames."""
-        self._frames.inc(frames)
+        # Ray's counters refuse 0.
+        if frames:
+            self._frames.inc(frames)
 
     def holds(self, files: int, nbytes: int) -> None:
         """Sets the number of kept files and their bytes."""

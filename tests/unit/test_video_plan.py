@@ -98,7 +98,7 @@ def test_every_plan_follows_each_object_as_far_as_it_was_asked_to() -> None:
             [place for place in range(begin, 8 if way > 0 else -1, way * stride)][:limit]  # noqa: C416
             for way in ways
         ]
-        options = {"direction": direction, "stride": stride, "max_frames": limit, "start_frame": start}
+        options: dict[str, Any] = {"direction": direction, "stride": stride, "max_frames": limit, "start_frame": start}
         if not {first, second} <= set(reached[0]):
             with pytest.raises(InvalidPrompt, match=r"^prompts: that for object [12] is on frame \d, which is not"):
                 planned([(1, first), (2, second)], 8, **options)

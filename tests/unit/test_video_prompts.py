@@ -227,8 +227,12 @@ def test_masks_are_decoded_only_until_there_are_too_many(monkeypatch: pytest.Mon
     values = [{"frame_index": one, "mask": {"size": [10, 10], "counts": [100]}} for one in range(3)]
     assert len(parse(*values[:2])) == 2
     decoded: list[Any] = []
-    decode = prompts_module.decode_rle
-    monkeypatch.setattr(prompts_module, "decode_rle", lambda *each: decoded.append(each) or decode(*each))
+
+    def noted(*each: Any) -> NDArray[np.bool_]:
+        decoded.append(each)
+        return decode_rle(*each)
+
+    monkeypatch.setattr(prompts_module, "decode_rle", noted)
     with pytest.raises(TooLarge, match=r"^prompts: masks have 300 pixels together, more than the 250 "):
         parse(*values, *values)
     assert len(decoded) == 3
