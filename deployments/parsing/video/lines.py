@@ -75,13 +75,17 @@ class EventStream:
 
 
 class LabelZip:
-    """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`."""
+    """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`.
+
+    A frame that comes again, with other objects in the other direction, is `00007-2.png` beside `00007.png`.
+    """
 
     media_type = "application/zip"
     comment = b""
 
     def __init__(self) -> None:
         self._buffer = _Unseekable()
+        self._indices: set[int] = set()
         # PNGs are compressed already.
         self._zip = zipfile.ZipFile(cast(IO[bytes], self._buffer), "w", zipfile.ZIP_STORED)
 
@@ -91,7 +95,9 @@ class LabelZip:
 
     def frame(self, index: int, text: bytes) -> bytes:
         """See Lines."""
-        return self._entry(f"{index:05}.png", text)
+        again = "-2" if index in self._indices else ""
+        self._indices.add(index)
+        return self._entry(f"{index:05}{again}.png", text)
 
     def end(self, result: dict[str, Any]) -> bytes:
         """See Lines."""
