@@ -51,7 +51,9 @@ def counted(chunk: Chunk) -> TrackedChunk:
         seen = [*seen, cast(Any, embedding).value]
         if ids:
             scores = np.full(len(ids), sum(seen), np.float32)
-            masks.append(FrameMasks(position, tuple(ids), (2, 2), np.zeros((len(ids), 1, 1)), scores, scores))
+            masks.append(
+                FrameMasks(position, tuple(ids), (2, 2), np.zeros((len(ids), 1, 1), np.float32), scores, scores)
+            )
     memories = tuple(FrameMemory(value, np.full(NUMBERS, value, np.float32), None) for value in seen)
     objects = tuple(ObjectState(object_id, (), memories) for object_id in ids)
     return TrackedChunk(masks, TrackState(chunk.state.num_frames, chunk.state.reverse, objects))
