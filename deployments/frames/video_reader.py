@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 DECODING_THREADS = 4
 
+MAX_FACTS = 1000
+"""Videos whose facts are remembered. The times of the longest are 1.6 MB."""
+
 MAX_OPEN = 16
 """Open videos, each of which holds a decoder: some MB for HD. One whose last use is longest ago is closed."""
 
@@ -112,10 +115,16 @@ class VideoReader:
         if video_id not in self._facts:
             try:
                 facts = await self._decoded(self._read_facts, path)
+            except FileNotFoundError as error:
+                await self.forget(video_id)
+                raise VideoNotCached(GONE) from error
             except ServiceError:
                 await self.forget(video_id)
                 raise
             self._facts[video_id] = facts
+            while len(self._facts) > MAX_FACTS:
+                self._facts.pop(next(iter(self._facts)))
+            return facts
         return self._facts[video_id]
 
     async def forget(self, video_id: str) -> bool:
@@ -136,11 +145,7 @@ class VideoReader:
             return video.facts
 
     def _open(self, path: Path) -> Video:
-        try:
-            return open_video(path, self._limits, self._limits.max_video_frames)
-        except FileNotFoundError as error:
-            # It was deleted a moment ago.
-            raise VideoNotCached(GONE) from error
+        return open_video(path, self._limits, self._limits.max_video_frames)
 
     # ---- frames
 
@@ -158,6 +163,10 @@ class VideoReader:
         try:
             path = await self._path(video_id)
             batch = await self._decoded(self._read, path, (video_id, job), frames)
+        except FileNotFoundError:
+            # Deleted to make room after it was looked for; or from outside, so that it must be sent again.
+            await self.forget(video_id)
+            return FrameBatch((), (), VideoNotCached(GONE))
         except ServiceError as error:
             return FrameBatch((), (), error.with_traceback(None))
         self._metrics.decoded(len(batch.indices))
@@ -231,7 +240,11 @@ def _backward(cursor: _Cursor, frames: range) -> Iterator[VideoFrame]:
     for index in frames:
         if index not in cursor.ahead:
             first = max(index % -frames.step, index + frames.step * (most - 1))
-            cursor.ahead = {one.index: one for one in cursor.video.frames(first, index + 1, -frames.step)}
+            try:
+                cursor.ahead = {one.index: one for one in cursor.video.frames(first, index + 1, -frames.step)}
+            except InvalidVideo:
+                # Perhaps one of those that are asked for later.
+                cursor.ahead = {one.index: one for one in cursor.video.frames(index, index + 1)}
         frame = cursor.ahead.pop(index, None)
         if frame is not None:
             yield frame
@@ -241,11 +254,14 @@ def _own_folder(parent: Path | None) -> Path:
     """Returns a folder for this process's files, which stays locked; deletes those that no process has locked."""
     parent = (parent or Path(tempfile.gettempdir())) / FOLDER_NAME
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.iterdir():
-        with suppress(OSError), (left / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    # The file stays open, and locked, until the process ends, however it ends.
-    fcntl.flock(os.open(folder / LOCK, os.O_CREAT | os.O_WRONLY), fcntl.LOCK_EX)
+    # One process at a time: another would delete the folder that is made and not locked yet.
+    with (parent / LOCK).open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for left in parent.iterdir():
+            with suppress(OSError), (left / LOCK).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        # The file stays open, and locked, until the process ends, however it ends.
+        fcntl.flock(os.open(folder / LOCK, os.O_CREAT | os.O_WRONLY), fcntl.LOCK_EX)
     return folder / "files"

@@ -63,7 +63,8 @@ def _mask(value: ArrayLike) -> BoolArray:
     if array.ndim != 2 or not array.size:
         raise InvalidPrompt(f"mask: must be H×W, is {'×'.join(map(str, array.shape)) or 'a single number'}")
     # SAM 2's predictor takes 255 too, and turns it into a mask that is more than true.
-    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    # Booleans are not looked at: that takes 0.15 s for a frame of 4K, on the event loop.
+    if array.dtype.kind not in "biuf" or (array.dtype != bool and not np.isin(array, (0, 1)).all()):
         raise InvalidPrompt("mask: must hold booleans, or 0 and 1")
     return array.astype(bool)
 

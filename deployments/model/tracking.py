@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from deployments.errors import InvalidPrompt, InvalidRequest, Overloaded
@@ -158,17 +159,19 @@ class Tracking:
         # By position, which is what memory knows of the time between two frames.
         step = -1 if state.reverse else 1
         indices = {call.position + step * place: index for place, index in enumerate(call.frames[: len(reached)])}
-        state = state.without(call.ended) if call.ended else state
+        before, state = state, state.without(call.ended) if call.ended else state
         masks: tuple[FrameMasks, ...] = ()
         track_s = 0.0
-        if any(index in embeddings for index in reached):
-            chunk = _chunk(call, indices, embeddings, state)
+        chunk = _chunk(call, indices, embeddings, state)
+        if chunk.frames:
             stage.check(wait_s)
             with span("track", frames=len(chunk.frames), objects=len(state.objects)):
                 tracked, track_s = await stage.submit(chunk)
             state = tracked.state
             masks = tuple(replace(one, frame_index=indices[one.frame_index]) for one in tracked.masks)
-        await self._keep(call.job, (call.run, call.position + step * len(reached)), state)
+        # That before too: an answer that is lost is asked for again.
+        after = call.position + step * len(reached)
+        await self._keep(call.job, {(call.run, call.position): before, (call.run, after): state})
         fault = frames.fault if frames is not None and len(reached) < len(call.frames) else None
         answered = state if call.wants_state else None
         return TrackedFrames(masks, len(reached), answered, fault, hits, self._others(call.job), embed_s, track_s)
@@ -202,14 +205,11 @@ class Tracking:
 
         return await self._cache.compute(frame_image_id(video_id, index), encode, admit=admit)
 
-    async def _keep(self, job: str, position: tuple[int, int], state: TrackState) -> None:
-        """Keeps a state, and the one before it: an answer that is lost is asked for again."""
-        before = await self._kept.get(job, None)
-        last = {} if before is None else dict(list(before.states.items())[-1:])
+    async def _keep(self, job: str, states: dict[tuple[int, int], TrackState]) -> None:
         self._kept.forget(job)
 
         async def kept() -> _Kept:
-            return _Kept({**last, position: state})
+            return _Kept(states)
 
         await self._kept.compute(job, kept)
 
@@ -221,10 +221,10 @@ def _reached(call: TrackCall, embeddings: "dict[int, ImageEmbedding]", frames: F
     """
     if frames is None or frames.fault is None:
         return list(call.frames)
-    reached = list(call.frames)
-    while reached and reached[-1] not in embeddings:
-        reached.pop()
-    return reached
+    # The reader came past these; what it did not come to may be remembered.
+    passed = max((place for place, index in enumerate(call.frames, 1) if index in frames.indices), default=0)
+    rest = takewhile(lambda index: index in embeddings, call.frames[passed:])
+    return [*call.frames[:passed], *rest]
 
 
 def _chunk(

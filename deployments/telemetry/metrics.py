@@ -187,7 +187,7 @@ class VideoMetrics:
 
     def decoded(self, frames: int) -> None:
         """Counts decoded frames."""
-        # Ray refuses to count nothing.
+        # Ray's counters refuse 0.
         if frames:
             self._frames.inc(frames)
 

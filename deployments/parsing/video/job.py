@@ -25,8 +25,8 @@ from deployments.parsing.video.prompts import VideoPrompts
 from deployments.parsing.video.video_calls import VideoCalls, VideoFile
 
 STATE_EVERY = 16
-"""After so many frames the state comes back: what a death costs at most. It is 3.9 MB an object for SAM 2, so 0.25 MB a
-frame; the frame's logits are 0.26 MB."""
+"""After so many frames the state comes back, while none is lost: what a death costs at most. It is 3.9 MB an object for
+SAM 2, so 0.25 MB a frame; the frame's logits are 0.26 MB."""
 
 CHUNK_S = 0.5
 """About how long a chunk of frames should take: the first mask comes soon, and a client that leaves costs no more."""
@@ -75,6 +75,7 @@ class _Progress:
         state_at: of how many frames it is the state.
         done: how many frames were followed, by the replica that has the newest state.
         given: how many frames' masks were given to the client.
+        losses: how often the newest state was lost.
     """
 
     run: Pass
@@ -83,6 +84,12 @@ class _Progress:
     state_at: int = 0
     done: int = 0
     given: int = 0
+    losses: int = 0
+
+    @property
+    def state_every(self) -> int:
+        """After how many frames the state comes back: sooner where states are lost, so that a job gets on at all."""
+        return STATE_EVERY >> min(self.losses, STATE_EVERY.bit_length() - 1)
 
 
 class TrackJob:
@@ -105,7 +112,6 @@ class TrackJob:
         self._deadline = deadline
         self._times = times
         self._size = 1
-        self._wants_state = False
         self._needs_frames = True
 
     async def masks(self) -> AsyncGenerator[FrameMasks, None]:
@@ -152,9 +158,9 @@ class TrackJob:
             call = self._call(progress)
             answer = await self._ask(call, progress)
             if answer is None:
-                # The replica that had the newest state is gone, or has no memory left for it.
+                # The replica that had the newest state is gone, or had no room for it.
                 progress.done = progress.state_at
-                self._wants_state = True
+                progress.losses += 1
                 continue
             self._note(answer, len(call.frames), time.perf_counter() - started)
             progress.done += answer.num_frames
@@ -192,8 +198,7 @@ class TrackJob:
             frames=frames,
             prompts=run.prompts_on(frames, prompts.prompts) if run.starts_over else (),
             ended=frozenset(ended),
-            wants_state=self._wants_state
-            or done - progress.state_at >= STATE_EVERY
+            wants_state=done - progress.state_at >= progress.state_every
             or (done == len(run.frames) and not is_last_pass),
         )
 

@@ -1,7 +1,7 @@
 """Prompts of a video: from JSON to TrackPrompts."""
 
 import math
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,14 @@ from deployments.settings import Limits
 MAX_NUMBERS = 4_000_000
 """Numbers in the text of `prompts`: those of sixty masks as `mask_input`. A parsed number takes 32 bytes or more."""
 
+MAX_MASK_PIXELS = 64 * 3840 * 2160
+"""Pixels of all masks together, each of which takes a byte. A few characters can stand for a mask of any size."""
+
 MAX_OBJECT_ID = 2**31 - 1
+
+ROUNDED_S = 0.000501
+"""By so many seconds a time may be before its frame: half a millisecond, since times are often given with three digits,
+and a little for float64."""
 
 POINTS = ("point_coords", "point_labels", "box", "mask_input")
 FIELDS = {"object_id", "frame_index", "time_s", "mask", "normalize_coords", "remove", *POINTS}
@@ -63,8 +70,7 @@ class TimedPrompt:
         if facts.times is None:
             raise InvalidPrompt(f"{self.where}time_s: this video gives its frames no times; give frame_index")
         assert self.time_s is not None
-        # Half a millisecond, since times are often given with three digits.
-        index = max(0, bisect_left(facts.times, self.time_s + 0.0005) - 1)
+        index = max(0, bisect_right(facts.times, self.time_s + ROUNDED_S) - 1)
         last_s = float(facts.times[-1]) + (1 / facts.fps if facts.fps else 0.0)
         if self.time_s > last_s:
             raise InvalidPrompt(f"{self.where}time_s: is {self.time_s:g}, but the video ends at {last_s:.3f} s")
@@ -89,7 +95,7 @@ def parse_prompts(text: str, limits: Limits) -> list[TimedPrompt]:
 
     Raises:
         InvalidPrompt: it is not a list of prompts; the message says which one and what is wrong.
-        TooLarge: there are too many of them, or too many points or numbers.
+        TooLarge: there are too many of them, or too many points, numbers, or pixels of masks.
     """
     if text.count(",") > MAX_NUMBERS:
         raise TooLarge(f"prompts: has more than the {MAX_NUMBERS} numbers that are accepted")
@@ -101,8 +107,11 @@ def parse_prompts(text: str, limits: Limits) -> list[TimedPrompt]:
         raise InvalidPrompt("prompts: must be a JSON array of objects, with at least one prompt")
     if len(values) > limits.max_video_prompts:
         raise TooLarge(f"prompts: has {len(values)} prompts, more than the {limits.max_video_prompts} accepted")
-    found = [_parsed(f"prompts[{place}].", value, limits) for place, value in enumerate(values)]
-    _check_counts(found, limits)
+    found: list[TimedPrompt] = []
+    for place, value in enumerate(values):
+        found.append(_parsed(f"prompts[{place}].", value, limits))
+        # Each time, so that masks are not all decoded before there are too many.
+        _check_counts(found, limits)
     return found
 
 
@@ -172,8 +181,9 @@ def resolve(prompts: Sequence[TimedPrompt], facts: VideoFacts) -> VideoPrompts:
     for one in prompts:
         index = one.index(facts)
         if (one.object_id, index) in seen:
+            name = "time_s" if one.frame_index is None else "frame_index"
             raise InvalidPrompt(
-                f"{one.where}frame_index: object {one.object_id} has another prompt on frame {index}; put the points "
+                f"{one.where}{name}: object {one.object_id} has another prompt on frame {index}; put the points "
                 "of both into one prompt"
             )
         seen.add((one.object_id, index))
@@ -196,6 +206,9 @@ def _check_counts(prompts: Sequence[TimedPrompt], limits: Limits) -> None:
     points = sum(one.prompt.num_points for one in prompts if one.prompt is not None)
     if points > limits.max_points:
         raise TooLarge(f"prompts: has {points} points, more than the {limits.max_points} that are accepted")
+    pixels = sum(one.mask.size for one in prompts if one.mask is not None)
+    if pixels > MAX_MASK_PIXELS:
+        raise TooLarge(f"prompts: masks have {pixels} pixels together, more than the {MAX_MASK_PIXELS} accepted")
 
 
 def _parsed(where: str, value: Any, limits: Limits) -> TimedPrompt:
@@ -237,6 +250,9 @@ def _parsed(where: str, value: Any, limits: Limits) -> TimedPrompt:
 def _numbers(where: str, value: Any) -> Any:
     if not isinstance(value, list):
         raise InvalidPrompt(f"{where}: must be a JSON array, is {type(value).__name__}")
+    # Not left to numpy: beside a string, it gives each number the room that the string takes.
+    if not _is_of_numbers(value):
+        raise InvalidPrompt(f"{where}: must hold numbers only")
     try:
         array = np.array(value)
     except ValueError as error:
@@ -244,6 +260,15 @@ def _numbers(where: str, value: Any) -> Any:
     if array.dtype.kind not in "iuf":
         raise InvalidPrompt(f"{where}: must hold numbers only")
     return array
+
+
+def _is_of_numbers(value: list[Any]) -> bool:
+    """Returns whether a parsed JSON array holds no strings and objects, however deep."""
+    try:
+        return b'"' not in orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        # It is deeper than orjson writes.
+        return False
 
 
 def _whole(where: str, name: str, value: Any, most: int) -> int:
