@@ -5,6 +5,10 @@
     found = client.segment(image, point_coords=[[220, 240]], point_labels=[1])
     found.masks[0]  # H×W bool, the best mask
 
+    video = client.video("clip.mp4")
+    for frame in client.track(video, point_coords=[[220, 240]], point_labels=[1]):
+        frame.objects[0].mask  # H×W bool
+
 Needs httpx, numpy and pillow, and no other file of this project: the file may be copied. `AsyncClient` has the same
 methods; those that call the service are awaited. Threads may share a Client, tasks an AsyncClient.
 """
@@ -15,11 +19,13 @@ import json
 import random
 import time
 import zipfile
-from asyncio import sleep
-from collections.abc import Generator, Mapping
+from asyncio import sleep, to_thread
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Any, BinaryIO, Generic, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import httpx
 import numpy as np
@@ -34,12 +40,18 @@ __all__ = [
     "ImageFile",
     "SegmentFields",
     "SegmentationResult",
+    "TrackFields",
+    "TrackedFrame",
+    "TrackedObject",
+    "VideoFacts",
+    "VideoFile",
+    "VideoFrame",
 ]
 
 ROUTE = "/segment-anything-2"
 
 MAX_KNOWN = 10_000
-"""Uploaded images that a client remembers."""
+"""Uploaded files that a client remembers."""
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
@@ -47,6 +59,12 @@ CONNECT_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 JITTER = 0.25
+
+LINE_TIMEOUT_S = 120.0
+READ_BYTES = 2**20
+
+REPEATED = {"", "unavailable", "model_unavailable", "overloaded", "shutting_down", "video_not_cached"}
+"""Codes of errors amid an answer after which the same request may succeed; "" is an answer that was cut off."""
 
 T = TypeVar("T")
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
@@ -60,7 +78,7 @@ class ClientError(Exception):
 
     Attributes:
         message: the service's explanation, or the fault of the connection.
-        status: the HTTP status; 0 if there was no answer.
+        status: the HTTP status; 0 if there was no answer, or if the answer broke off after it had begun well.
         code: the service's name of the error for programs, such as `image_not_cached`; mostly None.
     """
 
@@ -114,6 +132,70 @@ def _file_bytes(source: "str | Path | NDArray[np.uint8] | Image.Image") -> bytes
     return buffer.getvalue()
 
 
+VideoSource: TypeAlias = "str | Path | bytes | BinaryIO | VideoFile"
+"""A file's path or bytes, an open binary file, or the result of `Client.video`."""
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video as it is uploaded. A path's file is read whenever it is needed, and never held in memory as a whole.
+
+    Attributes:
+        source: the file's path or bytes, or an open binary file that can seek. An open file has to stay open, and one
+            call at a time may use it; a path or bytes may be shared by threads and tasks.
+        video_id: the SHA-256 of the file in hexadecimal digits, the video's name at the service.
+    """
+
+    source: Path | bytes | BinaryIO = field(repr=False)
+    video_id: str
+
+    @classmethod
+    def of(cls, source: VideoSource) -> "VideoFile":
+        """Computes a file's SHA-256, reading the file in pieces.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if isinstance(source, VideoFile):
+            return source
+        kept = Path(source) if isinstance(source, str) else source
+        digest = hashlib.sha256()
+        with cls(kept, "").opened() as file:
+            if isinstance(file, bytes):
+                digest.update(file)
+            else:
+                file.seek(0)
+                while piece := file.read(READ_BYTES):
+                    digest.update(piece)
+        return cls(kept, digest.hexdigest())
+
+    @contextmanager
+    def opened(self) -> Iterator[bytes | BinaryIO]:
+        """Gives the bytes, or the open file; a file that was opened here is closed in the end."""
+        if isinstance(self.source, Path):
+            with self.source.open("rb") as file:
+                yield file
+        else:
+            yield self.source
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A frame of a video, in place of an image.
+
+    Attributes:
+        video: uploaded if the service does not keep it.
+        frame_index: counted from 0.
+    """
+
+    video: VideoFile
+    frame_index: int
+
+
+AnyImage: TypeAlias = "ImageSource | VideoFrame"
+"""An image, or a frame of a video: what `segment`, `segment_as`, `auto` and `embed` take."""
+
+
 class SegmentFields(TypedDict, total=False):
     """The keyword arguments of `segment`: a prompt, and how it is answered.
 
@@ -134,6 +216,94 @@ class SegmentFields(TypedDict, total=False):
     multimask_output: bool
     normalize_coords: bool
     return_logits: bool
+
+
+class TrackFields(TypedDict, total=False):
+    """The keyword arguments of `track`: what to follow, and through which frames.
+
+    Attributes:
+        prompts: dicts with `object_id` (1 by default), `frame_index` (0 by default) or `time_s`, and the prompt:
+            `point_coords` (`N×2`) and `point_labels` (`N`), `box` (4 numbers), `mask_input` (`1×256×256`), or `mask`
+            (`H×W` bool of the frame's size, or COCO run lengths); `normalize_coords`; or `remove`: True to follow the
+            object no more from there on. Several prompts of an object are corrections.
+        frame_index: without `prompts`: the frame of the prompt in the fields below; 0 by default.
+        point_coords: as for an image, in place of `prompts`: object 1, or the objects 1 to B.
+        point_labels: see `point_coords`.
+        box: see `point_coords`.
+        mask_input: see `point_coords`.
+        normalize_coords: see SegmentFields.
+        direction: `forward` (the default), `backward`, or `both`.
+        start_frame: where to start; the first prompt by default.
+        max_frames: how many frames at most in each direction, the first included.
+        stride: 1 (the default) for every frame, n for every n-th.
+        return_logits: True to get `logits`, too.
+        non_overlapping: True if each pixel may belong to one object at most.
+    """
+
+    prompts: Iterable[Mapping[str, Any]] | None
+    frame_index: int | None
+    point_coords: ArrayLike | None
+    point_labels: ArrayLike | None
+    box: ArrayLike | None
+    mask_input: ArrayLike | None
+    normalize_coords: bool
+    direction: str
+    start_frame: int | None
+    max_frames: int | None
+    stride: int
+    return_logits: bool
+    non_overlapping: bool
+
+
+def _check_keywords(method: str, fields: Mapping[str, Any], known: frozenset[str]) -> None:
+    if unknown := fields.keys() - known:
+        raise TypeError(f"{method}() got unexpected keyword arguments: {', '.join(sorted(unknown))}")
+
+
+# ---- masks as run lengths
+
+
+def _runs_of(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Writes a mask as COCO's run lengths, uncompressed: down the columns, beginning with a run of zeros.
+
+    Args:
+        mask: `H×W` bool.
+
+    Raises:
+        TypeError: it is another array.
+    """
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise TypeError(f"mask: must be an H×W array of bool, is one of {mask.dtype} with the shape {mask.shape}")
+    pixels = mask.ravel(order="F")
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    begins = [0, 0] if pixels.size and pixels[0] else [0]
+    return {"size": list(mask.shape), "counts": np.diff([*begins, *changes, pixels.size]).tolist()}
+
+
+def _mask_of(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Reads a mask from COCO's compressed run lengths.
+
+    A number has five bits a character, the lowest first, in two's complement; 32 says that more follow. From the fourth
+    on, numbers are differences from the last run but one. The format is that of `rleFrString` in cocoapi's maskApi.c.
+
+    Args:
+        segmentation: `{"size": [h, w], "counts": "…"}`.
+
+    Returns:
+        `h×w` bool.
+    """
+    height, width = segmentation["size"]
+    characters = np.frombuffer(segmentation["counts"].encode("ascii"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(characters < 32)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((characters & 31) << shifts, starts)
+    runs -= np.where(characters[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.ascontiguousarray(pixels.reshape(width, height).T)
 
 
 # ---- results
@@ -180,6 +350,82 @@ class EverythingResult:
 Result = TypeVar("Result", SegmentationResult, EverythingResult)
 
 
+@dataclass(frozen=True)
+class VideoFacts:
+    """What the service knows of a video.
+
+    Attributes:
+        video_id: the video's name at the service.
+        width: of an upright frame, in pixels.
+        height: of an upright frame, in pixels.
+        fps: the average number of frames a second; None if the frames have no times.
+        num_frames: how many frames the file has.
+    """
+
+    video_id: str
+    width: int
+    height: int
+    fps: float | None
+    num_frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedObject:
+    """An object on one frame.
+
+    Attributes:
+        object_id: the caller's number for the object.
+        segmentation: the mask as COCO's compressed run lengths, `{"size": [h, w], "counts": "…"}`.
+        score: the mask's estimated IoU.
+        present: False if the model takes the object to be absent; the mask is then empty.
+        presence: the probability that the object is to be seen.
+        area: pixels of the mask.
+        bbox: x, y, width, height of the mask in pixels; zeros if it is empty.
+        logits: `1×256×256` float32, for a later prompt's `mask_input`; None without `return_logits`.
+    """
+
+    object_id: int
+    segmentation: dict[str, Any] = field(repr=False)
+    score: float
+    present: bool
+    presence: float
+    area: int
+    bbox: tuple[int, int, int, int]
+    logits: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """`H×W` bool of the frame's size; read from `segmentation` when it is first asked for."""
+        return _mask_of(self.segmentation)
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedFrame:
+    """The objects on one frame.
+
+    Attributes:
+        frame_index: the frame, counted from 0.
+        time_s: when it is shown, in seconds from the video's start; None if the video's frames have no times.
+        objects: those that are followed here.
+    """
+
+    frame_index: int
+    time_s: float | None
+    objects: list[TrackedObject]
+
+
+def _frame_of(line: Mapping[str, Any]) -> TrackedFrame:
+    """Reads a frame's line."""
+    # By name: a newer service may send more.
+    names = TrackedObject.__annotations__.keys()
+    found = [{name: value for name, value in record.items() if name in names} for record in line["objects"]]
+    for record in found:
+        record["bbox"] = tuple(record["bbox"])
+        if (logits := record.get("logits")) is not None:
+            record["logits"] = np.asarray(logits, np.float32)
+    return TrackedFrame(line["frame_index"], line["time_s"], [TrackedObject(**record) for record in found])
+
+
 # ---- from a call to HTTP requests
 
 _Parts: TypeAlias = tuple[tuple[str, tuple[str | None, bytes]], ...]
@@ -195,13 +441,20 @@ class _Request:
     parts: _Parts | None
     ends_at: float
     pause_s: float = 0.0
+    video: VideoFile | None = None
+    """The form's last field, if any."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of httpx's `request`, with the time that is left now."""
+    @contextmanager
+    def options(self) -> Iterator[dict[str, Any]]:
+        """Gives the arguments of httpx's `request`, with the time that is left now, and with the video's file open."""
         left_s = max(self.ends_at - time.monotonic(), 0.001)
         timeout = httpx.Timeout(left_s, connect=min(left_s, CONNECT_TIMEOUT_S))
-        return {"method": self.method, "url": self.path, "files": self.parts, "timeout": timeout}
+        options = {"method": self.method, "url": self.path, "timeout": timeout}
+        if self.video is None:
+            yield {**options, "files": self.parts}
+        else:
+            with self.video.opened() as file:
+                yield {**options, "files": (*(self.parts or ()), ("video", ("video", file)))}
 
 
 _Steps: TypeAlias = Generator[_Request, httpx.Response | httpx.RequestError, T]
@@ -210,7 +463,7 @@ clients differ only in how they send a request."""
 
 
 class _AnyClient(Generic[Http]):
-    """The part that both clients share: the images that the service has seen, and the requests of each call."""
+    """The part that both clients share: the files that the service has seen, and the requests of each call."""
 
     _http_class: type[Http]
 
@@ -226,7 +479,8 @@ class _AnyClient(Generic[Http]):
         self._model_id = model_id
         self._timeout_s = timeout_s
         self._max_retries = max_retries
-        self._known: dict[tuple[str, str], None] = {}
+        # Pairs of an image_id and a model_id, and of a video_id and None.
+        self._known: dict[tuple[str, str | None], None] = {}
         bearer = {"Authorization": f"Bearer {token}"} if token else {}
         headers = {**bearer, **dict(http.get("headers") or {})}
         self._http: Http = self._http_class(**{**http, "base_url": url, "headers": headers})
@@ -235,33 +489,35 @@ class _AnyClient(Generic[Http]):
         """Reads or encodes an image once, for many prompts."""
         return ImageFile.of(source)
 
-    def _segment(self, source: ImageSource, fields: SegmentFields, model_id: str | None) -> _Steps[SegmentationResult]:
-        if unknown := fields.keys() - SegmentFields.__optional_keys__:
-            raise TypeError(f"segment() got unexpected keyword arguments: {', '.join(sorted(unknown))}")
-        image = ImageFile.of(source)
-        answer = yield from self._post(ROUTE, image, {**fields, "response_format": "npz"}, model_id)
-        return _result(SegmentationResult, image, answer)
+    def video(self, source: VideoSource) -> VideoFile:
+        """Computes a video's SHA-256 once, for many calls; blocks while it reads the file."""
+        return VideoFile.of(source)
+
+    def frame_of(self, video: VideoSource, index: int) -> VideoFrame:
+        """Names a frame of a video, as an image for `segment` and its like."""
+        return VideoFrame(VideoFile.of(video), index)
+
+    # ---- images
+
+    def _segment(self, source: AnyImage, fields: SegmentFields, model_id: str | None) -> _Steps[SegmentationResult]:
+        _check_keywords("segment", fields, SegmentFields.__optional_keys__)
+        form = {**fields, "response_format": "npz"}
+        return _result(SegmentationResult, *(yield from self._post(ROUTE, source, form, model_id)))
 
     def _segment_as(
-        self, source: ImageSource, response_format: str, fields: Mapping[str, Any], model_id: str | None
+        self, source: AnyImage, response_format: str, fields: Mapping[str, Any], model_id: str | None
     ) -> _Steps[bytes]:
         form = {**fields, "response_format": response_format}
-        return (yield from self._post(ROUTE, ImageFile.of(source), form, model_id)).content
+        return (yield from self._post(ROUTE, source, form, model_id))[1].content
 
-    def _auto(
-        self, source: ImageSource, options: Mapping[str, float], model_id: str | None
-    ) -> _Steps[EverythingResult]:
-        image = ImageFile.of(source)
+    def _auto(self, source: AnyImage, options: Mapping[str, float], model_id: str | None) -> _Steps[EverythingResult]:
         # The service caches no crops.
         needs_image = options.get("crop_n_layers", 0) > 0
         form = {**options, "response_format": "npz"}
-        answer = yield from self._post(f"{ROUTE}/auto", image, form, model_id, needs_image)
-        return _result(EverythingResult, image, answer)
+        return _result(EverythingResult, *(yield from self._post(f"{ROUTE}/auto", source, form, model_id, needs_image)))
 
-    def _embed(self, source: ImageSource, model_id: str | None) -> _Steps[str]:
-        image = ImageFile.of(source)
-        yield from self._post(f"{ROUTE}/embed", image, {}, model_id, needs_image=True)
-        return image.image_id
+    def _embed(self, source: AnyImage, model_id: str | None) -> _Steps[str]:
+        return (yield from self._post(f"{ROUTE}/embed", source, {}, model_id, needs_image=True))[0]
 
     def _forget(self, source: ImageSource) -> _Steps[bool]:
         image_id = ImageFile.of(source).image_id
@@ -272,16 +528,26 @@ class _AnyClient(Generic[Http]):
         return bool(answer.json()["forgotten"])
 
     def _post(
-        self, path: str, image: ImageFile, form: Mapping[str, Any], model_id: str | None, needs_image: bool = False
+        self, path: str, source: AnyImage, form: Mapping[str, Any], model_id: str | None, needs_image: bool = False
+    ) -> _Steps[tuple[str, httpx.Response]]:
+        """Returns the image's id, and the answer to a request about the image."""
+        model_id = self._model_id if model_id is None else model_id
+        parts = _form({"model_id": model_id, **form})
+        if isinstance(source, VideoFrame):
+            parts += _form({"video_id": source.video.video_id, "frame_index": source.frame_index})
+            answer = yield from self._about(source.video, "POST", path, parts)
+            return answer.headers.get("x-image-id", ""), answer
+        image = ImageFile.of(source)
+        return image.image_id, (yield from self._post_image(path, image, parts, model_id, needs_image))
+
+    def _post_image(
+        self, path: str, image: ImageFile, parts: _Parts, model_id: str, needs_image: bool
     ) -> _Steps[httpx.Response]:
         """Names the image by its id if the service should know it; uploads it if not, or if the service forgot it."""
-        model_id = self._model_id if model_id is None else model_id
         ends_at = self._deadline()
-        texts = {"model_id": model_id} | {name: _text(value) for name, value in form.items() if value is not None}
-        parts: _Parts = tuple((name, (None, text.encode())) for name, text in texts.items())
         key = image.image_id, model_id
         if key in self._known and not needs_image:
-            by_id = (*parts, ("image_id", (None, image.image_id.encode())))
+            by_id = parts + _form({"image_id": image.image_id})
             try:
                 return (yield from self._send("POST", path, by_id, ends_at))
             except ClientError as error:
@@ -290,42 +556,141 @@ class _AnyClient(Generic[Http]):
                 # Another thread or task may have removed the key at the same time.
                 self._known.pop(key, None)
         answer = yield from self._send("POST", path, (*parts, ("image", ("image", image.data))), ends_at)
+        self._remember(key)
+        return answer
+
+    # ---- videos
+
+    def _embed_video(self, video: VideoFile) -> _Steps[VideoFacts]:
+        """Uploads a video."""
+        answer = yield from self._send("POST", f"{ROUTE}/video/embed", None, self._deadline(), video)
+        try:
+            # By name: a newer service may send more.
+            told = answer.json()
+            facts = VideoFacts(**{name: told[name] for name in VideoFacts.__annotations__})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientError("the answer says nothing of a video; is this the service's URL?") from error
+        _check_id(video, facts.video_id)
+        self._remember((video.video_id, None))
+        return facts
+
+    def _frame(self, video: VideoFile, index: int) -> _Steps[NDArray[np.uint8]]:
+        path = f"{ROUTE}/video/{video.video_id}/frames/{index}?format=png"
+        answer = yield from self._about(video, "GET", path, None)
+        try:
+            return np.array(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+        except OSError as error:
+            raise ClientError("the answer is no picture; is this the service's URL?") from error
+
+    def _about(self, video: VideoFile, method: str, path: str, parts: _Parts | None) -> _Steps[httpx.Response]:
+        """Sends a request that names a video by its id; uploads the video if the service does not keep it."""
+        try:
+            return (yield from self._send(method, path, parts, self._deadline()))
+        except ClientError as error:
+            if error.code != "video_not_cached":
+                raise
+        yield from self._embed_video(video)
+        # An upload may take long, so what follows has a deadline of its own.
+        return (yield from self._send(method, path, parts, self._deadline()))
+
+    def _tracking(
+        self, video: VideoFile, fields: TrackFields, model_id: str | None, line_timeout_s: float
+    ) -> "_Tracking":
+        _check_keywords("track", fields, TrackFields.__optional_keys__)
+        prompts = fields.get("prompts")
+        form = {
+            "model_id": self._model_id if model_id is None else model_id,
+            **fields,
+            "prompts": None if prompts is None else _prompts_text(prompts),
+            "response_format": "rle",
+        }
+        return _Tracking(self, video, _form(form), line_timeout_s)
+
+    # ---- requests
+
+    def _remember(self, key: tuple[str, str | None]) -> None:
         while len(self._known) >= MAX_KNOWN:
             self._known.pop(next(iter(self._known)), None)
         self._known[key] = None
-        return answer
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_s
 
-    def _send(self, method: str, path: str, parts: _Parts | None, ends_at: float) -> _Steps[httpx.Response]:
+    def _send(
+        self, method: str, path: str, parts: _Parts | None, ends_at: float, video: VideoFile | None = None
+    ) -> _Steps[httpx.Response]:
         """Sends a request, and again if the service was busy or unreachable: every request may be repeated."""
         pause_s: float | None = 0.0
         for attempt in range(self._max_retries + 1):
-            answer = yield _Request(method, path, parts, ends_at, pause_s or 0.0)
+            answer = yield _Request(method, path, parts, ends_at, pause_s or 0.0, video)
             pause_s = _pause_s(answer, attempt)
             if pause_s is None or time.monotonic() + pause_s > ends_at:
                 break
-        if not isinstance(answer, httpx.Response):
-            raise ClientError(f"{type(answer).__name__}: {answer}")
-        if not answer.is_success:
+        if not isinstance(answer, httpx.Response) or not answer.is_success:
             raise _error(answer)
         return answer
+
+
+def _form(values: Mapping[str, Any]) -> _Parts:
+    """Writes the fields that have a value."""
+    return tuple((name, (None, _text(value).encode())) for name, value in values.items() if value is not None)
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
 
 
+def _prompts_text(prompts: Iterable[Mapping[str, Any]]) -> str:
+    """Writes `prompts` as JSON, with masks as run lengths."""
+
+    def written(name: str, value: Any) -> Any:
+        return _runs_of(value) if name == "mask" and isinstance(value, np.ndarray) else value
+
+    def plain(value: Any) -> Any:
+        # What pycocotools writes has bytes.
+        if isinstance(value, bytes):
+            return value.decode("ascii")
+        if (array := np.asarray(value)).dtype.hasobject:
+            raise TypeError(f"prompts: {type(value).__name__} cannot be sent")
+        return array.tolist()
+
+    sent = [{name: written(name, value) for name, value in prompt.items()} for prompt in prompts]
+    return json.dumps(sent, default=plain)
+
+
+def _check_id(video: VideoFile, video_id: str) -> None:
+    if video_id != video.video_id:
+        raise ClientError("video: the file has changed since its SHA-256 was computed; call `video` again")
+
+
 # ---- from an answer to a result or an error
 
 
-def _pause_s(answer: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
+class _BrokenAnswer(Exception):
+    """An answer ended early: with an error, or without its last line.
+
+    Attributes:
+        message: says why.
+        code: the error's; "" if the answer was cut off.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message, code)
+        self.message = message
+        self.code = code
+
+
+_Outcome: TypeAlias = httpx.Response | httpx.RequestError | _BrokenAnswer
+
+
+def _pause_s(answer: _Outcome, attempt: int) -> float | None:
     """Returns the seconds to wait before a request is repeated; None if repeating it is of no use."""
     # Callers that were rejected at the same moment do not all come back at the same moment.
     backoff: float = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(1, 1 + JITTER)
     if isinstance(answer, httpx.RequestError):
         return backoff if isinstance(answer, httpx.TransportError) else None
+    if isinstance(answer, _BrokenAnswer):
+        return backoff if answer.code in REPEATED else None
     # A proxy that has just started answers 404 in plain text until it learns the routes; the service's own 404 is JSON.
     unrouted = answer.status_code == 404 and "/-/routes" in answer.text
     if answer.status_code not in (429, 500, 502, 503, 504) and not unrouted:
@@ -352,20 +717,139 @@ def _detail(answer: httpx.Response) -> dict[str, Any]:
     return detail if isinstance(detail, dict) else {}
 
 
-def _error(answer: httpx.Response) -> ClientError:
+def _error(answer: _Outcome) -> ClientError:
+    if isinstance(answer, _BrokenAnswer):
+        return ClientError(answer.message, 0, answer.code or None)
+    if isinstance(answer, httpx.RequestError):
+        return ClientError(f"{type(answer).__name__}: {answer}")
     detail = _detail(answer)
     message = str(detail.get("msg") or answer.text[:500] or answer.reason_phrase)
     return ClientError(message, answer.status_code, detail.get("code"))
 
 
-def _result(kind: type[Result], image: ImageFile, answer: httpx.Response) -> Result:
+def _result(kind: type[Result], image_id: str, answer: httpx.Response) -> Result:
     try:
         with np.load(io.BytesIO(answer.content), allow_pickle=False) as archive:
             # By name: a newer service may send more.
             arrays = {name: archive[name] for name in kind.__annotations__ if name in archive}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ClientError("the answer is no numpy archive; is this the service's URL?") from error
-    return kind(image_id=image.image_id, **arrays)
+    return kind(image_id=image_id, **arrays)
+
+
+class _Tracking:
+    """A call of `track` without its connection: which request comes next, what the lines say, when to give up.
+
+    The service finds the same masks again, so a request that broke off is sent again, and the frames that the caller
+    has are left out. They are counted, since with both directions a frame can come twice.
+
+    Attributes:
+        pause_s: seconds to wait before the next request.
+        is_done: whether the last line has come.
+    """
+
+    def __init__(self, client: _AnyClient[Any], video: VideoFile, parts: _Parts, line_timeout_s: float) -> None:
+        self.pause_s = 0.0
+        self.is_done = False
+        self._client = client
+        self._video = video
+        self._parts = parts
+        self._line_timeout_s = line_timeout_s
+        self._uploads = (video.video_id, None) not in client._known
+        self._attempt = 0
+        self._ends_at = client._deadline()
+        # Frames: that the caller has, that it had before this request, and that this request's answer had so far.
+        self._given = self._given_before = self._seen = 0
+        self._rest = bytearray()
+        self._late_at = 0.0
+
+    def request(self) -> _Request:
+        """Returns the next request; its deadline is that of each line."""
+        self._given_before, self._seen, self._rest = self._given, 0, bytearray()
+        parts = self._parts if self._uploads else self._parts + _form({"video_id": self._video.video_id})
+        ends_at = time.monotonic() + self._line_timeout_s
+        return _Request("POST", f"{ROUTE}/video", parts, ends_at, video=self._video if self._uploads else None)
+
+    def begin(self, answer: httpx.Response) -> None:
+        """Takes note that an answer begins.
+
+        Raises:
+            ClientError: it is not the service's.
+        """
+        if answer.headers.get("content-type", "").split(";")[0] != "application/x-ndjson":
+            raise ClientError("the answer is no stream of frames; is this the service's URL?")
+        self._client._remember((self._video.video_id, None))
+        self._uploads = False
+        self._late_at = time.monotonic() + self._line_timeout_s
+
+    def frames(self, piece: bytes) -> Iterator[TrackedFrame]:
+        """Yields the frames whose lines end in the next piece of the answer, but for those that the caller has.
+
+        Raises:
+            httpx.ReadTimeout: a line takes too long.
+            _BrokenAnswer: the service sent an error.
+            ClientError: the file is another one, or a line is not JSON.
+        """
+        self._rest += piece
+        if b"\n" in piece:
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+            for line in lines:
+                if (frame := self._line(line)) is not None:
+                    yield frame
+            # The time that the caller takes does not count.
+            self._late_at = time.monotonic() + self._line_timeout_s
+        elif time.monotonic() > self._late_at:
+            raise httpx.ReadTimeout(f"a line took more than {self._line_timeout_s:g} s")
+
+    def _line(self, text: bytes) -> TrackedFrame | None:
+        try:
+            line: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise ClientError("a line of the answer is not JSON; is this the service's URL?") from error
+        if "error" in line:
+            raise _BrokenAnswer(str(line["error"]["msg"]), str(line["error"]["code"]))
+        if "video_id" in line:
+            _check_id(self._video, line["video_id"])
+        self.is_done = self.is_done or "done" in line
+        if "frame_index" not in line:
+            return None
+        self._seen += 1
+        if self._seen <= self._given:
+            return None
+        self._given += 1
+        return _frame_of(line)
+
+    def end(self) -> None:
+        """Takes note that the answer has ended.
+
+        Raises:
+            _BrokenAnswer: its last line is missing.
+        """
+        if not self.is_done:
+            raise _BrokenAnswer("the answer was cut off")
+
+    def failed(self, outcome: _Outcome) -> None:
+        """Prepares the next request after one that failed.
+
+        Raises:
+            ClientError: it would be of no use, or there have been too many since the last new frame.
+        """
+        if self.is_done:
+            return
+        if self._given > self._given_before:
+            self._attempt, self._ends_at = 0, self._client._deadline()
+        error = _error(outcome)
+        if error.code == "video_not_cached" and not self._uploads:
+            self._client._known.pop((self._video.video_id, None), None)
+            self._uploads, self.pause_s = True, 0.0
+            return
+        pause_s = _pause_s(outcome, self._attempt)
+        self._attempt += 1
+        gives_up = self._attempt > self._client._max_retries
+        if pause_s is None or gives_up or time.monotonic() + pause_s > self._ends_at:
+            raise error
+        self.pause_s = pause_s
 
 
 # ---- the clients
@@ -400,20 +884,18 @@ class Client(_AnyClient[httpx.Client]):
         self._http.close()
 
     def segment(
-        self, image: ImageSource, *, model_id: str | None = None, **fields: Unpack[SegmentFields]
+        self, image: AnyImage, *, model_id: str | None = None, **fields: Unpack[SegmentFields]
     ) -> SegmentationResult:
         """Segments the objects that the prompt points to.
 
         Args:
-            image: uploaded the first time, and again when the service has forgotten it.
+            image: uploaded the first time, and again when the service has forgotten it; or a frame of a video.
             model_id: the model; None is the client's.
             fields: the prompt, see SegmentFields.
         """
         return self._run(self._segment(image, fields, model_id))
 
-    def segment_as(
-        self, image: ImageSource, response_format: str, *, model_id: str | None = None, **fields: Any
-    ) -> bytes:
+    def segment_as(self, image: AnyImage, response_format: str, *, model_id: str | None = None, **fields: Any) -> bytes:
         """Segments as `segment` does; returns the body of an answer in another format.
 
         Args:
@@ -424,7 +906,7 @@ class Client(_AnyClient[httpx.Client]):
         """
         return self._run(self._segment_as(image, response_format, fields, model_id))
 
-    def auto(self, image: ImageSource, *, model_id: str | None = None, **options: float) -> EverythingResult:
+    def auto(self, image: AnyImage, *, model_id: str | None = None, **options: float) -> EverythingResult:
         """Segments everything in the image.
 
         Args:
@@ -434,13 +916,63 @@ class Client(_AnyClient[httpx.Client]):
         """
         return self._run(self._auto(image, options, model_id))
 
-    def embed(self, image: ImageSource, *, model_id: str | None = None) -> str:
+    def embed(self, image: AnyImage, *, model_id: str | None = None) -> str:
         """Uploads an image ahead of its prompts, so that the first one is quick, too; returns its `image_id`."""
         return self._run(self._embed(image, model_id))
 
     def forget(self, image: ImageSource) -> bool:
         """Makes the service forget an image; returns whether the service had it."""
         return self._run(self._forget(image))
+
+    def track(
+        self,
+        video: VideoSource,
+        *,
+        model_id: str | None = None,
+        line_timeout_s: float = LINE_TIMEOUT_S,
+        **fields: Unpack[TrackFields],
+    ) -> Generator[TrackedFrame, None, None]:
+        """Follows objects through a video, and yields each frame as soon as its masks are found.
+
+        If the answer breaks off, the request is sent again, and the generator goes on where it was. `timeout_s` and
+        `max_retries` count from the last attempt that brought a new frame. Closing the generator closes the connection,
+        and the service stops.
+
+        Args:
+            video: uploaded the first time, and again when the service does not keep it any more.
+            model_id: the model; None is the client's.
+            line_timeout_s: the longest wait for a frame, the first included, before the request is sent again.
+            fields: what to follow, and through which frames, see TrackFields.
+
+        Raises:
+            ClientError: the service rejected the request, or ended with an error that a repeat would meet again (among
+                them `deadline_exceeded`), or stays busy or unreachable.
+            TypeError: a mask is not `H×W` bool, or a keyword is unknown.
+        """
+        call = self._tracking(self.video(video), fields, model_id, line_timeout_s)
+        while not call.is_done:
+            if call.pause_s:
+                time.sleep(call.pause_s)
+            try:
+                with call.request().options() as options, self._http.stream(**options) as answer:
+                    if answer.is_success:
+                        call.begin(answer)
+                        for piece in answer.iter_bytes():
+                            yield from call.frames(piece)
+                        call.end()
+                    else:
+                        answer.read()
+                        call.failed(answer)
+            except (httpx.RequestError, _BrokenAnswer) as error:
+                call.failed(error)
+
+    def embed_video(self, video: VideoSource) -> VideoFacts:
+        """Uploads a video ahead of its prompts; returns its size and length."""
+        return self._run(self._embed_video(self.video(video)))
+
+    def frame(self, video: VideoSource, index: int) -> NDArray[np.uint8]:
+        """Returns a frame as the models see it, `H×W×3` uint8 RGB; uploads the video if the service has it not."""
+        return self._run(self._frame(self.video(video), index))
 
     def _run(self, steps: _Steps[T]) -> T:
         try:
@@ -450,7 +982,8 @@ class Client(_AnyClient[httpx.Client]):
                     time.sleep(request.pause_s)
                 outcome: httpx.Response | httpx.RequestError
                 try:
-                    outcome = self._http.request(**request.options)
+                    with request.options() as options:
+                        outcome = self._http.request(**options)
                 except httpx.RequestError as error:
                     outcome = error
                 request = steps.send(outcome)
@@ -475,28 +1008,68 @@ class AsyncClient(_AnyClient[httpx.AsyncClient]):
         await self._http.aclose()
 
     async def segment(
-        self, image: ImageSource, *, model_id: str | None = None, **fields: Unpack[SegmentFields]
+        self, image: AnyImage, *, model_id: str | None = None, **fields: Unpack[SegmentFields]
     ) -> SegmentationResult:
         """Segments the objects that the prompt points to; see `Client.segment`."""
         return await self._run(self._segment(image, fields, model_id))
 
     async def segment_as(
-        self, image: ImageSource, response_format: str, *, model_id: str | None = None, **fields: Any
+        self, image: AnyImage, response_format: str, *, model_id: str | None = None, **fields: Any
     ) -> bytes:
         """Returns the body of an answer in another format; see `Client.segment_as`."""
         return await self._run(self._segment_as(image, response_format, fields, model_id))
 
-    async def auto(self, image: ImageSource, *, model_id: str | None = None, **options: float) -> EverythingResult:
+    async def auto(self, image: AnyImage, *, model_id: str | None = None, **options: float) -> EverythingResult:
         """Segments everything in the image; see `Client.auto`."""
         return await self._run(self._auto(image, options, model_id))
 
-    async def embed(self, image: ImageSource, *, model_id: str | None = None) -> str:
+    async def embed(self, image: AnyImage, *, model_id: str | None = None) -> str:
         """Uploads an image ahead of its prompts; see `Client.embed`."""
         return await self._run(self._embed(image, model_id))
 
     async def forget(self, image: ImageSource) -> bool:
         """Makes the service forget an image; see `Client.forget`."""
         return await self._run(self._forget(image))
+
+    async def track(
+        self,
+        video: VideoSource,
+        *,
+        model_id: str | None = None,
+        line_timeout_s: float = LINE_TIMEOUT_S,
+        **fields: Unpack[TrackFields],
+    ) -> AsyncGenerator[TrackedFrame, None]:
+        """Follows objects through a video; see `Client.track`.
+
+        A caller that leaves the loop early closes the generator by `contextlib.aclosing`, or the connection stays open
+        until the generator is collected as garbage.
+        """
+        call = self._tracking(await to_thread(self.video, video), fields, model_id, line_timeout_s)
+        while not call.is_done:
+            if call.pause_s:
+                await sleep(call.pause_s)
+            try:
+                with call.request().options() as options:
+                    async with self._http.stream(**options) as answer:
+                        if answer.is_success:
+                            call.begin(answer)
+                            async for piece in answer.aiter_bytes():
+                                for frame in call.frames(piece):
+                                    yield frame
+                            call.end()
+                        else:
+                            await answer.aread()
+                            call.failed(answer)
+            except (httpx.RequestError, _BrokenAnswer) as error:
+                call.failed(error)
+
+    async def embed_video(self, video: VideoSource) -> VideoFacts:
+        """Uploads a video ahead of its prompts; see `Client.embed_video`."""
+        return await self._run(self._embed_video(await to_thread(self.video, video)))
+
+    async def frame(self, video: VideoSource, index: int) -> NDArray[np.uint8]:
+        """Returns a frame as the models see it; see `Client.frame`."""
+        return await self._run(self._frame(await to_thread(self.video, video), index))
 
     async def _run(self, steps: _Steps[T]) -> T:
         try:
@@ -506,7 +1079,8 @@ class AsyncClient(_AnyClient[httpx.AsyncClient]):
                     await sleep(request.pause_s)
                 outcome: httpx.Response | httpx.RequestError
                 try:
-                    outcome = await self._http.request(**request.options)
+                    with request.options() as options:
+                        outcome = await self._http.request(**options)
                 except httpx.RequestError as error:
                     outcome = error
                 request = steps.send(outcome)

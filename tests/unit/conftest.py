@@ -1,11 +1,15 @@
-"""What several unit tests share: made-up segmentations, and the bundled model, loaded once."""
+"""What several unit tests share: made-up segmentations, the bundled model, loaded once, and the client's pauses."""
 
+import random
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from deployments import client
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine
@@ -44,3 +48,26 @@ def demo_engine() -> Engine:
     # As on a GPU, whatever cores there are here.
     engine.objects_at_once = 32
     return engine
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client's pauses in seconds, which take no time, and have no jitter."""
+    seconds: list[float] = []
+
+    async def note(pause: float) -> None:
+        seconds.append(pause)
+
+    own_thread, really_sleep = threading.get_ident(), time.sleep
+
+    def note_own(pause: float) -> None:
+        # Threads that earlier tests have left in this process sleep on.
+        if threading.get_ident() == own_thread:
+            seconds.append(pause)
+        else:
+            really_sleep(pause)
+
+    monkeypatch.setattr(time, "sleep", note_own)
+    monkeypatch.setattr(client, "sleep", note)
+    monkeypatch.setattr(random, "uniform", lambda low, _: low)
+    return seconds

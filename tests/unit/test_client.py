@@ -6,7 +6,6 @@ import io
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,29 +52,6 @@ class Server:
             raise outcome
         # A response belongs to one request: a new one each time.
         return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    seconds: list[float] = []
-
-    async def note(pause: float) -> None:
-        seconds.append(pause)
-
-    own_thread, really_sleep = threading.get_ident(), time.sleep
-
-    def note_own(pause: float) -> None:
-        # Threads that earlier tests have left in this process sleep on.
-        if threading.get_ident() == own_thread:
-            seconds.append(pause)
-        else:
-            really_sleep(pause)
-
-    monkeypatch.setattr(time, "sleep", note_own)
-    monkeypatch.setattr(module, "sleep", note)
-    # No jitter.
-    monkeypatch.setattr(random, "uniform", lambda low, _: low)
-    return seconds
 
 
 class Sync:
