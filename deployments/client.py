@@ -37,15 +37,15 @@ __all__ = [
     "Client",
     "ClientError",
     "EverythingResult",
+    "FrameOfVideo",
     "ImageFile",
+    "KeptVideo",
     "SegmentFields",
     "SegmentationResult",
     "TrackFields",
     "TrackedFrame",
     "TrackedObject",
-    "VideoFacts",
     "VideoFile",
-    "VideoFrame",
 ]
 
 ROUTE = "/segment-anything-2"
@@ -60,7 +60,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 JITTER = 0.25
 
-LINE_TIMEOUT_S = 120.0
+LINE_TIMEOUT_S = 330.0
 READ_BYTES = 2**20
 
 REPEATED = {"", "unavailable", "model_unavailable", "overloaded", "shutting_down", "video_not_cached"}
@@ -180,7 +180,7 @@ class VideoFile:
 
 
 @dataclass(frozen=True)
-class VideoFrame:
+class FrameOfVideo:
     """A frame of a video, in place of an image.
 
     Attributes:
@@ -192,7 +192,7 @@ class VideoFrame:
     frame_index: int
 
 
-AnyImage: TypeAlias = "ImageSource | VideoFrame"
+AnyImage: TypeAlias = "ImageSource | FrameOfVideo"
 """An image, or a frame of a video: what `segment`, `segment_as`, `auto` and `embed` take."""
 
 
@@ -351,7 +351,7 @@ Result = TypeVar("Result", SegmentationResult, EverythingResult)
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class KeptVideo:
     """What the service knows of a video.
 
     Attributes:
@@ -493,9 +493,9 @@ class _AnyClient(Generic[Http]):
         """Computes a video's SHA-256 once, for many calls; blocks while it reads the file."""
         return VideoFile.of(source)
 
-    def frame_of(self, video: VideoSource, index: int) -> VideoFrame:
+    def frame_of(self, video: VideoSource, index: int) -> FrameOfVideo:
         """Names a frame of a video, as an image for `segment` and its like."""
-        return VideoFrame(VideoFile.of(video), index)
+        return FrameOfVideo(VideoFile.of(video), index)
 
     # ---- images
 
@@ -533,7 +533,7 @@ class _AnyClient(Generic[Http]):
         """Returns the image's id, and the answer to a request about the image."""
         model_id = self._model_id if model_id is None else model_id
         parts = _form({"model_id": model_id, **form})
-        if isinstance(source, VideoFrame):
+        if isinstance(source, FrameOfVideo):
             parts += _form({"video_id": source.video.video_id, "frame_index": source.frame_index})
             answer = yield from self._about(source.video, "POST", path, parts)
             return answer.headers.get("x-image-id", ""), answer
@@ -561,13 +561,13 @@ class _AnyClient(Generic[Http]):
 
     # ---- videos
 
-    def _embed_video(self, video: VideoFile) -> _Steps[VideoFacts]:
+    def _embed_video(self, video: VideoFile) -> _Steps[KeptVideo]:
         """Uploads a video."""
         answer = yield from self._send("POST", f"{ROUTE}/video/embed", None, self._deadline(), video)
         try:
             # By name: a newer service may send more.
             told = answer.json()
-            facts = VideoFacts(**{name: told[name] for name in VideoFacts.__annotations__})
+            facts = KeptVideo(**{name: told[name] for name in KeptVideo.__annotations__})
         except (ValueError, KeyError, TypeError) as error:
             raise ClientError("the answer says nothing of a video; is this the service's URL?") from error
         _check_id(video, facts.video_id)
@@ -966,7 +966,7 @@ class Client(_AnyClient[httpx.Client]):
             except (httpx.RequestError, _BrokenAnswer) as error:
                 call.failed(error)
 
-    def embed_video(self, video: VideoSource) -> VideoFacts:
+    def embed_video(self, video: VideoSource) -> KeptVideo:
         """Uploads a video ahead of its prompts; returns its size and length."""
         return self._run(self._embed_video(self.video(video)))
 
@@ -1063,7 +1063,7 @@ class AsyncClient(_AnyClient[httpx.AsyncClient]):
             except (httpx.RequestError, _BrokenAnswer) as error:
                 call.failed(error)
 
-    async def embed_video(self, video: VideoSource) -> VideoFacts:
+    async def embed_video(self, video: VideoSource) -> KeptVideo:
         """Uploads a video ahead of its prompts; see `Client.embed_video`."""
         return await self._run(self._embed_video(await to_thread(self.video, video)))
 

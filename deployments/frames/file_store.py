@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.errors import InvalidVideo, Overloaded, TooLarge
+from deployments.errors import InvalidVideo, Overloaded, TooLarge, VideoNotCached
 
 
 @dataclass
@@ -98,12 +98,16 @@ class FileStore:
 
         Raises:
             InvalidVideo: the file is not the one that the digest is of, and is deleted.
+            VideoNotCached: the file is not here any more.
         """
         entry = self._entries.get(digest)
         if entry is not None and not entry.is_whole:
             with self._path(digest).open("rb") as file:
                 entry.is_whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
-        if entry is None or not entry.is_whole:
+        if entry is None:
+            # Deleted to make room, after its last part had arrived.
+            raise VideoNotCached("video: had to make room for others; send it again")
+        if not entry.is_whole:
             self.forget(digest)
             raise InvalidVideo("video: was damaged on its way through the service; send it again")
         return self._path(digest)

@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deployments import client as module
-from deployments.client import AsyncClient, Client, ClientError, TrackedFrame, VideoFacts, VideoFile, VideoFrame
+from deployments.client import AsyncClient, Client, ClientError, FrameOfVideo, KeptVideo, TrackedFrame, VideoFile
 from tests.unit.test_client import archive
 
 VIDEO = b"a video file"
@@ -604,7 +604,7 @@ async def test_wrong_arguments_are_type_errors(connect: Connect) -> None:
 async def test_an_embedded_video_is_named_by_its_id(connect: Connect) -> None:
     server = Server([httpx.Response(200, json={**FACTS, "later": 1})])
     client = connect(server)
-    assert await client.embed_video(VIDEO) == VideoFacts(VIDEO_ID, 7, 5, 25.0, 4)
+    assert await client.embed_video(VIDEO) == KeptVideo(VIDEO_ID, 7, 5, 25.0, 4)
     assert server.requests[0].url.path == "/segment-anything-2/video/embed"
     await indices(client)
     assert server.asked == ["upload", "id"]
@@ -635,7 +635,7 @@ async def test_a_frame_is_prompted_as_an_image_is(connect: Connect) -> None:
     segmented = httpx.Response(200, content=answer, headers={"X-Image-Id": "f" * 64})
     server = Server([rejection(404, NOT_CACHED), httpx.Response(200, json=FACTS), *[segmented] * 4])
     client = connect(server, model_id="m")
-    frame = VideoFrame(VideoFile.of(VIDEO), 2)
+    frame = FrameOfVideo(VideoFile.of(VIDEO), 2)
     assert Client("http://service").frame_of(VIDEO, 2) == frame
     found = await client.segment(frame, **CLICK)
     assert found.masks.shape == (3, 5, 7)

@@ -49,7 +49,7 @@ from deployments.parsing.video.job import MAX_CHUNK, STATE_EVERY, TrackJob, Trac
 from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import DIRECTIONS, FrameRange, plan
 from deployments.parsing.video.prompts import VideoPrompts
-from deployments.parsing.video.video_calls import VideoCalls, VideoFile
+from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
 from deployments.settings import RequestParserConfig
 from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import settled
@@ -226,7 +226,7 @@ class Videos:
                 return list(frames[:place]), self.faults[index]
         return list(frames), None
 
-    async def upload(self, video: VideoFile, deadline: Deadline) -> None:
+    async def upload(self, video: RequestedVideo, deadline: Deadline) -> None:
         if video.source is None:
             raise VideoNotCached("video_id: the service does not keep this video; upload it (again)")
         self.uploads += 1
@@ -256,7 +256,7 @@ def job(
     calls = ModelCalls({"m": cast(Any, model)}, cast(Any, None), config, RequestMetrics())
     calls.model = lambda *_: cast(Any, model)  # type: ignore[method-assign]
     request = TrackRequest(
-        VideoFile(VIDEO_ID, io.BytesIO(b"a video") if source else None),
+        RequestedVideo(VIDEO_ID, io.BytesIO(b"a video") if source else None),
         facts,
         "m",
         prompts,
@@ -516,10 +516,23 @@ async def test_a_fault_comes_after_the_frames_before_it(direction: str, broken: 
     assert found == expected[: [index for index, *_ in expected].index(broken)]
 
 
+async def test_a_job_waits_while_the_model_is_overloaded() -> None:
+    outcomes = {25: [Overloaded("full")], 31: [Overloaded("full")]}
+    model = Model(lambda _, call: next((outcomes[index].pop() for index in call.frames if outcomes.get(index)), None))
+    request = job(model)
+    assert await taken(request.masks()) == at_once(request)
+    assert outcomes == {25: [], 31: []}
+
+
+async def test_a_job_ends_if_the_model_stays_overloaded() -> None:
+    model = Model(lambda *_: Overloaded("full"))
+    with pytest.raises(Overloaded):
+        await taken(job(model, timeout_s=0.5).masks())
+
+
 async def test_an_error_of_the_model_is_the_jobs() -> None:
     for error, expected in (
         (InvalidPrompt("prompts: frame 31 is not there"), InvalidPrompt),
-        (Overloaded("full"), Overloaded),
         (ValueError("a bug"), ValueError),
     ):
         videos = Videos()

@@ -108,7 +108,7 @@ class VideoForgotten(BaseModel):
     forgotten: bool = Field(description="Whether any replica kept the video.")
 
 
-class TrackedObject(BaseModel):
+class ObjectRecord(BaseModel):
     """One object on one frame."""
 
     object_id: int
@@ -132,7 +132,7 @@ class TrackLine(BaseModel):
     fps: float | None = None
     num_frames: int | None = None
     model_id: str | None = None
-    objects: list[int] | list[TrackedObject] | None = None
+    objects: list[int] | list[ObjectRecord] | None = None
     frame_index: int | None = None
     time_s: float | None = None
     done: bool | None = None

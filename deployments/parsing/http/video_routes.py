@@ -4,6 +4,7 @@ import asyncio
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, File, Form, Query, UploadFile
@@ -27,10 +28,11 @@ from deployments.parsing.http.request_context import context_of
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
+from deployments.parsing.video.job import when_free
 from deployments.parsing.video.lines import EventStream, JsonLines, LabelZip, Lines, written
 from deployments.parsing.video.plan import Direction, FrameRange
 from deployments.parsing.video.prompts import TimedPrompt, parse_prompts, short_form
-from deployments.parsing.video.video_calls import VideoCalls, VideoFile
+from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
 from deployments.parsing.video.videos import Videos, held_bytes, video_by_id
 from deployments.settings import Limits
 
@@ -218,7 +220,7 @@ class VideoRoutes:
 
         async def encode(masks: FrameMasks) -> memoryview:
             step = deadline.step(self._calls.config.request_timeout_s)
-            return await self._encoder_calls.frame(masks, track_format, step)
+            return await when_free(partial(self._encoder_calls.frame, masks, track_format, step), step)
 
         texts: Any = written(masks, encode, head, lines)
         headers = {
@@ -272,7 +274,7 @@ class VideoRoutes:
         elapsed_s = time.perf_counter() - context_of(request).arrived_at
         return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s, timeout_s)
 
-    async def _identify(self, video: UploadFile | None, video_id: str | None, request: Request) -> VideoFile:
+    async def _identify(self, video: UploadFile | None, video_id: str | None, request: Request) -> RequestedVideo:
         context = context_of(request)
         with context.timing.measure("parse"):
             file = await self._videos.identify(None if video is None else video.file, video_id or "")
@@ -314,7 +316,7 @@ def _lines(request: Request, response_format: VideoFormat, facts: VideoFacts) ->
     return EventStream() if "text/event-stream" in request.headers.get("accept", "") else JsonLines()
 
 
-def _head(video: VideoFile, facts: VideoFacts) -> dict[str, Any]:
+def _head(video: RequestedVideo, facts: VideoFacts) -> dict[str, Any]:
     return {
         "video_id": video.video_id,
         "width": facts.width,

@@ -6,12 +6,13 @@ replica dies, the job goes on from there on another one, and gets the same masks
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from deployments.errors import DeadlineExceeded, InvalidVideo, Unavailable, VideoNotCached
+from deployments.errors import DeadlineExceeded, InvalidVideo, Overloaded, Unavailable, VideoNotCached
 from deployments.messages.arrays import LOW_RES_SIZE
 from deployments.messages.calls import Wanted
 from deployments.messages.track import FrameMasks, TrackCall, TrackedFrames, TrackState
@@ -22,7 +23,9 @@ from deployments.parsing.stage_times import StageTimes
 from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import Pass, Plan
 from deployments.parsing.video.prompts import VideoPrompts
-from deployments.parsing.video.video_calls import VideoCalls, VideoFile
+from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
+
+T = TypeVar("T")
 
 STATE_EVERY = 16
 """After so many frames the state comes back, while none is lost: what a death costs at most. It is 3.9 MB an object for
@@ -56,7 +59,7 @@ class TrackRequest:
         replica: the model's replica that has taken the job on.
     """
 
-    video: VideoFile
+    video: RequestedVideo
     facts: VideoFacts
     model_id: str
     prompts: VideoPrompts
@@ -218,7 +221,9 @@ class TrackJob:
                     frames = self._videos.frames(request.video.video_id, call.job, call.frames)
                 return model.track.remote(call, frames, sent, deadline.remaining())
 
-            answer: TrackedFrames | Wanted = await self._calls.retries.call(send, deadline, request.model_id)
+            answer: TrackedFrames | Wanted = await when_free(
+                partial(self._calls.retries.call, send, deadline, request.model_id), deadline
+            )
             if isinstance(answer, TrackedFrames):
                 if isinstance(answer.fault, VideoNotCached) and not answer.num_frames:
                     await self._videos.upload(request.video, deadline)
@@ -245,3 +250,19 @@ class TrackJob:
         self._needs_frames = answer.hits < asked
         fitting = int(CHUNK_S / (seconds / max(1, answer.num_frames)))
         self._size = max(1, min(MAX_CHUNK, 2 * self._size, fitting))
+
+
+async def when_free(call: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+    """Makes a call, and again while the service is overloaded: a job that has come far must not end for that.
+
+    Raises:
+        Overloaded: it is overloaded until the deadline.
+    """
+    while True:
+        try:
+            return await call()
+        except Overloaded as error:
+            pause_s = float(error.retry_after_s or 1)
+            if deadline.remaining() <= pause_s:
+                raise
+            await asyncio.sleep(pause_s)

@@ -41,6 +41,8 @@ class FrameRange:
             ("max_frames", self.max_frames, 1),
             ("stride", self.stride, 1),
         ):
+            if value is not None and type(value) is not int:
+                raise InvalidRequest(f"{name}: must be a whole number, is {value}")
             if value is not None and value < least:
                 raise InvalidRequest(f"{name}: must be at least {least}, is {value}")
 

@@ -162,6 +162,8 @@ def checked_prompts(prompts: Sequence[TrackPrompt], limits: Limits) -> list[Time
         for place, one in enumerate(prompts)
     ]
     for one in found:
+        if not 0 <= one.object_id <= MAX_OBJECT_ID:
+            raise InvalidPrompt(f"{one.where}object_id: must be from 0 to {MAX_OBJECT_ID}, is {one.object_id}")
         if one.frame_index is None or one.frame_index < 0:
             raise InvalidPrompt(f"{one.where}frame_index: must be at least 0, is {one.frame_index}")
     _check_counts(found, limits)

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.errors import VideoNotCached
+from deployments.errors import InvalidVideo, VideoNotCached
 from deployments.messages.arrays import RgbArray
 from deployments.messages.video import FrameBatch, VideoFacts, affinity
 from deployments.parsing.deadline import Deadline
@@ -22,11 +23,13 @@ T = TypeVar("T")
 PART_BYTES = 4 * 2**20
 """Bytes of a file that are sent in one call."""
 
+GONE = "video_id: the service does not keep this video; upload it (again)"
+
 UPLOADS = 3
 """How often a file is sent while it is asked for and not there, since its replica died or had to make room."""
 
 
-class VideoFile:
+class RequestedVideo:
     """A video of a request.
 
     Attributes:
@@ -52,7 +55,7 @@ class VideoCalls:
         self._calls = calls
         self._background: set[asyncio.Task[None]] = set()
 
-    async def facts(self, video: VideoFile, deadline: Deadline) -> VideoFacts:
+    async def facts(self, video: RequestedVideo, deadline: Deadline) -> VideoFacts:
         """Returns what is known of a video; sends its file if VideoReader does not keep it.
 
         Raises:
@@ -68,7 +71,7 @@ class VideoCalls:
 
         return await self._with_file(ask, video, deadline)
 
-    async def frame(self, video: VideoFile, index: int, deadline: Deadline) -> RgbArray:
+    async def frame(self, video: RequestedVideo, index: int, deadline: Deadline) -> RgbArray:
         """Returns one frame, `H×W×3` uint8 RGB.
 
         Raises:
@@ -80,7 +83,7 @@ class VideoCalls:
             if batch.fault is not None:
                 raise batch.fault
             if not batch.pixels:
-                raise VideoNotCached(f"frame_index: frame {index} is announced in the file, but not there")
+                raise InvalidVideo(f"video: frame {index} is announced in the file, but not there")
             return batch.pixels[0]
 
         return await self._with_file(ask, video, deadline)
@@ -110,7 +113,7 @@ class VideoCalls:
             # The replica closes those whose last use is longest ago by itself.
             return
 
-    async def upload(self, video: VideoFile, deadline: Deadline) -> None:
+    async def upload(self, video: RequestedVideo, deadline: Deadline) -> None:
         """Sends a request's file to VideoReader, from where it is missing there.
 
         Raises:
@@ -118,7 +121,7 @@ class VideoCalls:
             InvalidVideo, TooLarge, Unavailable: see `facts`.
         """
         if video.source is None:
-            raise VideoNotCached("video_id: the service does not keep this video; upload it (again)")
+            raise VideoNotCached(GONE)
         offset = 0
         while True:
             part = await asyncio.to_thread(_part, video.source, offset)
@@ -130,16 +133,18 @@ class VideoCalls:
             offset = held
         await self._call("finish", video, deadline)
 
-    async def _with_file(self, ask: Callable[[], Awaitable[T]], video: VideoFile, deadline: Deadline) -> T:
+    async def _with_file(self, ask: Callable[[], Awaitable[T]], video: RequestedVideo, deadline: Deadline) -> T:
         """Asks, and sends the file before asking again if it is not kept."""
         for _ in range(UPLOADS):
-            try:
+            with suppress(VideoNotCached):
                 return await ask()
-            except VideoNotCached:
+            if video.source is None:
+                raise VideoNotCached(GONE)
+            with suppress(VideoNotCached):
                 await self.upload(video, deadline)
         return await ask()
 
-    async def _call(self, method: str, video: VideoFile, deadline: Deadline, *arguments: Any) -> Any:
+    async def _call(self, method: str, video: RequestedVideo, deadline: Deadline, *arguments: Any) -> Any:
         send = partial(getattr(self._handle(video.video_id), method).remote, video.video_id, *arguments)
         return await self._calls.retries.call(send, deadline, "VideoReader")
 

@@ -21,7 +21,7 @@ from deployments.parsing.video.job import TrackJob, TrackRequest
 from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import FrameRange, plan
 from deployments.parsing.video.prompts import TimedPrompt, resolve
-from deployments.parsing.video.video_calls import VideoCalls, VideoFile
+from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
 from deployments.settings import BUNDLED_MODEL_ID, ServiceSettings
 
 STATE_BYTES = 4_200_000
@@ -45,7 +45,7 @@ class Videos:
         self._video_calls = video_calls
         self._jobs = 0
 
-    async def identify(self, video: bytes | BinaryIO | None, video_id: str = "") -> VideoFile:
+    async def identify(self, video: bytes | BinaryIO | None, video_id: str = "") -> RequestedVideo:
         """Identifies a request's video: computes the id of the file that was sent, or takes the id that was given.
 
         Raises:
@@ -68,13 +68,13 @@ class Videos:
             raise TooLarge(f"video: has {size} bytes, more than the {limit} that are accepted")
         source.seek(0)
         digest = await asyncio.to_thread(hashlib.file_digest, cast(io.BytesIO, source), "sha256")
-        return VideoFile(digest.hexdigest(), source)
+        return RequestedVideo(digest.hexdigest(), source)
 
-    async def facts(self, video: VideoFile, deadline: Deadline) -> VideoFacts:
+    async def facts(self, video: RequestedVideo, deadline: Deadline) -> VideoFacts:
         """Returns what is known of a video; see `VideoCalls.facts`."""
         return await self._video_calls.facts(video, deadline)
 
-    async def frame(self, video: VideoFile, index: int, deadline: Deadline) -> IdentifiedImage:
+    async def frame(self, video: RequestedVideo, index: int, deadline: Deadline) -> IdentifiedImage:
         """Identifies a frame as an image: its pixels are decoded only if a model needs them.
 
         Raises:
@@ -92,7 +92,7 @@ class Videos:
 
     async def prepare(
         self,
-        video: VideoFile,
+        video: RequestedVideo,
         prompts: Sequence[TimedPrompt],
         which: FrameRange,
         model_id: str,
@@ -161,12 +161,13 @@ class Videos:
 
 
 def held_bytes(request: TrackRequest) -> int:
-    """Estimates the most bytes that a job holds in RequestParser: the last state, and the logits of two chunks."""
+    """Estimates the most bytes that a job holds in RequestParser: a state, two chunks' logits, and masks."""
     objects = len({one.object_id for one in request.prompts.prompts})
-    return objects * (STATE_BYTES + 8 * LOGITS_BYTES)
+    masks = sum(one.mask.nbytes for one in request.prompts.prompts if one.mask is not None)
+    return objects * (STATE_BYTES + 8 * LOGITS_BYTES) + masks
 
 
-def video_by_id(video_id: str) -> VideoFile:
+def video_by_id(video_id: str) -> RequestedVideo:
     """Returns a video of which only the id is given.
 
     Raises:
@@ -174,4 +175,4 @@ def video_by_id(video_id: str) -> VideoFile:
     """
     if not isinstance(video_id, str) or not IMAGE_ID.fullmatch(video_id):
         raise InvalidRequest("video_id: must be the 64 hexadecimal digits of a SHA-256, as X-Video-Id has them")
-    return VideoFile(video_id)
+    return RequestedVideo(video_id)
