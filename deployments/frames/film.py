@@ -42,6 +42,8 @@ class Film(Video):
 
     def __init__(self, path: Path, limits: Limits, max_frames: int) -> None:
         self._path = path
+        # FFmpeg decodes some frames to find out what a file holds: before their size can be checked here.
+        self._codec_options = {"max_pixels": str(limits.max_pixels)}
         self._is_cut = False
         self._has_stamps = True
         try:
@@ -74,7 +76,8 @@ class Film(Video):
     def _open(self) -> None:
         """Opens the file anew, at its beginning."""
         self.close()
-        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+        # PyAV hands options on to the decoders too that find out what the file holds.
+        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", **self._codec_options}
         with self._faults():
             if not self._is_cut:
                 try:
@@ -96,6 +99,8 @@ class Film(Video):
         # Some players choose the one with most pixels; of an animated picture it is the one with most frames.
         self._stream = max(streams, key=lambda one: (one.width * one.height, one.frames))
         self._stream.thread_type = "AUTO"
+        if self._stream.codec_context is not None:
+            self._stream.codec_context.options = self._codec_options
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -75,10 +75,10 @@ def _cross_attention(
     )
     k = torch.cat([turned[:, 0], k[:, with_place:]], 1)
     q = q[:, 0]
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         mixed = attention.v_proj(torch.stack([_weighted(*one) for one in zip(q, k, value, strict=True)]))
     else:
-        # A GPU's own kernels are fastest with keys and values of one width.
+        # The kernels of a GPU, and those for bfloat16, are fastest with keys and values of one width.
         mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], attention.v_proj(value)[:, None])[:, 0]
     projected: torch.Tensor = attention.out_proj(mixed)
     return projected

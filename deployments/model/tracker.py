@@ -206,15 +206,17 @@ class Tracker:
         places = {key: place for place, key in enumerate(frames)}
         features = torch.cat([embedding.image_embed for embedding in frames.values()]).float()
         attended = [step.attended for step in steps if step.attended is not None]
-        mixed = memory_attention.attend(
-            self._model.memory_attention,
-            _as_tokens(features),
-            _as_tokens(self._engine.position_encoding(steps[0].embedding)),
-            [places[id(step.embedding)] for step in steps],
-            torch.stack([one.memory for one in attended]),
-            torch.stack([one.position for one in attended]),
-            attended[0].num_pointer_tokens,
-        )
+        # As Meta runs the whole predictor; here only what takes nearly all of the time besides the image encoder.
+        with torch.autocast(self._engine.device.type, torch.bfloat16, self._engine.precision == torch.bfloat16):
+            mixed = memory_attention.attend(
+                self._model.memory_attention,
+                _as_tokens(features),
+                _as_tokens(self._engine.position_encoding(steps[0].embedding)),
+                [places[id(step.embedding)] for step in steps],
+                torch.stack([one.memory for one in attended]),
+                torch.stack([one.position for one in attended]),
+                attended[0].num_pointer_tokens,
+            ).float()
         return list(torch.split(mixed.transpose(1, 2).reshape(-1, *features.shape[1:]), 1))
 
     def _decode(self, steps: Sequence[_Step], objects: Sequence[PromptedObject] | None = None) -> list[_Decoded]:

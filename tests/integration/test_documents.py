@@ -131,6 +131,14 @@ def test_two_objects_of_a_kept_video_are_followed_and_a_frame_of_it_is_an_image(
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_client_follows_the_mask_of_a_click(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_python(code_of("client-video"), service)
+    assert names["first"].shape == (270, 480, 3)
+    assert names["areas"][0] == pytest.approx(names["click"].masks[0].sum(), rel=0.1)
+    assert len(names["areas"]) == len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_handle_example_of_a_video_runs(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_python(code_of("handle-video"), service)
     assert set(names["areas"]) == {(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)}
