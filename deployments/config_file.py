@@ -14,6 +14,7 @@ from deployments.settings import (
     RequestParserConfig,
     Sam2ModelConfig,
     ServiceSettings,
+    VideoReaderConfig,
     model_deployment_name,
     parse_settings,
 )
@@ -86,9 +87,10 @@ def _application(schema: ServeDeploySchema) -> ServeApplicationSchema:
 
 def _check_deployments(path: Path, application: ServeApplicationSchema, settings: ServiceSettings) -> None:
     """Raises ValueError for mistakes that Serve, or each replica at its start, would only report later."""
-    configs: dict[str, type[RequestParserConfig | Sam2ModelConfig] | None] = {
+    configs: dict[str, type[RequestParserConfig | VideoReaderConfig | Sam2ModelConfig] | None] = {
         "RequestParser": RequestParserConfig,
         "ResponseEncoder": None,
+        "VideoReader": VideoReaderConfig,
         **{model_deployment_name(model.model_id): Sam2ModelConfig for model in settings.models},
     }
     for deployment in application.deployments:

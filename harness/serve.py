@@ -5,9 +5,13 @@ import io
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
+
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -15,6 +19,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def local_config(path: Path, **changes: Any) -> str:
+    """Writes cluster/local.yaml with other `args`, and without options of models; returns the path."""
+    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+    application = document["applications"][0]
+    application["args"] = changes
+    application["deployments"] = [one for one in application["deployments"] if ":" not in one["name"]]
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
 
 
 def deploy(document: dict[str, Any], timeout_s: float = 240) -> None:

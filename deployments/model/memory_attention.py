@@ -87,19 +87,20 @@ def _cross_attention(
 def _weighted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Returns `softmax(query @ key.T / √C) @ value`, `N×D`, of one object, block by block.
 
-    Keeps a running maximum and sum of each row, as in "Online normalizer calculation for softmax" (arXiv 1805.02867).
+    Softmax is the same whatever is subtracted from a row. Instead of a row's maximum, which is known only at the end,
+    this subtracts the maximum of a sample of its logits: exponentials then overflow only if another logit is larger by
+    88. What is subtracted, and the sum of a row's weights, are a further column of the two multiplications, so that the
+    weights are written once, exponentiated once and read once.
     """
+    ones = key.new_ones(len(key), 1)
+    sample = key[:: max(1, len(key) // BLOCK)]
+    keys, values = (torch.split(torch.cat([one, ones], 1), BLOCK) for one in (key, value))
     parts = []
     for rows in torch.split(query * query.shape[-1] ** -0.5, BLOCK):
-        highest = rows.new_full((len(rows), 1), -torch.inf)
-        total, mixed = torch.zeros_like(highest), rows.new_zeros(len(rows), value.shape[1])
-        for keys, values in zip(torch.split(key, BLOCK), torch.split(value, BLOCK), strict=True):
-            weights = rows @ keys.T
-            higher = torch.maximum(highest, weights.amax(1, keepdim=True))
-            weights.sub_(higher).exp_()
-            kept = (highest - higher).exp()
-            total = total * kept + weights.sum(1, keepdim=True)
-            mixed = torch.addmm(mixed * kept, weights, values)
-            highest = higher
-        parts.append(mixed / total)
+        lowered = torch.cat([rows, -(rows @ sample.T).amax(1, keepdim=True)], 1)
+        mixed = rows.new_zeros(len(rows), value.shape[1] + 1)
+        for some_keys, some_values in zip(keys, values, strict=True):
+            mixed.addmm_((lowered @ some_keys.T).exp_(), some_values)
+        part = mixed[:, :-1] / mixed[:, -1:]
+        parts.append(part if part.isfinite().all() else (rows @ key.T).softmax(1) @ value)
     return torch.cat(parts)

@@ -31,6 +31,9 @@ STATE_EVERY = 16
 """After so many frames the state comes back, while none is lost: what a death costs at most. It is 3.9 MB an object for
 SAM 2, so 0.25 MB a frame; the frame's logits are 0.26 MB."""
 
+FIRST_LOOKS = 3
+"""How many other replicas a job looks at after its first frames."""
+
 CHUNK_S = 0.5
 """About how long a chunk of frames should take: the first mask comes soon, and a client that leaves costs no more."""
 
@@ -170,7 +173,7 @@ class TrackJob:
             if answer.state is not None:
                 progress.state, progress.state_at = answer.state, progress.done
                 if not answer.hits and answer.fault is None:
-                    await self._request.replica.balance(answer.others, self._step())
+                    await self._balance(answer.others, FIRST_LOOKS if progress.done <= len(call.frames) else 1)
             new = frames[progress.given : progress.done] if progress.done > progress.given else range(0)
             progress.given = max(progress.given, progress.done)
             yield [
@@ -181,6 +184,10 @@ class TrackJob:
             # A file that is not there any more is sent again before the next chunk.
             if answer.fault is not None and not isinstance(answer.fault, VideoNotCached):
                 raise answer.fault
+
+    async def _balance(self, others: int, looks: int) -> None:
+        for _ in range(looks):
+            others = await self._request.replica.balance(others, self._step())
 
     def _call(self, progress: _Progress) -> TrackCall:
         run, prompts = progress.run, self._request.prompts
@@ -201,7 +208,9 @@ class TrackJob:
             frames=frames,
             prompts=run.prompts_on(frames, prompts.prompts) if run.starts_over else (),
             ended=frozenset(ended),
+            # After the first frames too, so that the job may move at once.
             wants_state=done - progress.state_at >= progress.state_every
+            or not progress.done
             or (done == len(run.frames) and not is_last_pass),
         )
 

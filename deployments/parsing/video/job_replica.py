@@ -1,7 +1,8 @@
 """JobReplica: the model replica that a job runs on, and its move to one that has less to do.
 
 A job begins on the replica that remembers its video. Consistent hashing would leave some replicas with several jobs and
-others with none, so a job looks at one other replica now and then, and moves if that one has at least two jobs fewer.
+others with none. So a job whose frames nobody remembers looks at one other replica now and then, and moves if that one
+has at least two jobs fewer.
 """
 
 import asyncio
@@ -19,9 +20,6 @@ from deployments.parsing.model_calls import ModelCalls
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
-
-LOOKS = 3
-"""How many replicas a new job may look at."""
 
 
 class JobReplica:
@@ -47,17 +45,14 @@ class JobReplica:
         self._background: set[asyncio.Task[None]] = set()
 
     async def begin(self, deadline: Deadline) -> None:
-        """Wakes the model, and finds a replica.
+        """Wakes the model, and begins on the replica that remembers the video, if one does.
 
         Raises:
             InvalidRequest: the model cannot follow objects.
             ModelUnavailable, Overloaded, DeadlineExceeded: see `ModelCalls.ask`.
         """
         await self._calls.wake(self._model_id, deadline)
-        self._name, others = await self._begin(self.model, deadline)
-        for _ in range(LOOKS - 1):
-            if others:
-                others = await self.balance(others, deadline)
+        self._name, _ = await self._begin(self.model, deadline)
 
     async def balance(self, others: int, deadline: Deadline) -> int:
         """Looks at another replica, and moves there if it has at least two jobs fewer than this one.

@@ -1,8 +1,7 @@
-"""`python -m deployments`: progress, a clear end, the seed's curl against it, and a clean stop."""
+"""`python -m deployments` from its start to its end: progress, the seed's curl, a deploy that fails, a clean stop."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,21 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import orjson
 import pytest
-import yaml
-from huggingface_hub import constants
 from PIL import Image
 
-from deployments import launcher
-from deployments.launcher import Stopped, _catch_stop_signals
-from harness.serve import free_port
-from harness.weights import fill_hub_cache
-from tests.integration.conftest import TINY
+from harness.serve import free_port, local_config
 
 ROOT = Path(__file__).parents[2]
 DEMO_FOLDER = ROOT / "deployments" / "model" / "demo"
@@ -77,16 +69,6 @@ def last_words(process: subprocess.Popen[str]) -> str:
     return error.strip().splitlines()[-1]
 
 
-def config_with(path: Path, **changes: Any) -> str:
-    """cluster/local.yaml with other `args`, written to a file."""
-    document = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
-    application = document["applications"][0]
-    application["args"] = changes
-    application["deployments"] = application["deployments"][:2]
-    path.write_text(yaml.safe_dump(document))
-    return str(path)
-
-
 @dataclass(frozen=True)
 class Launchers:
     """Two that were started together, since each start is mostly waiting: for the tests after them to go on."""
@@ -105,7 +87,7 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
     """
     folder = tmp_path_factory.mktemp("failing")
     own = {"model_id": "mine", "checkpoint": str(folder / "gone.pt"), "config": str(DEMO_FOLDER / "sam2_demo.yaml")}
-    config = config_with(folder / "config.yaml", models=[own])
+    config = local_config(folder / "config.yaml", models=[own])
     port = free_port()
     # Its own, lest two launchers that look for free ones at the same time find the same.
     ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
@@ -114,65 +96,6 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchers]:
         with launched("--config", config, "--port", str(free_port()), **ports) as failing:
             lines_until(failing, "[")
             yield Launchers(serving, f"http://127.0.0.1:{port}", failing)
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """The launcher catches signals; afterwards they do what they did before."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_is_stopped_once_by_either_signal(number: signal.Signals, own_signals: None) -> None:
-    _catch_stop_signals()
-    with pytest.raises(Stopped):
-        signal.raise_signal(number)
-    # Until the end has begun, more of them change nothing.
-    signal.raise_signal(signal.SIGINT)
-    signal.raise_signal(signal.SIGTERM)
-
-
-def test_a_wrong_config_is_refused_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # In this process: a launcher of its own would need seconds to be imported.
-    monkeypatch.setattr(launcher, "prepare_environment", None)
-    config = config_with(tmp_path / "config.yaml", models=["sam2-demo"], defualt_model="x")
-    assert launcher.main(["--config", config]) == 1
-    assert "args.defualt_model" in capsys.readouterr().err
-    assert launcher.main(["--config", str(tmp_path / "gone.yaml")]) == 1
-    assert "gone.yaml" in capsys.readouterr().err
-
-
-def test_a_port_in_use_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_signals: None
-) -> None:
-    monkeypatch.setattr(launcher, "prepare_environment", lambda: None)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert launcher.main(["--port", str(port)]) == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
-
-
-def test_prefetch_ends_with_the_files_or_with_the_cause(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a network, from a hub cache that has one of the two."""
-    cached = fill_hub_cache(tmp_path, TINY)
-    # What HF_HUB_CACHE and HF_HUB_OFFLINE set when the library is imported.
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert launcher.main(["prefetch", TINY]) == 0
-    assert capsys.readouterr().out == f"{TINY}: {cached}\n"
-    assert launcher.main(["prefetch", TINY, "facebook/sam2.1-hiera-tiny"]) == 1
-    said = capsys.readouterr()
-    assert said.out == f"{TINY}: {cached}\n"
-    assert "sam2.1_hiera_tiny.pt is not in the hub cache" in said.err
 
 
 def test_a_deploy_that_fails_ends_with_the_cause_and_exit_code_1(launchers: Launchers) -> None:
