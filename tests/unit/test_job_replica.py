@@ -72,7 +72,7 @@ async def test_a_job_begins_where_its_video_is_remembered() -> None:
 async def test_jobs_of_one_video_spread_over_replicas() -> None:
     replicas = Replicas([set() for _ in range(10)])
     begun_ones = [await begun(replicas) for _ in range(20)]
-    for _ in range(8):
+    for _ in range(40):
         for one in begun_ones:
             number = cast(Any, one.model).number
             await one.balance(len(replicas.jobs[number]) - 1, Deadline(10))

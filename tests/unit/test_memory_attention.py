@@ -15,7 +15,8 @@ from harness.videos import squares
 
 
 def exact(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return (query.double() @ key.double().T / query.shape[1] ** 0.5).softmax(1) @ value.double()
+    found: torch.Tensor = (query.double() @ key.double().T / query.shape[1] ** 0.5).softmax(1) @ value.double()
+    return found
 
 
 @pytest.mark.parametrize("count", [1, 7, BLOCK, BLOCK + 1, 3 * BLOCK + 17])
