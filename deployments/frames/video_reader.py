@@ -22,7 +22,7 @@ from deployments.frames.decode import open_video
 from deployments.frames.file_store import FileStore
 from deployments.frames.video import Video, VideoFrame
 from deployments.messages.arrays import RgbArray
-from deployments.messages.video import FrameBatch, VideoFacts
+from deployments.messages.video import GONE, FrameBatch, VideoFacts
 from deployments.settings import Limits, VideoReaderConfig
 from deployments.telemetry.metrics import VideoMetrics
 
@@ -39,8 +39,6 @@ MAX_OPEN = 16
 BACKWARD_BYTES = 64 * 2**20
 """Bytes of decoded frames that are kept for a job in reverse order: decoders run forwards only, so frames are decoded
 some at a time and then given from the last to the first."""
-
-GONE = "video_id: the service does not keep this video; upload it (again)"
 
 SWEEP_S = 60.0
 """At most so long after its time a video is deleted."""

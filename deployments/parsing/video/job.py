@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from deployments.errors import DeadlineExceeded, InvalidVideo, Overloaded, Unavailable, VideoNotCached
-from deployments.messages.arrays import LOW_RES_SIZE
 from deployments.messages.calls import Wanted
-from deployments.messages.track import FrameMasks, TrackCall, TrackedFrames, TrackState
+from deployments.messages.track import LOGITS_BYTES, FrameMasks, TrackCall, TrackedFrames, TrackState
 from deployments.messages.video import VideoFacts
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
@@ -38,9 +37,6 @@ MAX_CHUNK = 16
 
 CHUNK_BYTES = 64 * 2**20
 """Bytes of a chunk's decoded frames and logits."""
-
-LOGITS_BYTES = 4 * LOW_RES_SIZE**2
-"""Of an object's logits on a frame."""
 
 TRIES = 8
 """How often a chunk is sent while what it needs is not there."""
@@ -136,10 +132,13 @@ class TrackJob:
                     yield one
         finally:
             ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
-            await chunks.aclose()
-            self._videos.close(self._request.video.video_id, self._request.replica.job)
-            self._request.replica.end()
+            try:
+                await asyncio.gather(ahead, return_exceptions=True)
+                await chunks.aclose()
+            finally:
+                # Also if the clean-up itself is cancelled.
+                self._videos.close(self._request.video.video_id, self._request.replica.job)
+                self._request.replica.end()
         facts = self._request.facts
         if facts.is_cut and self._request.plan.reaches_end:
             raise InvalidVideo(f"video: frame {facts.num_frames} cannot be decoded: the file is cut off there")
@@ -170,7 +169,7 @@ class TrackJob:
             if answer.state is not None:
                 progress.state, progress.state_at = answer.state, progress.done
                 if not answer.hits and answer.fault is None:
-                    await self._request.replica.balance(answer.others, self._step())
+                    await self._request.replica.balance(answer, self._step())
             new = frames[progress.given : progress.done] if progress.done > progress.given else range(0)
             progress.given = max(progress.given, progress.done)
             yield [
@@ -226,7 +225,7 @@ class TrackJob:
             )
             if isinstance(answer, TrackedFrames):
                 if isinstance(answer.fault, VideoNotCached) and not answer.num_frames:
-                    await self._videos.upload(request.video, deadline)
+                    await self._upload(deadline)
                     continue
                 return answer
             if answer.what == "frames":
@@ -236,6 +235,18 @@ class TrackJob:
             else:
                 sent = state
         raise Unavailable("video: its frames could not be brought to the model; it is safe to send it again")
+
+    async def _upload(self, deadline: Deadline) -> None:
+        """Sends the file to VideoReader; one that must make room for others before it is used is sent again later.
+
+        Raises:
+            VideoNotCached: the request did not bring the file.
+        """
+        try:
+            await when_free(partial(self._videos.upload, self._request.video, deadline), deadline)
+        except VideoNotCached:
+            if self._request.video.source is None:
+                raise
 
     def _step(self) -> Deadline:
         if not self._deadline.remaining():

@@ -54,7 +54,8 @@ class Pass:
     Attributes:
         frames: their indices in the file. Reverse order has a negative step.
         offset: the index of the frame whose position is 0; memory counts frames by their positions.
-        starts_over: whether what was remembered before is remembered on: frames with prompts, of an earlier pass.
+        starts_over: whether nothing is remembered at its start. Otherwise it begins with what the pass before remembers
+            of frames with prompts.
     """
 
     frames: range
