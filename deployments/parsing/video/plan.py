@@ -19,7 +19,8 @@ class FrameRange:
     """Which frames a request asks for.
 
     Attributes:
-        direction: from each object's first prompt to the end of the video, to its beginning, or both.
+        direction: from each object's first prompt to the end of the video, from its last prompt to the beginning, or
+            from its first prompt to both.
         start_frame: where to start; None is the first prompt in this direction.
         max_frames: how many frames at most are followed in each direction, the first included; None is no limit.
         stride: 1 follows every frame, n every n-th.

@@ -128,6 +128,8 @@ class Videos:
             )
         if track_format.response_format == "png" and not all(1 <= one <= 255 for one in ids):
             raise InvalidPrompt("prompts: response_format png needs object_ids from 1 to 255, its labels")
+        # Again: others may have begun while the file was on its way, and later there is no status any more.
+        self.check_jobs()
         replica = JobReplica(self._calls, model_id, video.video_id)
         await replica.begin(step)
         return TrackRequest(video, facts, model_id, resolved, planned, replica)
