@@ -756,6 +756,7 @@ class _Tracking:
         self._parts = parts
         self._line_timeout_s = line_timeout_s
         self._uploads = (video.video_id, None) not in client._known
+        self._has_uploaded = False
         self._attempt = 0
         self._ends_at = client._deadline()
         # Frames: that the caller has, that it had before this request, and that this request's answer had so far.
@@ -766,6 +767,7 @@ class _Tracking:
     def request(self) -> _Request:
         """Returns the next request; its deadline is that of each line."""
         self._given_before, self._seen, self._rest = self._given, 0, bytearray()
+        self._has_uploaded = self._uploads
         parts = self._parts if self._uploads else self._parts + _form({"video_id": self._video.video_id})
         ends_at = time.monotonic() + self._line_timeout_s
         return _Request("POST", f"{ROUTE}/video", parts, ends_at, video=self._video if self._uploads else None)
@@ -840,10 +842,12 @@ class _Tracking:
         if self._given > self._given_before:
             self._attempt, self._ends_at = 0, self._client._deadline()
         error = _error(outcome)
-        if error.code == "video_not_cached" and not self._uploads:
+        if error.code == "video_not_cached":
             self._client._known.pop((self._video.video_id, None), None)
-            self._uploads, self.pause_s = True, 0.0
-            return
+            self._uploads = True
+            if not self._has_uploaded:
+                self.pause_s = 0.0
+                return
         pause_s = _pause_s(outcome, self._attempt)
         self._attempt += 1
         gives_up = self._attempt > self._client._max_retries

@@ -258,14 +258,20 @@ class RequestParserConfig(Settings):
         default=60.0,
         gt=0,
         le=3600,
-        description="How long an image or an answer may wait for its share of the two byte budgets. If the expected "
-        "wait is longer, the request gets 503 at once.",
+        description="How long an image, a video or an answer may wait for its share of the three byte budgets. If "
+        "the expected wait is longer, the request gets 503 at once.",
     )
     max_video_jobs: int = Field(
         default=16,
         ge=1,
         le=10_000,
         description="Requests of each replica that follow objects at the same time; further ones get 503 at once.",
+    )
+    video_budget_bytes: int = Field(
+        default=1024 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Bytes that requests that follow objects hold in each replica, 6 to 13 MB an object; further "
+        "requests wait, then get 503.",
     )
     video_timeout_s: float = Field(
         default=14_400.0,

@@ -22,7 +22,7 @@ from deployments.frames.decode import open_video
 from deployments.frames.file_store import FileStore
 from deployments.frames.video import Video, VideoFrame
 from deployments.messages.arrays import RgbArray
-from deployments.messages.video import FrameBatch, VideoFacts
+from deployments.messages.video import GONE, FrameBatch, VideoFacts
 from deployments.settings import Limits, VideoReaderConfig
 from deployments.telemetry.metrics import VideoMetrics
 
@@ -39,8 +39,6 @@ MAX_OPEN = 16
 BACKWARD_BYTES = 64 * 2**20
 """Bytes of decoded frames that are kept for a job in reverse order: decoders run forwards only, so frames are decoded
 some at a time and then given from the last to the first."""
-
-GONE = "video_id: the service does not keep this video; upload it (again)"
 
 SWEEP_S = 60.0
 """At most so long after its time a video is deleted."""
@@ -89,10 +87,17 @@ class VideoReader:
         """Deletes videos in time, even if no call comes, and all that is remembered of them."""
         while True:
             await asyncio.sleep(every_s)
-            left = set(await self._stored(self._store.expire))
-            self._facts = {video_id: facts for video_id, facts in self._facts.items() if video_id in left}
-            for video_id in {key[0] for key in list(self._cursors)} - left:
-                await self._decoded(self._close, video_id)
+            # A file that cannot be deleted now is tried again.
+            with suppress(OSError):
+                await self._forget_old()
+
+    async def _forget_old(self) -> None:
+        left = set(await self._stored(self._store.expire))
+        self._facts = {video_id: facts for video_id, facts in self._facts.items() if video_id in left}
+        with self._lock:
+            gone = {video_id for video_id, _ in self._cursors} - left
+        for video_id in gone:
+            await self._decoded(self._close, video_id)
 
     # ---- files
 

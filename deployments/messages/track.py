@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deployments.errors import InvalidPrompt, ServiceError
-from deployments.messages.arrays import FloatArray
+from deployments.messages.arrays import LOW_RES_SIZE, FloatArray
 from deployments.messages.prompt import Prompt
 from deployments.messages.upsampling import row_chunks, upsample, upsample_rows
 
 BoolArray: TypeAlias = NDArray[np.bool_]
+
+LOGITS_BYTES = 4 * LOW_RES_SIZE**2
+"""Bytes of an object's logits on a frame."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -209,7 +212,7 @@ class TrackCall:
 
     Attributes:
         video_id: SHA-256 of the video file, as hex.
-        job: unique to the caller's video, direction and prompts; the replica keeps its state under this name.
+        job: a name that no other job has; the replica keeps the state under it.
         run: 0 for the job's first pass over the video, 1 for its second.
         position: of the first frame.
         frames: the frames' indices in the file, in the order in which they are followed.
@@ -241,6 +244,7 @@ class TrackedFrames:
         others: how many other jobs the replica has.
         embed_s: seconds that the image encoder ran, or that the call waited for it.
         track_s: seconds that the tracker ran; other calls' frames may have been in the same runs.
+        replica: the replica's name.
     """
 
     masks: tuple[FrameMasks, ...]
@@ -251,3 +255,4 @@ class TrackedFrames:
     others: int = 0
     embed_s: float = 0.0
     track_s: float = 0.0
+    replica: str = ""

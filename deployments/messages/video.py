@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from deployments.errors import ServiceError
 from deployments.messages.arrays import RgbArray
 
+GONE = "video_id: the service does not keep this video; upload it (again)"
+"""Says what VideoNotCached means."""
+
 AFFINITY_DIGITS = 32
 """The first digits of an image's or a video's id: calls that share them go to the same replica."""
 

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import ray
@@ -243,7 +243,7 @@ class Sam2Model:
             InvalidPrompt: a prompt is on a frame that the file does not hold.
         """
         until = time.monotonic() + wait_s
-        return await self._tracking.answer(
+        answer = await self._tracking.answer(
             call,
             frames,
             state,
@@ -251,6 +251,7 @@ class Sam2Model:
             self._wait_s(until),
             lambda: self._embed_stage.check(self._wait_s(until)),
         )
+        return answer if isinstance(answer, Wanted) else replace(answer, replica=self._replica_tag)
 
     async def begin_tracking(self, job: str) -> tuple[str, int]:
         """Takes on a job that follows objects; returns the replica's name, and how many other jobs it has.

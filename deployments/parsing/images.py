@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deployments.errors import InvalidImage, InvalidRequest, TooLarge
 from deployments.messages.arrays import RgbArray
 from deployments.messages.calls import AnswerSize
+from deployments.parsing.deadline import Deadline
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | RgbArray | Image.Image
@@ -66,7 +67,7 @@ class IdentifiedImage:
     image_id: str
     source: bytes | BinaryIO | RgbArray | None
     decoded_bytes: int = 0
-    fetch: Callable[[Any], Awaitable[RgbArray]] | None = None
+    fetch: Callable[[Deadline], Awaitable[RgbArray]] | None = None
 
     @property
     def has_pixels(self) -> bool:

@@ -368,6 +368,16 @@ async def test_a_file_that_is_gone_amid_an_answer_is_uploaded_again(connect: Con
 
 
 @either
+async def test_a_file_that_is_gone_every_time_is_not_uploaded_for_ever(connect: Connect, pauses: list[float]) -> None:
+    server = Server([[HEAD, error_line("video_not_cached")]] * 9)
+    with pytest.raises(ClientError) as error:
+        await indices(connect(server, max_retries=2))
+    assert error.value.code == "video_not_cached"
+    assert server.asked == ["upload"] * 3
+    assert pauses == [0.5, 1]
+
+
+@either
 async def test_new_frames_reset_the_patience(connect: Connect, pauses: list[float]) -> None:
     outcomes: list[Outcome] = []
     for count in (1, 2, 3):

@@ -503,6 +503,23 @@ async def test_a_file_that_is_never_there_is_not_sent_for_ever() -> None:
     assert videos.uploads <= job_module.TRIES
 
 
+@pytest.mark.parametrize("error", [VideoNotCached("video: had to make room"), Overloaded("the disk is full", 0.01)])
+async def test_a_file_that_cannot_be_sent_at_first_is_sent_later(error: ServiceError) -> None:
+    errors: list[ServiceError] = [error]
+
+    class Full(Videos):
+        async def upload(self, video: RequestedVideo, deadline: Deadline) -> None:
+            if errors:
+                raise errors.pop()
+            await super().upload(video, deadline)
+
+    videos = Full(goes_after=4)
+    request = job(Model(), videos)
+    assert await taken(request.masks()) == at_once(request)
+    assert not errors
+    assert videos.uploads >= 1
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("broken", [20, 21, 33, 40, 15])
 async def test_a_fault_comes_after_the_frames_before_it(direction: str, broken: int) -> None:
@@ -623,6 +640,28 @@ async def test_a_caller_that_is_cancelled_while_it_waits_cancels_what_runs() -> 
         await waiting
     await settled()
     assert (model.asked, model.cancelled, len(videos.closed)) == (1, 1, 1)
+
+
+async def test_a_clean_up_that_is_cancelled_closes_the_reader_and_ends_the_job() -> None:
+    videos, model = Videos(), Model()
+    masks = job(model, videos).masks()
+    await anext(masks)
+
+    async def stubborn(*_: Any) -> Any:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await asyncio.sleep(5)
+
+    model._answer = stubborn  # type: ignore[method-assign, assignment]
+    await settled()
+    closing = asyncio.ensure_future(masks.aclose())
+    await settled()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await settled()
+    assert (videos.closed, model.ended) == (list(videos.readers), list(videos.readers))
 
 
 async def test_a_job_has_a_reader_of_its_own_and_closes_it() -> None:

@@ -64,6 +64,8 @@ class HttpRequestParser(RequestParser):
             "too many answers are under way to clients that have not read them",
             self._metrics.answer_bytes,
         )
+        # Not the answers': a job holds its share for as long as its video takes, and images must not wait for that.
+        self._video_budget = ByteBudget(self._calls.config.video_budget_bytes, "too many objects are followed already")
         self._routes = (
             ImageRoutes(
                 settings.limits,
@@ -80,7 +82,7 @@ class HttpRequestParser(RequestParser):
                 self._videos,
                 self._video_calls,
                 self._encoder_calls,
-                self._answer_budget,
+                self._video_budget,
             ),
             StatusRoutes(settings.default_model_id, self._model_states),
             page,
@@ -95,6 +97,7 @@ class HttpRequestParser(RequestParser):
         """Applies the deployment's `user_config` (RequestParserConfig), at the start and whenever it changes."""
         await super().reconfigure(user_config)
         self._answer_budget.set_limit(self._calls.config.answer_budget_bytes)
+        self._video_budget.set_limit(self._calls.config.video_budget_bytes)
 
     async def drain(self, timeout_s: float) -> int:
         """Rejects new HTTP requests (503), and returns once all requests under way are answered.

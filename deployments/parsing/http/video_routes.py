@@ -64,7 +64,7 @@ class VideoRoutes:
         videos: follows objects.
         video_calls: gets frames, and deletes videos.
         encoder_calls: writes frames' masks.
-        budget: bounds the bytes of answers under way.
+        budget: bounds the bytes that requests hold while they follow objects.
     """
 
     def __init__(

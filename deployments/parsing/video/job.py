@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from deployments.errors import DeadlineExceeded, InvalidVideo, Overloaded, Unavailable, VideoNotCached
-from deployments.messages.arrays import LOW_RES_SIZE
 from deployments.messages.calls import Wanted
-from deployments.messages.track import FrameMasks, TrackCall, TrackedFrames, TrackState
+from deployments.messages.track import LOGITS_BYTES, FrameMasks, TrackCall, TrackedFrames, TrackState
 from deployments.messages.video import VideoFacts
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
@@ -34,6 +33,9 @@ SAM 2, so 0.25 MB a frame; the frame's logits are 0.26 MB."""
 FIRST_LOOKS = 3
 """How many other replicas a job looks at after its first frames."""
 
+LOOK_S = 5.0
+"""How long a look at another replica may keep the masks waiting."""
+
 CHUNK_S = 0.5
 """About how long a chunk of frames should take: the first mask comes soon, and a client that leaves costs no more."""
 
@@ -41,9 +43,6 @@ MAX_CHUNK = 16
 
 CHUNK_BYTES = 64 * 2**20
 """Bytes of a chunk's decoded frames and logits."""
-
-LOGITS_BYTES = 4 * LOW_RES_SIZE**2
-"""Of an object's logits on a frame."""
 
 TRIES = 8
 """How often a chunk is sent while what it needs is not there."""
@@ -139,10 +138,13 @@ class TrackJob:
                     yield one
         finally:
             ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
-            await chunks.aclose()
-            self._videos.close(self._request.video.video_id, self._request.replica.job)
-            self._request.replica.end()
+            try:
+                await asyncio.gather(ahead, return_exceptions=True)
+                await chunks.aclose()
+            finally:
+                # Also if the clean-up itself is cancelled.
+                self._videos.close(self._request.video.video_id, self._request.replica.job)
+                self._request.replica.end()
         facts = self._request.facts
         if facts.is_cut and self._request.plan.reaches_end:
             raise InvalidVideo(f"video: frame {facts.num_frames} cannot be decoded: the file is cut off there")
@@ -173,7 +175,9 @@ class TrackJob:
             if answer.state is not None:
                 progress.state, progress.state_at = answer.state, progress.done
                 if not answer.hits and answer.fault is None:
-                    await self._balance(answer.others, FIRST_LOOKS if progress.done <= len(call.frames) else 1)
+                    is_first = progress.done <= len(call.frames)
+                    deadline = self._step().step(LOOK_S)
+                    await self._request.replica.balance(answer, deadline, FIRST_LOOKS if is_first else 1)
             new = frames[progress.given : progress.done] if progress.done > progress.given else range(0)
             progress.given = max(progress.given, progress.done)
             yield [
@@ -184,10 +188,6 @@ class TrackJob:
             # A file that is not there any more is sent again before the next chunk.
             if answer.fault is not None and not isinstance(answer.fault, VideoNotCached):
                 raise answer.fault
-
-    async def _balance(self, others: int, looks: int) -> None:
-        for _ in range(looks):
-            others = await self._request.replica.balance(others, self._step())
 
     def _call(self, progress: _Progress) -> TrackCall:
         run, prompts = progress.run, self._request.prompts
@@ -235,7 +235,7 @@ class TrackJob:
             )
             if isinstance(answer, TrackedFrames):
                 if isinstance(answer.fault, VideoNotCached) and not answer.num_frames:
-                    await self._videos.upload(request.video, deadline)
+                    await self._upload(deadline)
                     continue
                 return answer
             if answer.what == "frames":
@@ -245,6 +245,18 @@ class TrackJob:
             else:
                 sent = state
         raise Unavailable("video: its frames could not be brought to the model; it is safe to send it again")
+
+    async def _upload(self, deadline: Deadline) -> None:
+        """Sends the file to VideoReader; one that must make room for others before it is used is sent again later.
+
+        Raises:
+            VideoNotCached: the request did not bring the file.
+        """
+        try:
+            await when_free(partial(self._videos.upload, self._request.video, deadline), deadline)
+        except VideoNotCached:
+            if self._request.video.source is None:
+                raise
 
     def _step(self) -> Deadline:
         if not self._deadline.remaining():

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from deployments.errors import Unavailable
+from deployments.messages.track import TrackedFrames
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
 
@@ -54,22 +56,30 @@ class JobReplica:
         await self._calls.wake(self._model_id, deadline)
         self._name, _ = await self._begin(self.model, deadline)
 
-    async def balance(self, others: int, deadline: Deadline) -> int:
-        """Looks at another replica, and moves there if it has at least two jobs fewer than this one.
+    async def balance(self, answer: TrackedFrames, deadline: Deadline, looks: int = 1) -> None:
+        """Looks at other replicas, and moves to one that has at least two jobs fewer than the one that answered.
 
         Args:
-            others: how many other jobs this replica has.
+            answer: to the job's last call. Its replica is another one than before if that has died or was full.
             deadline: when there must be an answer.
-
-        Returns:
-            How many other jobs the replica has that the job now is on.
+            looks: at how many.
         """
+        self._name, others = answer.replica or self._name, answer.others
+        for _ in range(looks):
+            others = await self._balance(others, deadline)
+
+    async def _balance(self, others: int, deadline: Deadline) -> int:
+        """Moves the job as `balance` does; returns how many other jobs the replica has that the job now is on."""
         if not others:
             return 0
         self._looks += 1
         elsewhere = hashlib.sha256(f"{self.job} {self._looks}".encode()).hexdigest()
         candidate = self._calls.model(self._model_id, elsewhere)
-        name, there = await self._begin(candidate, deadline)
+        try:
+            name, there = await self._begin(candidate, deadline)
+        except Unavailable:
+            # The job is well where it is.
+            return others
         if name == self._name:
             return there
         if there >= others:

@@ -19,7 +19,8 @@ class FrameRange:
     """Which frames a request asks for.
 
     Attributes:
-        direction: from each object's first prompt to the end of the video, to its beginning, or both.
+        direction: from each object's first prompt to the end of the video, from its last prompt to the beginning, or
+            from its first prompt to both.
         start_frame: where to start; None is the first prompt in this direction.
         max_frames: how many frames at most are followed in each direction, the first included; None is no limit.
         stride: 1 follows every frame, n every n-th.
@@ -54,7 +55,8 @@ class Pass:
     Attributes:
         frames: their indices in the file. Reverse order has a negative step.
         offset: the index of the frame whose position is 0; memory counts frames by their positions.
-        starts_over: whether what was remembered before is remembered on: frames with prompts, of an earlier pass.
+        starts_over: whether nothing is remembered at its start. Otherwise it begins with what the pass before remembers
+            of frames with prompts.
     """
 
     frames: range

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -11,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.errors import InvalidVideo, VideoNotCached
 from deployments.messages.arrays import RgbArray
-from deployments.messages.video import FrameBatch, VideoFacts, affinity
+from deployments.messages.video import GONE, FrameBatch, VideoFacts, affinity
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
 
@@ -22,8 +23,6 @@ T = TypeVar("T")
 
 PART_BYTES = 4 * 2**20
 """Bytes of a file that are sent in one call."""
-
-GONE = "video_id: the service does not keep this video; upload it (again)"
 
 UPLOADS = 3
 """How often a file is sent while it is asked for and not there, since its replica died or had to make room."""
@@ -102,7 +101,8 @@ class VideoCalls:
 
     def close(self, video_id: str, job: str) -> None:
         """Closes a job's decoder, in the background."""
-        task = asyncio.get_running_loop().create_task(self._close(video_id, job))
+        # A context of its own: calls in the request's context may be cancelled.
+        task = asyncio.get_running_loop().create_task(self._close(video_id, job), context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

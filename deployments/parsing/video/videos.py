@@ -10,14 +10,13 @@ from typing import BinaryIO, cast
 
 from deployments.errors import InvalidPrompt, InvalidRequest, InvalidVideo, Overloaded, TooLarge
 from deployments.messages.answer_format import TrackFormat
-from deployments.messages.arrays import LOW_RES_SIZE
-from deployments.messages.track import FrameMasks
+from deployments.messages.track import LOGITS_BYTES, FrameMasks
 from deployments.messages.video import VideoFacts, frame_image_id
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import IMAGE_ID, IdentifiedImage
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.stage_times import StageTimes
-from deployments.parsing.video.job import TrackJob, TrackRequest
+from deployments.parsing.video.job import CHUNK_BYTES, MAX_CHUNK, TrackJob, TrackRequest
 from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import FrameRange, plan
 from deployments.parsing.video.prompts import TimedPrompt, resolve
@@ -25,9 +24,10 @@ from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
 from deployments.settings import BUNDLED_MODEL_ID, ServiceSettings
 
 STATE_BYTES = 4_200_000
-"""What is remembered of an object, about, for SAM 2."""
+"""About what is remembered of an object with one prompt, for SAM 2."""
 
-LOGITS_BYTES = 4 * LOW_RES_SIZE**2
+MEMORY_BYTES = 525_000
+"""What each further frame with a prompt adds to that."""
 
 
 class Videos:
@@ -128,6 +128,8 @@ class Videos:
             )
         if track_format.response_format == "png" and not all(1 <= one <= 255 for one in ids):
             raise InvalidPrompt("prompts: response_format png needs object_ids from 1 to 255, its labels")
+        # Again: others may have begun while the file was on its way, and later there is no status any more.
+        self.check_jobs()
         replica = JobReplica(self._calls, model_id, video.video_id)
         await replica.begin(step)
         return TrackRequest(video, facts, model_id, resolved, planned, replica)
@@ -140,7 +142,11 @@ class Videos:
         Raises:
             Overloaded: this replica has `max_video_jobs` jobs already.
         """
-        self.check_jobs()
+        try:
+            self.check_jobs()
+        except Overloaded:
+            request.replica.end()
+            raise
         self._jobs += 1
         masks = TrackJob(request, self._calls, self._video_calls, deadline, times).masks()
         try:
@@ -161,10 +167,12 @@ class Videos:
 
 
 def held_bytes(request: TrackRequest) -> int:
-    """Estimates the most bytes that a job holds in RequestParser: a state, two chunks' logits, and masks."""
-    objects = len({one.object_id for one in request.prompts.prompts})
-    masks = sum(one.mask.nbytes for one in request.prompts.prompts if one.mask is not None)
-    return objects * (STATE_BYTES + 8 * LOGITS_BYTES) + masks
+    """Estimates the most bytes that a job holds in RequestParser: a state, two chunks' logits, and given masks."""
+    prompts = request.prompts.prompts
+    objects = len({one.object_id for one in prompts})
+    state = objects * STATE_BYTES + (len(prompts) - objects) * MEMORY_BYTES
+    logits = max(objects * LOGITS_BYTES, min(MAX_CHUNK * objects * LOGITS_BYTES, CHUNK_BYTES))
+    return state + 2 * logits + sum(one.mask.nbytes for one in prompts if one.mask is not None)
 
 
 def video_by_id(video_id: str) -> RequestedVideo:

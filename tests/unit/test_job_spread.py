@@ -1,10 +1,11 @@
-"""Which replica a job runs on: that of its video, unless another one has less to do."""
+"""How the jobs of one model spread over its replicas; test_video_job_replica.py has what one job does."""
 
 import asyncio
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+from deployments.messages.track import TrackedFrames
 from deployments.messages.video import affinity
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
@@ -45,6 +46,10 @@ def answered(outcome: Any) -> Any:
     return future
 
 
+def answer(number: int, others: int) -> TrackedFrames:
+    return TrackedFrames((), 1, others=others, replica=f"replica {number}")
+
+
 def replica_of(replicas: Replicas) -> JobReplica:
     calls = ModelCalls({"m": cast(Any, None)}, cast(Any, None), RequestParserConfig(), RequestMetrics())
     calls.model = replicas.handle  # type: ignore[method-assign, assignment]
@@ -75,7 +80,7 @@ async def test_jobs_of_one_video_spread_over_replicas() -> None:
     for _ in range(40):
         for one in begun_ones:
             number = cast(Any, one.model).number
-            await one.balance(len(replicas.jobs[number]) - 1, Deadline(10))
+            await one.balance(answer(number, len(replicas.jobs[number]) - 1), Deadline(10))
             await asyncio.sleep(0)
     assert sorted(len(jobs) for jobs in replicas.jobs) == [2] * 10
     for one in begun_ones:
@@ -87,7 +92,7 @@ async def test_a_job_stays_where_no_other_replica_has_two_jobs_fewer() -> None:
     replicas = Replicas([{"a"}, {"b"}, {"c"}])
     replica = await begun(replicas)
     for _ in range(20):
-        await replica.balance(1, Deadline(10))
+        await replica.balance(answer(0, 1), Deadline(10))
         await asyncio.sleep(0)
     assert [len(jobs) for jobs in replicas.jobs] == [2, 1, 1]
 
@@ -95,7 +100,7 @@ async def test_a_job_stays_where_no_other_replica_has_two_jobs_fewer() -> None:
 async def test_the_only_replica_has_all_jobs() -> None:
     replicas = Replicas([{"a", "b", "c"}])
     replica = await begun(replicas)
-    assert await replica.balance(3, Deadline(10)) == 3
+    await replica.balance(answer(0, 3), Deadline(10), looks=3)
     replica.end()
     await asyncio.sleep(0)
     assert replicas.jobs == [{"a", "b", "c"}]
@@ -105,4 +110,4 @@ async def test_a_job_that_is_alone_does_not_look_around() -> None:
     replicas = Replicas([set(), set()])
     replica = await begun(replicas)
     replicas.handle = None  # type: ignore[assignment, method-assign]
-    assert await replica.balance(0, Deadline(10)) == 0
+    await replica.balance(answer(0, 0), Deadline(10), looks=3)
