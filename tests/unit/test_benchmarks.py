@@ -307,7 +307,7 @@ def test_configs_are_accepted_by_serve_and_by_the_settings(configuration: Config
     settings = parse_settings(application.args)
     assert settings.default_model_id == configuration.model_id
     names = [deployment.name for deployment in application.deployments]
-    assert names == ["RequestParser", "ResponseEncoder", configuration.deployment_name]
+    assert names == ["RequestParser", "ResponseEncoder", "VideoReader", configuration.deployment_name]
     user_config = configuration.model_deployment.get("user_config", {})
     Sam2ModelConfig.model_validate(user_config)
 
