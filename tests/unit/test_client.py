@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import pytest
 from PIL import Image
 
 from deployments import client as module
-from deployments.client import AsyncClient, Client, ClientError, ImageFile
+from deployments.client import Client, ClientError, ImageFile
+from tests.either_client import Connect, asynchronous, either
 
 IMAGE = b"a file"
 IMAGE_ID = hashlib.sha256(IMAGE).hexdigest()
@@ -52,27 +52,6 @@ class Server:
             raise outcome
         # A response belongs to one request: a new one each time.
         return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
-
-
-class Sync:
-    """Gives Client the awaitable methods of AsyncClient."""
-
-    def __init__(self, server: Server, **options: Any) -> None:
-        self.client = Client("http://service", transport=httpx.MockTransport(server), **options)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            return getattr(self.client, name)(*arguments, **options)
-
-        return call
-
-
-def asynchronous(server: Server, **options: Any) -> AsyncClient:
-    return AsyncClient("http://service", transport=httpx.MockTransport(server), **options)
-
-
-either = pytest.mark.parametrize("connect", [Sync, asynchronous], ids=["sync", "async"])
-Connect = Callable[..., Any]
 
 
 @either

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deployments import client as module
-from deployments.client import AsyncClient, Client, ClientError, FrameOfVideo, KeptVideo, TrackedFrame, VideoFile
+from deployments.client import Client, ClientError, FrameOfVideo, KeptVideo, VideoFile
+from tests.either_client import Connect, either
 from tests.unit.test_client import archive
 
 VIDEO = b"a video file"
@@ -113,35 +114,6 @@ class Server:
         self.streams.append(Stream(outcome))
         headers = {"content-type": "application/x-ndjson; charset=utf-8"}
         return httpx.Response(200, headers=headers, stream=self.streams[-1])
-
-
-class Sync:
-    """Gives Client the awaitable methods, and the asynchronous generator, of AsyncClient."""
-
-    def __init__(self, server: Server, **options: Any) -> None:
-        self.client = Client("http://service", transport=httpx.MockTransport(server), **options)
-
-    async def track(self, *arguments: Any, **options: Any) -> AsyncGenerator[TrackedFrame, None]:
-        frames = self.client.track(*arguments, **options)
-        try:
-            for frame in frames:
-                yield frame
-        finally:
-            frames.close()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            return getattr(self.client, name)(*arguments, **options)
-
-        return call
-
-
-def asynchronous(server: Server, **options: Any) -> AsyncClient:
-    return AsyncClient("http://service", transport=httpx.MockTransport(server), **options)
-
-
-either = pytest.mark.parametrize("connect", [Sync, asynchronous], ids=["sync", "async"])
-Connect = Callable[..., Any]
 
 
 async def indices(client: Any, video: Any = VIDEO, **options: Any) -> list[int]:

@@ -1,7 +1,6 @@
 """The HTTP routes for images: three read a form (segment, segment everything, embed), one makes models forget."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from deployments.parsing.http import openapi
 from deployments.parsing.http.compression import choose_coding, compress
 from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.form import form_of, form_route, parse_prompt
-from deployments.parsing.http.request_context import RequestContext, context_of
+from deployments.parsing.http.request_context import RequestContext, context_of, deadline_of
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.images import IdentifiedImage, image_by_id
 from deployments.parsing.model_calls import ModelCalls
@@ -193,7 +192,7 @@ class ImageRoutes:
         ] = None,
     ) -> Response:
         """Segments an image, and answers in the requested format."""
-        context, deadline = context_of(request), self._deadline(request)
+        context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
         # The contract's default, true, is for `json`. Other formats hold logits only if the client sent the field.
         logits = return_logits and (
@@ -231,7 +230,7 @@ class ImageRoutes:
         tolerance: Tolerance = None,
     ) -> Response:
         """Segments everything in an image, and answers in the requested format."""
-        context, deadline = context_of(request), self._deadline(request)
+        context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
         sent = SentImage(image, image_id, video_id, frame_index)
@@ -252,7 +251,7 @@ class ImageRoutes:
         model_id: ModelId = "",
     ) -> openapi.EmbedAnswer:
         """Embeds an image, and answers once that is done."""
-        context, deadline = context_of(request), self._deadline(request)
+        context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         sent = SentImage(image, None, video_id, frame_index)
         identified = await self._identify(sent, context, deadline)
@@ -267,10 +266,6 @@ class ImageRoutes:
         return openapi.Forgotten(image_id=image_id, forgotten=await self._calls.forget(image_by_id(image_id).image_id))
 
     # ---- the request
-
-    def _deadline(self, request: Request) -> Deadline:
-        elapsed_s = time.perf_counter() - context_of(request).arrived_at
-        return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s)
 
     async def _identify(
         self, sent: "SentImage", context: RequestContext, deadline: Deadline, size: AnswerSize | None = None
@@ -305,17 +300,9 @@ class ImageRoutes:
         return StreamedAnswer(pieces, delivery, timing, headers, answer_format.traits.media_type)
 
     def _delivery(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline) -> Delivery:
-        config = self._calls.config
-        flow_controlled = is_request_flow_controlled()
-        at_a_time = self._encoder_calls.window_bytes if flow_controlled else text_bytes
-        return Delivery(
-            budget=self._budget,
-            share=at_a_time(masks, answer_format) + masks.low_res_logits.nbytes,
-            wait_s=deadline.step(config.max_wait_s).remaining(),
-            stall_timeout_s=config.answer_stall_timeout_s,
-            read_timeout_s=config.request_timeout_s,
-            flow_controlled=flow_controlled,
-        )
+        at_a_time = self._encoder_calls.window_bytes if is_request_flow_controlled() else text_bytes
+        share = at_a_time(masks, answer_format) + masks.low_res_logits.nbytes
+        return Delivery.of_request(self._calls.config, self._budget, share, deadline)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,17 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
 from deployments.errors import ServiceError
+from deployments.parsing.deadline import Deadline
 from deployments.parsing.stage_times import StageTimes
+
+if TYPE_CHECKING:
+    # It imports Ray, and forms are read without Ray too.
+    from deployments.parsing.segmenter import Segmenter
 
 
 @dataclass
@@ -40,3 +46,15 @@ def context_of(connection: HTTPConnection) -> RequestContext:
 def note_rejection(connection: HTTPConnection, error: ServiceError) -> None:
     """Notes why a request is rejected, if the metrics count that as a rejection."""
     context_of(connection).reason = error.rejection or ""
+
+
+def deadline_of(connection: HTTPConnection, segmenter: "Segmenter", timeout_s: float | None = None) -> Deadline:
+    """Returns the deadline of a request that has just been read.
+
+    Args:
+        connection: the request; its `x-request-timeout-seconds` may shorten the time.
+        segmenter: knows the service's own limit.
+        timeout_s: a limit in place of that one.
+    """
+    elapsed_s = time.perf_counter() - context_of(connection).arrived_at
+    return segmenter.deadline(connection.headers.get("x-request-timeout-seconds", ""), elapsed_s, timeout_s)

@@ -11,8 +11,11 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.parsing.byte_budget import ByteBudget
+from deployments.parsing.deadline import Deadline
+from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.server_timing import HEADER, server_timing
 from deployments.parsing.stage_times import StageTimes
+from deployments.settings import RequestParserConfig
 
 CHUNK_BYTES = 256 * 1024
 """Bytes that are handed to the server at a time. The server keeps a chunk until the client has taken all of it."""
@@ -38,6 +41,25 @@ class Delivery:
     stall_timeout_s: float
     read_timeout_s: float
     flow_controlled: bool
+
+    @classmethod
+    def of_request(cls, config: RequestParserConfig, budget: ByteBudget, share: int, deadline: Deadline) -> "Delivery":
+        """Returns how the answer to the request at hand is sent; see the attributes.
+
+        Args:
+            config: has the time-outs.
+            budget: the byte budget.
+            share: bytes.
+            deadline: the request's.
+        """
+        return cls(
+            budget=budget,
+            share=share,
+            wait_s=deadline.step(config.max_wait_s).remaining(),
+            stall_timeout_s=config.answer_stall_timeout_s,
+            read_timeout_s=config.request_timeout_s,
+            flow_controlled=is_request_flow_controlled(),
+        )
 
 
 class StreamedAnswer(StreamingResponse):

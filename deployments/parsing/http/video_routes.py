@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -19,12 +18,10 @@ from deployments.messages.arrays import RgbArray
 from deployments.messages.track import FrameMasks
 from deployments.messages.video import VideoFacts, frame_image_id
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.deadline import Deadline
 from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.http import openapi
-from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.form import form_route, parse_prompt
-from deployments.parsing.http.request_context import context_of
+from deployments.parsing.http.request_context import context_of, deadline_of
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
@@ -208,7 +205,7 @@ class VideoRoutes:
         with context.timing.measure("parse"):
             parsed = await asyncio.to_thread(self._prompts, prompts, fields, normalize_coords, frame_index)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        deadline = self._deadline(request, self._calls.config.video_timeout_s)
+        deadline = deadline_of(request, self._segmenter, self._calls.config.video_timeout_s)
         self._videos.check_jobs()
         file = await self._identify(video, video_id, request)
         with context.timing.measure("parse"):
@@ -229,7 +226,7 @@ class VideoRoutes:
             "X-Accel-Buffering": "no",
             "Vary": "Accept",
         }
-        delivery = self._delivery(held_bytes(tracked), deadline)
+        delivery = Delivery.of_request(self._calls.config, self._budget, held_bytes(tracked), deadline)
         return StreamedAnswer(texts, delivery, context.timing, headers, lines.media_type)
 
     async def post_video(
@@ -241,7 +238,7 @@ class VideoRoutes:
         """Reads and keeps a video."""
         file = await self._identify(video, None, request)
         with context_of(request).timing.measure("parse"):
-            facts = await self._videos.facts(file, self._deadline(request))
+            facts = await self._videos.facts(file, deadline_of(request, self._segmenter))
         response.headers["X-Video-Id"] = file.video_id
         return openapi.VideoAnswer(**_head(file, facts))
 
@@ -249,7 +246,7 @@ class VideoRoutes:
         self, request: Request, video_id: str, frame_index: int, picture_format: PictureFormat = None
     ) -> Response:
         """Gives a frame as a picture: a JPEG, or a PNG, whose pixels are those that a model sees."""
-        deadline, file = self._deadline(request), video_by_id(video_id)
+        deadline, file = deadline_of(request, self._segmenter), video_by_id(video_id)
         context_of(request).image_id = image_id = frame_image_id(file.video_id, frame_index)
         with context_of(request).timing.measure("parse"):
             # Refuses an index that is not in the video.
@@ -269,10 +266,6 @@ class VideoRoutes:
         return openapi.VideoForgotten(video_id=video_id, forgotten=await self._video_calls.forget(file.video_id))
 
     # ---- the request
-
-    def _deadline(self, request: Request, timeout_s: float | None = None) -> Deadline:
-        elapsed_s = time.perf_counter() - context_of(request).arrived_at
-        return self._segmenter.deadline(request.headers.get("x-request-timeout-seconds", ""), elapsed_s, timeout_s)
 
     async def _identify(self, video: UploadFile | None, video_id: str | None, request: Request) -> RequestedVideo:
         context = context_of(request)
@@ -294,19 +287,6 @@ class VideoRoutes:
         if given:
             raise InvalidRequest(f"{given[0]}: is given as well as prompts; put it into a prompt")
         return parse_prompts(prompts, self._limits)
-
-    # ---- the answer
-
-    def _delivery(self, share: int, deadline: Deadline) -> Delivery:
-        config = self._calls.config
-        return Delivery(
-            budget=self._budget,
-            share=share,
-            wait_s=deadline.step(config.max_wait_s).remaining(),
-            stall_timeout_s=config.answer_stall_timeout_s,
-            read_timeout_s=config.request_timeout_s,
-            flow_controlled=is_request_flow_controlled(),
-        )
 
 
 def _lines(request: Request, response_format: VideoFormat, facts: VideoFacts) -> Lines:
