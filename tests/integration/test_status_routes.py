@@ -9,6 +9,8 @@ from tests.integration.conftest import DEMO, Service
 FORM_FIELDS = {
     "image",
     "image_id",
+    "video_id",
+    "frame_index",
     "model_id",
     "point_coords",
     "point_labels",

@@ -259,14 +259,17 @@ def test_memory_counts_an_array_and_a_shared_one_once(lacking: str, monkeypatch:
     monkeypatch.setattr(Path, "read_text", lambda path: read(path / "gone" if path.name == lacking else path))
     tree = ProcessTree(os.getpid())
     idle = tree.memory()
-    # Not numpy's: malloc might give it memory that an earlier test has freed.
+    # Not numpy's, and written in small pieces: malloc might give memory that an earlier test has freed, or keep it.
+    piece = bytes(1_000_000)
     private = mmap.mmap(-1, 50_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    private.write(bytes(50_000_000))
+    for _ in range(50):
+        private.write(piece)
     grown = Growth.between(idle, tree.memory())
     assert 45 < grown.total < 60
     assert str(grown).startswith(f"{psutil.Process().name()} ")
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
-        file.write(bytes(30_000_000))
+        for _ in range(30):
+            file.write(piece)
         file.flush()
         # Written, but mapped by nobody: still memory.
         assert 25 < Growth.between(idle, tree.memory()).total - grown.total < 40
