@@ -26,6 +26,9 @@ ARGUMENTS = (
 )
 WAIT_S = 60.0
 
+MOVE_MS = 20
+"""How long the mouse is under way; by default Selenium takes a quarter of a second for each move."""
+
 
 class NoBrowser(Exception):
     """No browser is installed; the message says how to install one."""
@@ -131,7 +134,7 @@ class Page:
 
     def use(self, tool: str) -> None:
         """Chooses a tool: `add`, `remove`, `box` or `move`."""
-        ActionChains(self.browser).move_to_element(self.all(f"[value={tool}] + span")[0]).click().perform()
+        self.actions().move_to_element(self.all(f"[value={tool}] + span")[0]).click().perform()
 
     def at(self, x: float, y: float) -> tuple[int, int]:
         """Returns where a pixel of the image is: its offset from the middle of the stage, as Selenium counts."""
@@ -152,9 +155,13 @@ class Page:
         yield
         self.wait(lambda: self("latency").text or self.fault)
 
+    def actions(self) -> ActionChains:
+        """Returns actions of mouse and keyboard, to be chained and performed."""
+        return ActionChains(self.browser, duration=MOVE_MS)
+
     def point_to(self, x: float, y: float) -> ActionChains:
         """Returns actions that begin with the mouse at a pixel of the image."""
-        return ActionChains(self.browser).move_to_element_with_offset(self("stage"), *self.at(x, y))
+        return self.actions().move_to_element_with_offset(self("stage"), *self.at(x, y))
 
     def click(self, x: float, y: float) -> None:
         """Clicks on a pixel of the image and waits for the answer."""
@@ -175,7 +182,7 @@ class Page:
 
     def press(self, keys: str, *held: str) -> None:
         """Presses keys, one after the other, while others are held."""
-        chain = ActionChains(self.browser)
+        chain = self.actions()
         for key in held:
             chain.key_down(key)
         chain.send_keys(keys)

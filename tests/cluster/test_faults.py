@@ -146,9 +146,7 @@ def kill_proxy() -> None:
     [
         ("one of two model replicas killed", lambda: kill(MODEL), 10),
         ("both model replicas killed", lambda: kill(MODEL, 2), 25),
-        ("one of two encoder replicas killed", lambda: kill("ResponseEncoder"), 8),
         ("both encoder replicas killed", lambda: kill("ResponseEncoder", 2), 12),
-        ("Serve's controller killed", kill_controller, 10),
         ("controller and a model replica killed", kill_controller_and_model, 18),
     ],
 )
@@ -192,7 +190,6 @@ def test_a_parser_that_dies_costs_at_most_what_it_had_and_says_that_it_may_be_se
 @pytest.mark.parametrize(
     ("fault", "act"),
     [
-        ("one of two parsers killed, our client", lambda: kill("RequestParser")),
         ("both parsers killed, our client", lambda: kill("RequestParser", 2)),
         ("HAProxy killed, our client", kill_proxy),
     ],

@@ -18,7 +18,6 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from rasterio import features
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
@@ -252,7 +251,7 @@ def test_a_preview_follows_the_pointer(example: Page) -> None:
     example.wait(lambda: example.shown().any())
     assert iou(example.shown(), TRUTH) > 0.8
     assert example.scores() == []
-    ActionChains(example.browser).move_to_element(example("undo")).perform()
+    example.actions().move_to_element(example("undo")).perform()
     example.wait(lambda: not example.shown().any())
 
 
@@ -260,7 +259,7 @@ def test_a_click_hits_the_same_pixel_after_zoom_and_pan(example: Page) -> None:
     for _ in range(3):
         example("zoom-in").click()
     example.use("move")
-    mouse = ActionChains(example.browser).move_to_element(example("stage")).click_and_hold()
+    mouse = example.actions().move_to_element(example("stage")).click_and_hold()
     mouse.move_by_offset(200, 20).release().perform()
     assert example("latency").text == ""
     example.use("add")
