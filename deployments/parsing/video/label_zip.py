@@ -23,7 +23,7 @@ class LabelZip:
     """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`.
 
     Sizes and checksums stand before the content of each entry, so that it can be read before the rest has come.
-    `zipfile` writes them after the content where it cannot seek, and holds 700 bytes for each entry until the end. Here
+    `zipfile` writes them after the content where it cannot seek, and holds an object for each entry until the end. Here
     only the list of entries is held that the zip ends with: 55 bytes a frame, 5.5 MB for 100,000 frames. The format is
     that of PKWARE's APPNOTE.TXT.
 
