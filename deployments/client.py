@@ -839,8 +839,11 @@ class _Tracking:
         """
         if self.is_done:
             return
+        if self._seen:
+            # Frames that the caller has are followed once more, which may take long.
+            self._ends_at = self._client._deadline()
         if self._given > self._given_before:
-            self._attempt, self._ends_at = 0, self._client._deadline()
+            self._attempt = 0
         error = _error(outcome)
         if error.code == "video_not_cached":
             self._client._known.pop((self._video.video_id, None), None)
@@ -938,9 +941,10 @@ class Client(_AnyClient[httpx.Client]):
     ) -> Generator[TrackedFrame, None, None]:
         """Follows objects through a video, and yields each frame as soon as its masks are found.
 
-        If the answer breaks off, the request is sent again, and the generator goes on where it was. `timeout_s` and
-        `max_retries` count from the last attempt that brought a new frame. Closing the generator closes the connection,
-        and the service stops.
+        If the answer breaks off, the request is sent again, and the generator goes on where it was: the service follows
+        the objects from the start once more, and the frames that were yielded are left out. `timeout_s` counts from the
+        last attempt that brought a frame, `max_retries` from the last that brought a new one. Closing the generator
+        closes the connection, and the service stops.
 
         Args:
             video: uploaded the first time, and again when the service does not keep it any more.

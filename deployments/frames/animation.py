@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deployments.errors import InvalidVideo, TooLarge
+from deployments.errors import InvalidImage, InvalidVideo, TooLarge
 from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
+from deployments.messages.arrays import RgbArray
 from deployments.messages.video import VideoFacts
-from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats
+from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats, upright_rgb
 from deployments.settings import Limits
 
 ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
@@ -26,12 +27,13 @@ def is_animation(path: Path) -> bool:
     """
     try:
         with Image.open(path, formats=raster_formats()) as image:
-            name, count = image.format, getattr(image, "n_frames", 1)
+            # To count the frames may take long, and is done once, when the file is opened to be read.
+            name, is_animated = image.format, getattr(image, "is_animated", False)
     except BOMBS as error:
         raise TooLarge(f"video: its frames have more than the pixels that are accepted: {error}") from error
     except DECODER_ERRORS:
         return False
-    if count < 2 or name not in ANIMATIONS:
+    if not is_animated or name not in ANIMATIONS:
         raise InvalidVideo(f"video: is a still picture ({name}); send it as `image` to the routes for images")
     return True
 
@@ -40,17 +42,20 @@ class Animation(Video):
     """An animated GIF, WebP, PNG or AVIF, or the pages of a TIFF."""
 
     def __init__(self, path: Path, limits: Limits, max_frames: int) -> None:
-        image: Any = Image.open(path)
-        self._image = image
+        self._file = path.open("rb")
         try:
+            image: Any = Image.open(self._file, formats=ANIMATIONS)
+            self._image = image
             self._first = int(bool(image.info.get("default_image")))
-            width, height = image.size
             count = image.n_frames - self._first
+            width, height = image.size
             checked(VideoFacts(width, height, count, None), limits, max_frames)
+            height, width, _ = self._pixels(0).shape
             self._times = self._start_times(count)
-        except DECODER_ERRORS as error:
+        except (InvalidImage, *DECODER_ERRORS) as error:
             self.close()
-            raise InvalidVideo(f"video: is damaged or truncated: {error}") from error
+            cause = error.message.removeprefix("image: ") if isinstance(error, InvalidImage) else error
+            raise InvalidVideo(f"video: is damaged or truncated: {cause}") from error
         except BaseException:
             self.close()
             raise
@@ -75,13 +80,20 @@ class Animation(Video):
         """See Video."""
         for index in range(start, min(stop, self.facts.num_frames), step):
             try:
-                self._image.seek(self._first + index)
-                pixels = np.asarray(self._image.convert("RGB"))
-            except DECODER_ERRORS as error:
+                pixels = self._pixels(index)
+            except (InvalidImage, *DECODER_ERRORS) as error:
                 raise missing_frame(index) from error
             time_s = self._times[index] if self._times else None
             yield VideoFrame(index, time_s, of_one_size(pixels, self.facts, index))
 
+    def _pixels(self, index: int) -> RgbArray:
+        if self._image.format == "PNG" and self._first + index < self._image.tell():
+            # Pillow 13.0 goes back in an animated PNG only once, and then finds "frame sequence errors".
+            self._image = Image.open(self._file, formats=ANIMATIONS)
+        self._image.seek(self._first + index)
+        # As an image that is sent by itself: also upright, and 16 bits as 8.
+        return upright_rgb(self._image)
+
     def close(self) -> None:
         """See Video."""
-        self._image.close()
+        self._file.close()

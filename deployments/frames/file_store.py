@@ -4,24 +4,29 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deployments.errors import InvalidVideo, Overloaded, TooLarge, VideoNotCached
 
 
 @dataclass
 class _Entry:
+    """A file: its size so far, when it was used last, the hash of what has arrived, and whether that is all."""
+
     size: int
     used_at: float
+    sha256: Any = field(default_factory=hashlib.sha256)
     is_whole: bool = False
 
 
 class FileStore:
     """Files of one process, in a folder of its own. For one thread.
 
-    A file arrives in parts, in order, and can be read once its digest is checked. To make room, those whose last use
-    is longest ago are deleted. A file that is open is read to its end even if it is deleted meanwhile.
+    A file arrives in parts, in order, which are hashed as they come. It can be read once its digest is checked. To make
+    room, those whose last use is longest ago are deleted. A file that is open is read to its end even if it is deleted
+    meanwhile.
 
     Args:
         folder: is made; what it holds already is deleted.
@@ -90,6 +95,7 @@ class FileStore:
             # A part may have been written.
             self.forget(digest)
             raise Overloaded(f"overloaded: the disk for videos takes no more: {error.strerror}", 30.0) from error
+        entry.sha256.update(new)
         entry.size += len(new)
         return entry.size
 
@@ -101,15 +107,13 @@ class FileStore:
             VideoNotCached: the file is not here any more.
         """
         entry = self._entries.get(digest)
-        if entry is not None and not entry.is_whole:
-            with self._path(digest).open("rb") as file:
-                entry.is_whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
         if entry is None:
             # Deleted to make room, after its last part had arrived.
             raise VideoNotCached("video: had to make room for others; send it again")
-        if not entry.is_whole:
+        if not entry.is_whole and entry.sha256.hexdigest() != digest:
             self.forget(digest)
             raise InvalidVideo("video: was damaged on its way through the service; send it again")
+        entry.is_whole = True
         return self._path(digest)
 
     def get(self, digest: str) -> Path | None:

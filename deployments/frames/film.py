@@ -24,6 +24,12 @@ DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mx
 HD_LINES = 720
 """Players take a frame of so many lines without colour tags for BT.709, and a smaller one for BT.601."""
 
+DECODER_THREADS = 4
+"""Of each decoder: every one of them holds frames of its own, and by default there is one for each processor."""
+
+SEEK_BACK_S = (0.0, 1.0, 5.0, 30.0)
+"""How far before a frame to look for one from which the decoder can begin: the nearest may be shown after it."""
+
 CUT_S = 1.0
 """A file whose packets end so much before the length in its header is cut off."""
 
@@ -56,6 +62,9 @@ class Film(Video):
                 first = next(self._decoded(), None)
             if first is None:
                 raise InvalidVideo("video: no frame can be decoded")
+            if self._has_stamps and first.pts is not None:
+                # A recording may begin amid frames that need others before them, which it does not hold.
+                self._stamps = self._stamps[min(bisect_left(self._stamps, first.pts), len(self._stamps) - 1) :]
             height, width = _upright(first, np.zeros((first.height, first.width))).shape
             duration_s = self._time_s(self._stamps[-1]) - self._time_s(self._stamps[0])
             fps = (len(self._stamps) - 1) / duration_s if duration_s > 0 else None
@@ -100,6 +109,7 @@ class Film(Video):
         self._stream = max(streams, key=lambda one: (one.width * one.height, one.frames))
         self._stream.thread_type = "AUTO"
         if self._stream.codec_context is not None:
+            self._stream.codec_context.thread_count = DECODER_THREADS
             self._stream.codec_context.options = self._codec_options
 
     @contextmanager
@@ -154,6 +164,8 @@ class Film(Video):
             yield from self.frames(start, end, step)
             raise missing_frame(max(start, end))
         stop = min(stop, end)
+        if start >= stop:
+            return
         if start != self._next:
             self._seek(start)
         while self._next < stop:
@@ -187,16 +199,33 @@ class Film(Video):
         """Goes to `index`, or to a frame before it from which the decoder can begin."""
         self._next, self._held = index, None
         if index and self._has_stamps and self._pipe is None:
-            with self._faults():
-                self._container.seek(self._stamps[index], stream=self._stream)
-                first = next(self._decoded(), None)
-                if first is not None and first.pts is not None and first.pts <= self._stamps[index]:
-                    self._container.seek(self._stamps[index], stream=self._stream)
-                    self._running = self._decoded()
+            for back_s in SEEK_BACK_S:
+                stamp = self._stamps[index] - int(back_s / self._stream.time_base)
+                if stamp >= self._stamps[0] and self._begins(stamp, self._stamps[index]):
                     return
         # From the beginning, where the file cannot seek, or does so inexactly.
         self._open()
         self._running, self._count = self._decoded(), 0
+
+    def _begins(self, stamp: int, needed: int) -> bool:
+        """Seeks to a time stamp; returns whether decoding can begin there, at a frame that is not later than `needed`.
+
+        Some decoders begin anywhere, and give damaged pictures up to the next frame that needs no other. And in an
+        MPEG programme stream, where few frames have time stamps of their own, those that FFmpeg works out after it has
+        been amid them may be wrong.
+        """
+        try:
+            self._container.seek(stamp, stream=self._stream)
+            first = next(self._decoded(), None)
+            if first is None or not first.key_frame or first.pts is None or first.pts > needed:
+                return False
+            if self._stamps[bisect_left(self._stamps, first.pts)] != first.pts:
+                return False
+            self._container.seek(stamp, stream=self._stream)
+        except av.FFmpegError:
+            return False
+        self._running = self._decoded()
+        return True
 
     def _decoded(self) -> Iterator[Any]:
         return iter(self._container.decode(self._stream))

@@ -36,9 +36,16 @@ MAX_FACTS = 1000
 MAX_OPEN = 16
 """Open videos, each of which holds a decoder: some MB for HD. One whose last use is longest ago is closed."""
 
-BACKWARD_BYTES = 64 * 2**20
-"""Bytes of decoded frames that are kept for a job in reverse order: decoders run forwards only, so frames are decoded
-some at a time and then given from the last to the first."""
+BACKWARD_BYTES = 256 * 2**20
+"""Bytes of decoded frames that are kept for all jobs in reverse order together: decoders run forwards only, so frames
+are decoded some at a time and then given from the last to the first. A job that decodes takes a share, as many of which
+there are as threads; frames of jobs whose last use is longest ago are dropped for it, and decoded again later."""
+
+MAX_ENDED = 1000
+"""Jobs that have ended of which it is remembered: a decoder that is still at work for one is closed, not kept."""
+
+MAX_AHEAD = 32
+"""Frames that are decoded ahead in reverse order."""
 
 SWEEP_S = 60.0
 """At most so long after its time a video is deleted."""
@@ -52,6 +59,11 @@ class _Cursor:
 
     video: Video
     ahead: dict[int, VideoFrame] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the frames."""
+        return sum(frame.pixels.nbytes for frame in self.ahead.values())
 
 
 class VideoReader:
@@ -69,6 +81,9 @@ class VideoReader:
         self._metrics = VideoMetrics()
         self._facts: dict[str, VideoFacts] = {}
         self._cursors: OrderedDict[tuple[str, str], _Cursor] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # Bytes that threads may have in frames which they decode ahead right now.
+        self._reserved = 0
         self._lock = threading.Lock()
         self._sweeping: asyncio.Task[None] | None = None
         # The store is for one thread. Decoding has some of its own, so that a long video does not delay an upload.
@@ -178,35 +193,45 @@ class VideoReader:
         return batch
 
     async def close(self, video_id: str, job: str) -> None:
-        """Closes a job's decoder."""
+        """Closes a job's decoder; the job has ended."""
         await self._decoded(self._close, video_id, job)
 
     def _read(self, path: Path, key: tuple[str, str], frames: range) -> FrameBatch:
-        cursor = self._taken(key) or _Cursor(self._open(path))
-        indices: list[int] = []
-        pixels: list[RgbArray] = []
-        fault: ServiceError | None = None
+        share = BACKWARD_BYTES // DECODING_THREADS if frames.step < 0 else 0
+        cursor = self._taken(key, share)
         try:
-            for frame in _backward(cursor, frames) if frames.step < 0 else _forward(cursor, frames):
-                indices.append(frame.index)
-                pixels.append(frame.pixels)
-        except (InvalidVideo, TooLarge) as error:
-            fault = error.with_traceback(None)
+            cursor = cursor or _Cursor(self._open(path))
+            batch = _batch(cursor, frames, share)
         except BaseException:
-            cursor.video.close()
+            with self._lock:
+                self._reserved -= share
+            if cursor is not None:
+                cursor.video.close()
             raise
-        self._put_back(key, cursor)
-        return FrameBatch(tuple(indices), tuple(pixels), fault)
+        self._put_back(key, cursor, share)
+        return batch
 
-    def _taken(self, key: tuple[str, str]) -> _Cursor | None:
-        """Takes a cursor out, so that no other thread uses or closes it."""
+    def _taken(self, key: tuple[str, str], share: int) -> _Cursor | None:
+        """Takes a cursor out, so that no other thread uses or closes it; makes room for a share of decoded frames."""
         with self._lock:
-            return self._cursors.pop(key, None)
+            cursor = self._cursors.pop(key, None)
+            self._reserved += share
+            surplus = self._reserved + sum(one.nbytes for one in self._cursors.values()) - BACKWARD_BYTES
+            for one in self._cursors.values() if surplus > 0 else ():
+                surplus -= one.nbytes
+                one.ahead = {}
+                if surplus <= 0:
+                    break
+            return cursor
 
-    def _put_back(self, key: tuple[str, str], cursor: _Cursor) -> None:
+    def _put_back(self, key: tuple[str, str], cursor: _Cursor, share: int) -> None:
         with self._lock:
+            self._reserved -= share
             surplus = [self._cursors.pop(key, None)]
-            self._cursors[key] = cursor
+            if key in self._ended:
+                surplus.append(cursor)
+            else:
+                self._cursors[key] = cursor
             surplus += [self._cursors.popitem(last=False)[1] for _ in range(len(self._cursors) - MAX_OPEN)]
         for one in surplus:
             if one is not None:
@@ -216,6 +241,10 @@ class VideoReader:
         with self._lock:
             keys = [key for key in self._cursors if key[0] == video_id and job in (None, key[1])]
             closed = [self._cursors.pop(key) for key in keys]
+            if job is not None:
+                self._ended[video_id, job] = None
+                if len(self._ended) > MAX_ENDED:
+                    self._ended.popitem(last=False)
         for one in closed:
             one.video.close()
 
@@ -234,20 +263,37 @@ class VideoReader:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, run, *arguments)
 
 
+def _batch(cursor: _Cursor, frames: range, share: int) -> FrameBatch:
+    """Reads frames up to the first that cannot be decoded; see `VideoReader.read`."""
+    indices: list[int] = []
+    pixels: list[RgbArray] = []
+    fault: ServiceError | None = None
+    try:
+        for frame in _backward(cursor, frames, share) if frames.step < 0 else _forward(cursor, frames):
+            indices.append(frame.index)
+            pixels.append(frame.pixels)
+    except (InvalidVideo, TooLarge) as error:
+        fault = error.with_traceback(None)
+    return FrameBatch(tuple(indices), tuple(pixels), fault)
+
+
 def _forward(cursor: _Cursor, frames: range) -> Iterator[VideoFrame]:
+    cursor.ahead = {}
     return cursor.video.frames(frames.start, frames.stop, frames.step)
 
 
-def _backward(cursor: _Cursor, frames: range) -> Iterator[VideoFrame]:
-    """Yields frames in reverse order; decodes some more before them, which are asked for next."""
+def _backward(cursor: _Cursor, frames: range, share: int) -> Iterator[VideoFrame]:
+    """Yields frames in reverse order; decodes some more before them, which are asked for next, in `share` bytes."""
     facts = cursor.video.facts
-    most = max(1, min(32, BACKWARD_BYTES // (3 * facts.width * facts.height)))
+    most = max(1, min(MAX_AHEAD, share // (3 * facts.width * facts.height)))
     for index in frames:
         if index not in cursor.ahead:
             first = max(index % -frames.step, index + frames.step * (most - 1))
+            # Before there are others.
+            cursor.ahead = {}
             try:
                 cursor.ahead = {one.index: one for one in cursor.video.frames(first, index + 1, -frames.step)}
-            except InvalidVideo:
+            except (InvalidVideo, TooLarge):
                 # Perhaps one of those that are asked for later.
                 cursor.ahead = {one.index: one for one in cursor.video.frames(index, index + 1)}
         frame = cursor.ahead.pop(index, None)

@@ -88,7 +88,7 @@ class IdentifiedImage:
         if isinstance(self.source, np.ndarray):
             return self.source
         with _opened(self.source, limits.max_pixels) as image:
-            return _decoded(image)
+            return upright_rgb(image)
 
 
 def image_by_id(image_id: str) -> IdentifiedImage:
@@ -120,7 +120,7 @@ def identify(image: ImageInput | BinaryIO, limits: Limits, answer: AnswerSize | 
         return _from_array(image, limits, answer)
     if isinstance(image, Image.Image):
         _check_size(image.size, limits, answer)
-        return _from_pixels(_decoded(image))
+        return _from_pixels(upright_rgb(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _from_file(bytes(image), limits, answer)
     if isinstance(image, io.IOBase):
@@ -193,8 +193,13 @@ def _check_size(size: tuple[int, int], limits: Limits, answer: AnswerSize | None
         answer.check((height, width))
 
 
-def _decoded(image: Image.Image) -> RgbArray:
-    """Returns the upright RGB pixels, `H×W×3` uint8. PIL decodes pixels here, so damage to them shows here."""
+def upright_rgb(image: Image.Image) -> RgbArray:
+    """Returns an opened image as upright RGB pixels, `H×W×3` uint8. Damage to pixels shows here, as they are decoded.
+
+    Raises:
+        InvalidImage: the file is damaged or truncated.
+        TooLarge: there is not enough memory for the pixels.
+    """
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):

@@ -13,13 +13,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded, Unavailable
+from deployments.errors import DeadlineExceeded, ImageNotCached, ModelUnavailable, Overloaded
 from deployments.messages.calls import Caller, ModelAnswer, ModelCall, Supplies, Want, Wanted
 from deployments.messages.video import affinity
 from deployments.model_status import ModelStatus
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_states import LOOK_EVERY_S, ModelStates
-from deployments.parsing.retries import Retries
+from deployments.parsing.retries import Retries, forgotten_by_all
 from deployments.settings import RequestParserConfig
 from deployments.telemetry.metrics import RequestMetrics
 
@@ -34,8 +34,6 @@ logger = logging.getLogger("ray.serve")
 
 AWAKE_FOR_S = 30.0
 """A model that was found awake is taken to be awake for this long, and is not asked again meanwhile."""
-
-FORGET_TIMEOUT_S = 10.0
 
 
 class ModelCalls:
@@ -131,26 +129,10 @@ class ModelCalls:
         return any(await asyncio.gather(*(self._forget(model_id, image_id) for model_id in awake)))
 
     async def _forget(self, model_id: str, image_id: str) -> bool:
-        deadline, found = Deadline(FORGET_TIMEOUT_S), False
-        while deadline.remaining():
-            response = self._models[model_id].broadcast("forget", image_id)
-            try:
-                results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
-            except DeploymentUnavailableError:
-                # Without a replica nothing is remembered. But a handle learns of replicas a moment after its first use.
-                if (await self._model_states.model_status(model_id)).state != "ready":
-                    return found
-                await asyncio.sleep(0.2)
-                continue
-            except TimeoutError:
-                break
-            found = found or any(result is True for result in results)
-            if not any(isinstance(result, BaseException) for result in results):
-                return found
-            # A dead replica remembers nothing, but replicas are asked again until the router knows of the death.
-            logger.info("asking the replicas of %s again to forget image %s", model_id, image_id)
-            await asyncio.sleep(0.2)
-        raise Unavailable(f"a replica of {model_id} did not answer; it may still remember the image")
+        async def is_gone() -> bool:
+            return (await self._model_states.model_status(model_id)).state != "ready"
+
+        return await forgotten_by_all(self._models[model_id], image_id, "image", model_id, is_gone)
 
     async def _is_asleep(self, model_id: str) -> bool:
         if time.monotonic() < self._awake_until.get(model_id, 0.0):

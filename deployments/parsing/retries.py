@@ -19,6 +19,8 @@ INFRASTRUCTURE_FAULTS = (RayActorError, ReplicaUnavailableError, WorkerCrashedEr
 
 LATE = "the request did not finish within its deadline"
 
+FORGET_TIMEOUT_S, FORGET_PAUSE_S = 10.0, 0.2
+
 
 class Retries:
     """Sends calls, and sends them again if a replica died.
@@ -59,6 +61,43 @@ class Retries:
                     # Gives the router a moment to learn of the death.
                     await asyncio.sleep(min(0.1 * 2**attempt, deadline.remaining()))
         raise Unavailable("the replicas that had this request died; it is safe to send it again")
+
+
+async def forgotten_by_all(
+    handle: Any, identifier: str, what: str, callee: str, is_gone: Callable[[], Awaitable[bool]]
+) -> bool:
+    """Makes every replica of a deployment forget something; returns whether any had it.
+
+    Args:
+        handle: of the deployment, which has a method `forget`.
+        identifier: the argument of `forget`.
+        what: what that is, for messages.
+        callee: the deployment, for messages.
+        is_gone: asked if the handle knows of no replica: whether there is none.
+
+    Raises:
+        Unavailable: a replica did not answer in time.
+    """
+    deadline, found = Deadline(FORGET_TIMEOUT_S), False
+    while deadline.remaining():
+        response = handle.broadcast("forget", identifier)
+        try:
+            results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
+        except DeploymentUnavailableError:
+            # Without a replica there is nothing to forget. But a handle learns of replicas only after its first use.
+            if await is_gone():
+                return found
+            await asyncio.sleep(FORGET_PAUSE_S)
+            continue
+        except TimeoutError:
+            break
+        found = found or any(result is True for result in results)
+        if not any(isinstance(result, BaseException) for result in results):
+            return found
+        # A dead replica remembers nothing, but replicas are asked again until the router knows of the death.
+        logger.info("asking the replicas of %s again to forget %s %s", callee, what, identifier)
+        await asyncio.sleep(FORGET_PAUSE_S)
+    raise Unavailable(f"a replica of {callee} did not answer; it may still have the {what}")
 
 
 async def _within(deadline: Deadline, response: Any) -> Any:

@@ -138,7 +138,7 @@ class Segmenter:
             raise InvalidImage("image: is missing; send it, or the image_id of an image that the model remembers")
         if image_id:
             return image_by_id(image_id)
-        return await self._off_loop(identify, image, self._settings.limits, size)
+        return await self.off_loop(identify, image, self._settings.limits, size)
 
     async def ask(
         self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
@@ -158,7 +158,7 @@ class Segmenter:
             nonlocal decoding_s
             started = time.perf_counter()
             try:
-                return await self._decode(image, deadline, held, times)
+                return await self.decode(image, deadline, held, times)
             finally:
                 decoding_s = time.perf_counter() - started
 
@@ -169,19 +169,30 @@ class Segmenter:
         times.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer.result
 
-    async def _decode(
+    async def decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes
     ) -> RgbArray:
-        """Decodes the image; its pixels keep their share of the budget until `held` is closed."""
+        """Decodes the image, or fetches the frame, within the budget for pixels.
+
+        Args:
+            image: has pixels.
+            deadline: when there must be pixels; waiting for the budget takes `max_wait_s` at most.
+            held: the pixels keep their share of the budget until it is closed.
+            times: receives the seconds of each stage.
+
+        Raises:
+            InvalidImage, InvalidVideo, TooLarge, VideoNotCached: there are no pixels.
+            Unavailable: the budget or the readers are overloaded, or the deadline has passed.
+        """
         wait_s = deadline.step(self._calls.config.max_wait_s).remaining()
         with times.measure("queue"):
             await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
         with times.measure("parse"), span("decode image"):
             if image.fetch is not None:
                 return await image.fetch(deadline)
-            return await self._off_loop(image.decode, self._settings.limits)
+            return await self.off_loop(image.decode, self._settings.limits)
 
-    async def _off_loop(self, function: Callable[..., T], *args: Any) -> T:
+    async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs a function in one of the decoding threads, so that it does not delay other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
 

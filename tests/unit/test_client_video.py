@@ -365,6 +365,30 @@ async def test_new_frames_reset_the_patience(connect: Connect, pauses: list[floa
 
 
 @either
+@pytest.mark.usefixtures("pauses")
+async def test_frames_that_come_again_keep_up_the_patience(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service follows what the caller has once more, which may take longer than `timeout_s`."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow(Stream):
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in super().__iter__():
+                now[0] += 30
+                yield piece
+
+    class SlowServer(Server):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            answer = super().__call__(request)
+            answer.stream = Slow(self.streams[-1].pieces)
+            return answer
+
+    server = SlowServer([[HEAD, *FRAMES[:3], LOST], [HEAD, FRAMES[0], LOST]])
+    assert await indices(connect(server, timeout_s=50)) == [0, 1, 2, 3]
+    assert len(server.asked) == 3
+
+
+@either
 async def test_patience_ends_at_the_time_out(connect: Connect, pauses: list[float]) -> None:
     busy = httpx.Response(503, json={"detail": {"msg": "overloaded"}}, headers={"Retry-After": "7"})
     with pytest.raises(ClientError, match="503: overloaded"):

@@ -67,6 +67,18 @@ def test_parts_that_come_twice_or_too_early_do_no_harm(store: FileStore) -> None
     assert store.finish(digest).read_bytes() == content
 
 
+def test_parts_are_hashed_as_they_come(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the end nothing is read again, however large the file is."""
+    content = content_of("abc", 60)
+    digest = digest_of(content)
+    for start, stop in ((0, 20), (10, 30), (0, 5), (30, 60)):
+        store.append(digest, start, content[start:stop])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *_: pytest.fail("the file is read"))
+        path = store.finish(digest)
+    assert path.read_bytes() == content
+
+
 def test_a_file_that_is_not_what_its_name_says_is_deleted(store: FileStore, tmp_path: Path) -> None:
     store.append("0" * 64, 0, b"something else")
     with pytest.raises(InvalidVideo, match=r"^video: was damaged"):

@@ -22,7 +22,8 @@ from deployments.messages.answer_format import TrackFormat
 from deployments.messages.rle import decode_rle
 from deployments.messages.track import FrameMasks
 from deployments.parsing.video import lines as lines_module
-from deployments.parsing.video.lines import EventStream, JsonLines, LabelZip, Lines, written
+from deployments.parsing.video.label_zip import LabelZip
+from deployments.parsing.video.lines import EventStream, JsonLines, Lines, written
 from tests.loops import settled
 
 SIZE = (40, 56)
@@ -231,8 +232,50 @@ async def test_a_pause_in_events_is_filled_with_comments(monkeypatch: pytest.Mon
     assert all(comment.endswith(b"\n\n") for comment in comments)
     # Nothing is lost by waiting.
     assert [json.loads(part[6:]) for part in parts if part.startswith(b"data")][-1] == {"done": True, "frames": 3}
-    for lines in (JsonLines(), LabelZip()):
-        assert len(await answer(Job(range(3), pause_s={1: 0.05}), lines)) == 5
+    # A zip has no room for them.
+    assert len(await answer(Job(range(3), pause_s={1: 0.05}), LabelZip())) == 5
+
+
+async def test_a_pause_in_ndjson_is_filled_with_spaces_that_change_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "PAUSE_S", 0.02)
+    parts = await answer(Job(range(3), InvalidVideo("video: damaged"), pause_s={1: 0.09}), JsonLines())
+    assert 2 <= parts.count(b" ") <= 5
+    lines = b"".join(parts).decode().splitlines()
+    assert [json.loads(line).get("frame_index") for line in lines] == [None, 0, 1, 2, None]
+    assert json.loads(lines[0]) == FACTS
+
+
+async def test_a_frame_that_takes_long_to_write_is_a_pause_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "PAUSE_S", 0.02)
+
+    async def slow(masks: FrameMasks) -> memoryview:
+        await asyncio.sleep(0.07)
+        return await encode(masks)
+
+    for lines in (JsonLines(), EventStream()):
+        parts = await answer(Job([3]), lines, slow)
+        assert 1 <= parts.count(lines.comment) <= 4
+        assert len(parts) == 3 + parts.count(lines.comment)
+
+
+async def test_who_leaves_while_a_frame_is_written_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "PAUSE_S", 0.01)
+    cancelled = []
+
+    async def endless(masks: FrameMasks) -> memoryview:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(masks.frame_index)
+            raise
+        return await encode(masks)
+
+    job = Job([3, 4])
+    parts = written(job(), endless, FACTS, JsonLines())
+    await anext(parts)
+    assert await anext(parts) == b" "
+    await parts.aclose()
+    assert (cancelled, job.closed) == ([3], True)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class Counted:
         self.requests: list[dict[str, Any]] = []
         self.reasons: list[str] = []
         self.under_way: list[int] = []
+        self.ended: list[str] = []
 
     def finished(
         self, route: str, model_id: str, response_format: str, status: int, seconds: float, stages: Any
@@ -88,6 +89,7 @@ def client(counted: Counted, in_flight: InFlightRequests) -> TestClient:
         context = context_of(request)
         context.model_id, context.image_id = "m", image_id
         context.timing.add("decode", 0.25)
+        context.at_end.callback(counted.ended.append, image_id)
         if image_id == "refused":
             raise Overloaded("full")
         if image_id == "bug":
@@ -98,6 +100,12 @@ def client(counted: Counted, in_flight: InFlightRequests) -> TestClient:
     for layer in reversed(outer_layers("s3cret", [], cast(RequestMetrics, counted), in_flight)):
         layered = layer.cls(layered, *layer.args, **layer.kwargs)
     return TestClient(layered, raise_server_exceptions=False, headers={"Authorization": "Bearer s3cret"})
+
+
+@pytest.mark.parametrize("image_id", ["fine", "broken", "overwhelmed", "faulty", "refused", "bug"])
+def test_what_a_request_holds_is_freed_however_it_ends(client: TestClient, counted: Counted, image_id: str) -> None:
+    client.get(f"/images/{image_id}")
+    assert counted.ended == [image_id]
 
 
 def test_a_request_is_counted_by_its_route_and_not_by_what_stands_in_it(client: TestClient, counted: Counted) -> None:

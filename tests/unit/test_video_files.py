@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.errors import InvalidVideo, ServiceError, TooLarge
+from deployments.frames import film, zipped_pictures
 from deployments.frames.decode import open_video
 from deployments.frames.video import VideoFrame
 from deployments.settings import Limits
@@ -129,16 +130,19 @@ def test_every_frame_of_common_files_in_order(tmp_path: Path, name: str, codec: 
         [(23, 40), (24, 30), (7, 7), (5, 6)],
     ],
 )
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.gif", "a.zip"])
+@pytest.mark.parametrize(
+    "name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.mpg", "a.gif", "a.webp", "a.png", "a.avif", "a.tif", "a.zip"]
+)
 def test_any_frames_in_any_order(tmp_path: Path, name: str, ranges: list[tuple[int, int]]) -> None:
     path = tmp_path / name
     frames = [numbered(index) for index in range(COUNT)]
-    if name == "a.gif":
-        animate(path, frames)
+    if name in ("a.gif", "a.webp", "a.png", "a.avif", "a.tif"):
+        animate(path, frames, **({"lossless": True} if name == "a.webp" else {}))
     elif name == "a.zip":
         zipped(path, {f"{index}.png": encoded(Image.fromarray(frame)) for index, frame in enumerate(frames)})
     else:
-        write(str(path), frames, "mpeg4" if name == "a.avi" else "libx264", g="8")
+        codec = {"a.avi": "mpeg4", "a.mpg": "mpeg2video"}.get(name, "libx264")
+        write(str(path), frames, codec, rate=25 if name == "a.mpg" else 10, g="8")
 
     with open_video(path, Limits(), 1000) as video:
         for start, stop in ranges:
@@ -146,6 +150,73 @@ def test_any_frames_in_any_order(tmp_path: Path, name: str, ranges: list[tuple[i
             expected = list(range(start, min(stop, COUNT)))
             assert [frame.index for frame in found] == expected
             assert [number_of(frame.pixels) for frame in found] == expected
+
+
+def test_frames_beyond_the_end_are_none(clip: Path) -> None:
+    with open_video(clip, Limits(), 1000) as video:
+        for start, stop in ((COUNT, COUNT + 3), (COUNT + 7, COUNT + 9), (5, 5), (9, 3)):
+            assert list(video.frames(start, stop)) == []
+        assert [number_of(frame.pixels) for frame in video.frames(4, 6)] == [4, 5]
+
+
+def textured(index: int) -> Pixels:
+    """A frame whose picture moves, so that one that is decoded without those before it is seen to be damaged."""
+    ground = np.asarray(picture(240, 200, 3))
+    return np.ascontiguousarray(ground[2 * index % 50 :][:128, 3 * index % 50 :][:, :160])
+
+
+SEEKS: dict[str, tuple[str, str, int, dict[str, str]]] = {
+    "H.264, open groups": ("a.mp4", "libx264", 10, {"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
+    "H.265, open groups": (
+        "a.mp4",
+        "libx265",
+        10,
+        {"x265-params": "keyint=12:min-keyint=12:open-gop=1:log-level=none"},
+    ),
+    "H.264, no frame by itself but the first": ("a.mp4", "libx264", 10, {"x264-params": "intra-refresh=1:keyint=999"}),
+    "MPEG-2, a recording": ("a.ts", "mpeg2video", 25, {"g": "12", "bf": "2"}),
+    # Its decoder begins at any frame.
+    "MPEG-4, a recording": ("a.ts", "mpeg4", 10, {"g": "12"}),
+}
+
+
+@pytest.mark.parametrize("case", SEEKS)
+def test_a_frame_is_the_same_whatever_was_read_before(tmp_path: Path, case: str) -> None:
+    name, codec, rate, options = SEEKS[case]
+    write(str(tmp_path / name), [textured(index) for index in range(50)], codec, rate=rate, **options)
+    expected = [frame.pixels for frame in read(tmp_path / name)]
+    assert len(expected) == 50
+    with open_video(tmp_path / name, Limits(), 1000) as video:
+        for index in np.random.default_rng(2).permutation(50).tolist():
+            [frame] = video.frames(index, index + 1)
+            assert np.array_equal(frame.pixels, expected[index]), index
+
+
+def test_a_frame_that_is_shown_before_the_nearest_key_frame_is_found_near_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In open groups of pictures; from the file's beginning it would take as long as all that lies between."""
+    name, codec, rate, options = SEEKS["H.265, open groups"]
+    write(str(tmp_path / name), [textured(index) for index in range(100)], codec, rate=rate, **options)
+    with open_video(tmp_path / name, Limits(), 1000) as video:
+        list(video.frames(0, 1))
+        monkeypatch.setattr(film.Film, "_open", lambda _: pytest.fail("reads the file from its beginning"))
+        for index in range(99, 30, -1):
+            assert [frame.index for frame in video.frames(index, index + 1)] == [index]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_recording_begins_with_the_first_frame_that_can_be_decoded(tmp_path: Path, codec: str) -> None:
+    """It was switched on amid a group of pictures."""
+    write(str(tmp_path / "a.ts"), [textured(index) for index in range(60)], codec, rate=25, g="12", bf="2")
+    content = (tmp_path / "a.ts").read_bytes()
+    (tmp_path / "a.ts").write_bytes(content[len(content) // 3 // 188 * 188 :])
+    with open_video(tmp_path / "a.ts", Limits(), 1000) as video:
+        frames = list(video.frames(0, 60))
+    assert 20 < len(frames) < 60
+    assert [frame.index for frame in frames] == list(range(video.facts.num_frames))
+    shifts = [float(np.abs(frames[0].pixels.astype(int) - textured(index)).mean()) for index in range(60)]
+    assert int(np.argmin(shifts)) == 60 - len(frames)
 
 
 def test_a_variable_rate_keeps_each_frames_own_time(tmp_path: Path) -> None:
@@ -328,6 +399,13 @@ def animate(path: Path, frames: Sequence[Pixels], **options: Any) -> None:
     first.save(path, save_all=True, append_images=others, **({"duration": 100} | options))
 
 
+def entries(count: int, name: bytes = b"") -> bytes:
+    """A zip of empty files, of which only the directory is written."""
+    one = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *[0] * 7, len(name), *[0] * 6) + name
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count & 0xFFFF, count & 0xFFFF, count * len(one), 4, 0)
+    return b"PK\x03\x04" + count * one + end
+
+
 def zipped(path: Path, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w") as target:
         for name, content in files.items():
@@ -363,6 +441,28 @@ def test_the_still_picture_of_an_animated_png_is_no_frame(tmp_path: Path) -> Non
 def test_frames_shown_for_different_times(tmp_path: Path) -> None:
     animate(tmp_path / "a.gif", [numbered(index) for index in range(4)], duration=[50, 200, 1000, 70])
     assert [frame.time_s for frame in read(tmp_path / "a.gif")] == pytest.approx([0, 0.05, 0.25, 1.25])
+
+
+def test_pages_of_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
+    """As a microscope writes them; Pillow by itself makes all but the darkest pixels white."""
+    pages = [np.arange(64 * 48).reshape(48, 64) * 20 + 1000 * index for index in range(3)]
+    first, *others = (Image.fromarray(page.astype(np.uint16)) for page in pages)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    for page, frame in zip(pages, read(tmp_path / "a.tif"), strict=True):
+        assert np.array_equal(frame.pixels, np.repeat((page // 256).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.webp", "a.png"])
+def test_animated_pictures_are_upright(tmp_path: Path, name: str) -> None:
+    """The orientation in EXIF is applied, as to images."""
+    exif = Image.Exif()
+    exif[274] = 6
+    options: dict[str, Any] = {"tiffinfo": {274: 6}} if name == "a.tif" else {"exif": exif}
+    animate(tmp_path / name, [numbered(index) for index in range(4)], **options)
+    with open_video(tmp_path / name, Limits(), 100) as video:
+        assert (video.facts.width, video.facts.height) == (48, 64)
+        for frame in video.frames(0, 4):
+            assert np.abs(frame.pixels.astype(int) - np.rot90(numbered(frame.index), -1)).mean() < 4
 
 
 def test_pages_of_a_tiff(tmp_path: Path) -> None:
@@ -475,6 +575,37 @@ def test_a_picture_in_a_zip_that_says_it_is_huge_is_not_unpacked(tmp_path: Path)
         pytest.raises(TooLarge, match=r"frame 1, '1\.png', has 3000"),
     ):
         list(video.frames(0, 2))
+
+
+def test_a_zip_of_very_many_entries_is_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the entries are read"))
+    (tmp_path / "a.zip").write_bytes(entries(3001))
+    with pytest.raises(TooLarge, match=r"^video: is a zip file of more than 3000 entries"):
+        read(tmp_path / "a.zip", max_frames=1000)
+    monkeypatch.setattr(zipped_pictures, "DIRECTORY_BYTES", 2_000_000)
+    (tmp_path / "a.zip").write_bytes(entries(50, b"a" * 50_000))
+    with pytest.raises(TooLarge, match=r"^video: is a zip file whose directory has more than the 2000000 bytes"):
+        read(tmp_path / "a.zip")
+
+
+def test_a_zip_of_as_many_entries_as_may_be_is_read(tmp_path: Path) -> None:
+    """Those that are no pictures count too; what precedes or follows the zip in its file does not."""
+    others = {f"folder{index}/": b"" for index in range(1003)}
+    zipped(tmp_path / "a.zip", others | {"0.png": PNG, "1.png": PNG})
+    assert len(read(tmp_path / "a.zip", max_frames=3)) == 2
+    with pytest.raises(TooLarge, match="more than 1004 entries"):
+        read(tmp_path / "a.zip", max_frames=2)
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as target:
+        target.comment = b"made by hand"
+    assert len(read(tmp_path / "a.zip", max_frames=3)) == 2
+
+
+def test_names_with_very_long_numbers_are_names(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {"9" * 5000 + ".png": PNG, "8" * 5001 + ".png": PNG, "007.png": PNG, "8.png": PNG})
+    with open_video(tmp_path / "a.zip", Limits(), 100) as video:
+        assert [len(one.filename) for one in video._files] == [7, 5, 5004, 5005]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tif"])

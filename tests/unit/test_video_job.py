@@ -45,7 +45,7 @@ from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.stage_times import StageTimes
 from deployments.parsing.video import job as job_module
-from deployments.parsing.video.job import MAX_CHUNK, STATE_EVERY, TrackJob, TrackRequest
+from deployments.parsing.video.job import MAX_CHUNK, RECOVERY, STATE_EVERY, TrackJob, TrackRequest
 from deployments.parsing.video.job_replica import JobReplica
 from deployments.parsing.video.plan import DIRECTIONS, FrameRange, plan
 from deployments.parsing.video.prompts import VideoPrompts
@@ -413,6 +413,33 @@ async def test_replicas_that_keep_no_state_only_cost_time(seconds: float, clock:
     request = job(model)
     assert await taken(request.masks()) == at_once(request)
     assert model.asked < 250
+
+
+async def test_the_state_comes_back_less_often_again_when_none_was_lost_for_a_while(clock: Clock) -> None:
+    frame_s = clock.frames_of(0.6)
+
+    def before(model: Model, call: TrackCall) -> None:
+        frame_s(model, call)
+        if call.frames[0] < 60:
+            model.die()
+
+    model, facts = Model(before), VideoFacts(64, 48, 200, 10.0)
+    request = job(model, prompts=VideoPrompts((TrackPrompt(1, 0, BOX),)), facts=facts)
+    assert await taken(request.masks()) == at_once(request)
+    reached = [call.frames[-1] for call in model.calls if call.wants_state]
+    # Each chunk is a frame. While replicas die, the state comes with every one of them.
+    assert set(range(40, 60)) <= set(reached)
+    # It is lost four times before that, and has to be there for eight chunks to make up for each.
+    gaps = [second - first for first, second in pairwise(reached) if first >= 60 + 4 * RECOVERY]
+    assert len(gaps) >= 5
+    assert set(gaps[1:]) == {STATE_EVERY}
+
+
+async def test_replicas_that_keep_no_state_are_sent_it_as_often_at_the_end_as_before(clock: Clock) -> None:
+    facts = VideoFacts(64, 48, 120, 10.0)
+    model = Model(clock.frames_of(0.6), remembers=False)
+    await taken(job(model, prompts=VideoPrompts((TrackPrompt(1, 0, BOX),)), facts=facts).masks())
+    assert all(call.wants_state for call in model.calls[-60:])
 
 
 async def test_frames_have_their_times() -> None:

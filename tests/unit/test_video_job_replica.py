@@ -1,13 +1,14 @@
 """JobReplica: where a job goes, with replicas that only count their jobs."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from deployments.errors import ModelUnavailable, Overloaded, ServiceError
+from deployments.errors import InvalidRequest, ModelUnavailable, Overloaded, ServiceError
 from deployments.messages.track import TrackedFrames
 from deployments.messages.video import affinity
 from deployments.parsing.deadline import Deadline
@@ -43,7 +44,19 @@ class Replica:
         return TrackedFrames((), 1, others=self.others, replica=self.name)
 
 
-def job_on(first: Replica, *others: Replica) -> JobReplica:
+class Slow(Replica):
+    """A replica that takes a job on at once, and says so late."""
+
+    def __init__(self, name: str, others: int) -> None:
+        super().__init__(name, others)
+        self.begin_tracking = SimpleNamespace(remote=self._begin_slowly)
+
+    def _begin_slowly(self, job: str) -> Any:
+        self.begun.append(job)
+        return asyncio.get_running_loop().create_future()
+
+
+def job_on(first: Replica, *others: Replica, on_end: Callable[[], None] = lambda: None) -> JobReplica:
     """A job that begins on the first replica, and looks at the others one after the other."""
     calls = ModelCalls({"m": cast(Any, None)}, cast(Any, None), RequestParserConfig(), RequestMetrics())
     replicas = iter((first, *others))
@@ -53,7 +66,7 @@ def job_on(first: Replica, *others: Replica) -> JobReplica:
         return None
 
     calls.wake = awake  # type: ignore[method-assign, assignment]
-    return JobReplica(calls, "m", "a" * 64)
+    return JobReplica(calls, "m", "a" * 64, on_end)
 
 
 async def test_a_job_moves_to_a_replica_with_two_jobs_fewer() -> None:
@@ -204,3 +217,59 @@ async def test_a_job_that_is_alone_does_not_look_around() -> None:
     replica = await begun(replicas)
     replicas.handle = None  # type: ignore[assignment, method-assign]
     await replica.balance(answer_of(0, 0), Deadline(10), looks=3)
+
+
+# ---- places
+
+
+async def test_a_job_ends_once() -> None:
+    first = Replica("r1", 0)
+    ends: list[int] = []
+    replica = job_on(first, on_end=lambda: ends.append(1))
+    await replica.begin(Deadline(5))
+    assert ends == []
+    replica.end()
+    replica.end()
+    await settled()
+    assert (first.ended, ends) == ([replica.job], [1])
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), InvalidRequest("model_id: has no memory")])
+async def test_a_job_that_is_refused_has_ended(error: ServiceError) -> None:
+    ends: list[int] = []
+    replica = job_on(Replica("r1", 0, error), on_end=lambda: ends.append(1))
+    with pytest.raises(type(error)):
+        await replica.begin(Deadline(5))
+    assert ends == [1]
+
+
+async def test_a_caller_that_leaves_while_its_job_begins_frees_the_place() -> None:
+    """The replica has taken the job on, and its answer is on the way."""
+    first = Slow("r1", 0)
+    ends: list[int] = []
+    replica = job_on(first, on_end=lambda: ends.append(1))
+    beginning = asyncio.ensure_future(replica.begin(Deadline(5)))
+    await settled()
+    assert first.begun == [replica.job]
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    await settled()
+    assert (first.ended, ends) == ([replica.job], [1])
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_look_that_does_not_come_to_its_end_leaves_no_job_behind(leaves: bool) -> None:
+    first, other = Replica("r1", 3), Slow("r2", 0)
+    replica = job_on(first, other)
+    await replica.begin(Deadline(5))
+    looking = asyncio.ensure_future(replica.balance(first.answer(), Deadline(5 if leaves else 0.05)))
+    await settled()
+    if leaves:
+        looking.cancel()
+    await asyncio.wait({looking})
+    assert looking.cancelled() is leaves
+    await settled()
+    assert other.begun == other.ended == [replica.job]
+    assert cast(Any, replica.model) is first
+    assert first.ended == []

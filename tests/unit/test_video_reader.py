@@ -17,7 +17,7 @@ from PIL import Image
 from deployments.errors import InvalidVideo, TooLarge, VideoNotCached
 from deployments.frames import video_reader
 from deployments.frames.decode import open_video
-from deployments.frames.video_reader import FOLDER_NAME, LOCK, VideoReader
+from deployments.frames.video_reader import DECODING_THREADS, FOLDER_NAME, LOCK, VideoReader
 from deployments.messages.video import FrameBatch
 from deployments.settings import Limits
 from harness.images import encoded, picture
@@ -257,7 +257,7 @@ async def test_backwards_so_many_are_decoded_ahead_as_fit(
     for one in clips:
         await upload(reader, one)
     for count in (0, 1, 2, 5):
-        monkeypatch.setattr(video_reader, "BACKWARD_BYTES", count * 3 * 64 * 48)
+        monkeypatch.setattr(video_reader, "BACKWARD_BYTES", DECODING_THREADS * count * 3 * 64 * 48)
         for one in clips:
             for step in (-1, -3):
                 frames = range(23, -1, step)
@@ -265,6 +265,59 @@ async def test_backwards_so_many_are_decoded_ahead_as_fit(
                 [ahead] = [cursor.ahead for key, cursor in reader._cursors.items() if key == (one.id, f"{count}{step}")]
                 assert len(ahead) < max(1, count)
                 check(await reader.read(one.id, f"{count}{step}", frames[4:]), one, frames[4:])
+
+
+async def test_all_jobs_together_decode_no_more_ahead_than_fits(
+    reader: VideoReader, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame_bytes = 3 * 64 * 48
+    monkeypatch.setattr(video_reader, "BACKWARD_BYTES", DECODING_THREADS * 5 * frame_bytes)
+    await upload(reader, clip)
+
+    def held() -> dict[str, int]:
+        return {job: len(cursor.ahead) for (_, job), cursor in reader._cursors.items()}
+
+    for job in "abcdef":
+        check(await reader.read(clip.id, job, range(23, 22, -1)), clip, range(23, 22, -1))
+        assert reader._reserved == 0
+    # A share is five frames; room for the last two was made by those whose use is longest ago.
+    assert held() == {"a": 0, "b": 0, "c": 4, "d": 4, "e": 4, "f": 4}
+    await reader.read(clip.id, "b", range(22, 18, -1))
+    check(await reader.read(clip.id, "b", range(18, 17, -1)), clip, range(18, 17, -1))
+    check(await reader.read(clip.id, "a", range(22, 20, -1)), clip, range(22, 20, -1))
+
+    async def run(job: str) -> None:
+        for index in range(23, -1, -1):
+            check(await reader.read(clip.id, job, range(index, index - 1, -1)), clip, range(index, index - 1, -1))
+            with reader._lock:
+                most = reader._reserved + frame_bytes * sum(held().values())
+            assert most <= DECODING_THREADS * 5 * frame_bytes
+
+    await asyncio.gather(*map(run, "ghijklmnop"))
+    assert reader._reserved == 0
+
+
+async def test_a_decoder_that_is_at_work_when_its_job_ends_is_not_kept(
+    reader: VideoReader, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a client leaves while a chunk is decoded: nobody would close it."""
+    await upload(reader, clip)
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(path: Path, *arguments: Any) -> Any:
+        begun.set()
+        ended.wait(5)
+        return open_video(path, *arguments)
+
+    monkeypatch.setattr(video_reader, "open_video", slow)
+    reading = asyncio.ensure_future(reader.read(clip.id, "job", range(3)))
+    await asyncio.to_thread(begun.wait, 5)
+    await reader.close(clip.id, "job")
+    ended.set()
+    check(await reading, clip, range(3))
+    assert reader._cursors == {}
+    check(await reader.read(clip.id, "another", range(3)), clip, range(3))
+    assert list(reader._cursors) == [(clip.id, "another")]
 
 
 async def test_jobs_read_the_same_file_each_at_its_own_place(reader: VideoReader, clips: list[Clip]) -> None:
@@ -369,6 +422,19 @@ async def test_a_fault_comes_after_the_frames_before_it_in_both_directions(reade
     for frames in (range(8, 4, -1), range(10, 15), range(10, 7, -2)):
         batch = await reader.read(video_id, "again", frames)
         assert (list(batch.indices), batch.fault) == (list(frames), None)
+
+
+async def test_backwards_a_picture_of_too_many_bytes_ends_no_frame_after_it(tmp_path: Path) -> None:
+    pictures = {f"{index:02}.png": encoded(Image.fromarray(numbered(index))) for index in range(COUNT)}
+    zipped(tmp_path / "a.zip", pictures | {"09.png": bytes(50_000)})
+    content = (tmp_path / "a.zip").read_bytes()
+    video_id = hashlib.sha256(content).hexdigest()
+    reader = VideoReader(Limits(max_image_bytes=40_000), tmp_path)
+    await reader.append(video_id, 0, content)
+    await reader.finish(video_id)
+    batch = await reader.read(video_id, "job", range(15, 5, -1))
+    assert list(batch.indices) == [15, 14, 13, 12, 11, 10]
+    assert isinstance(batch.fault, TooLarge)
 
 
 # ---- folders

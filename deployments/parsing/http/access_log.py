@@ -93,6 +93,7 @@ class AccessLogMiddleware:
             raise
         finally:
             self._in_flight.count(-1)
+            context.at_end.close()
             self._finish(scope, context, broken or (outcome.status if outcome.complete else CLIENT_CLOSED_REQUEST))
 
     def _finish(self, scope: Scope, context: RequestContext, status: int) -> None:

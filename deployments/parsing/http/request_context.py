@@ -1,6 +1,7 @@
 """RequestContext: facts about one HTTP request, for its access log, its metrics and its `Server-Timing` header."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class RequestContext:
         image_id: the id of the image.
         reason: why the request was rejected, as the metrics name it: `ServiceError.rejection`.
         timing: the seconds of each stage.
+        at_end: what is done when the request is over, however it ends: also if its answer was never begun.
     """
 
     arrived_at: float = field(default_factory=time.perf_counter)
@@ -34,6 +36,7 @@ class RequestContext:
     image_id: str = ""
     reason: str = ""
     timing: StageTimes = field(default_factory=StageTimes)
+    at_end: ExitStack = field(default_factory=ExitStack)
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import TrackFormat, VideoFormat
 from deployments.messages.arrays import RgbArray
 from deployments.messages.track import FrameMasks
-from deployments.messages.video import VideoFacts, frame_image_id
+from deployments.messages.video import VideoFacts
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.encoder_calls import EncoderCalls
 from deployments.parsing.http import openapi
@@ -26,7 +27,8 @@ from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
 from deployments.parsing.video.job import when_free
-from deployments.parsing.video.lines import EventStream, JsonLines, LabelZip, Lines, written
+from deployments.parsing.video.label_zip import LabelZip
+from deployments.parsing.video.lines import EventStream, JsonLines, Lines, written
 from deployments.parsing.video.plan import Direction, FrameRange
 from deployments.parsing.video.prompts import TimedPrompt, parse_prompts, short_form
 from deployments.parsing.video.video_calls import RequestedVideo, VideoCalls
@@ -56,10 +58,10 @@ class VideoRoutes:
 
     Args:
         limits: limits of one request.
-        segmenter: knows models and deadlines.
+        segmenter: knows models and deadlines, and decodes frames within the budget that images have.
         calls: has the time-outs in its config.
         videos: follows objects.
-        video_calls: gets frames, and deletes videos.
+        video_calls: deletes videos.
         encoder_calls: writes frames' masks.
         budget: bounds the bytes that requests hold while they follow objects.
     """
@@ -210,6 +212,8 @@ class VideoRoutes:
         file = await self._identify(video, video_id, request)
         with context.timing.measure("parse"):
             tracked = await self._videos.prepare(file, parsed, which, model_id, track_format, deadline)
+        # If the client leaves before the answer begins, nothing else ends the job.
+        context.at_end.callback(tracked.replica.end)
         masks = self._videos.masks(tracked, deadline, context.timing)
         lines = _lines(request, response_format, tracked.facts)
         ids = sorted({one.object_id for one in tracked.prompts.prompts})
@@ -246,16 +250,21 @@ class VideoRoutes:
         self, request: Request, video_id: str, frame_index: int, picture_format: PictureFormat = None
     ) -> Response:
         """Gives a frame as a picture: a JPEG, or a PNG, whose pixels are those that a model sees."""
-        deadline, file = deadline_of(request, self._segmenter), video_by_id(video_id)
-        context_of(request).image_id = image_id = frame_image_id(file.video_id, frame_index)
-        with context_of(request).timing.measure("parse"):
+        deadline, file, timing = (
+            deadline_of(request, self._segmenter),
+            video_by_id(video_id),
+            context_of(request).timing,
+        )
+        with timing.measure("parse"):
             # Refuses an index that is not in the video.
-            await self._videos.frame(file, frame_index, deadline)
-            pixels = await self._video_calls.frame(file, frame_index, deadline)
+            frame = await self._videos.frame(file, frame_index, deadline)
+        context_of(request).image_id = frame.image_id
         name = picture_format or ("png" if "image/png" in request.headers.get("accept", "") else "jpeg")
-        with context_of(request).timing.measure("encode"):
-            content = await asyncio.to_thread(_picture, pixels, name)
-        headers = {"X-Image-Id": image_id, "X-Video-Id": file.video_id, "Vary": "Accept"}
+        async with AsyncExitStack() as held:
+            pixels = await self._segmenter.decode(frame, deadline, held, timing)
+            with timing.measure("encode"):
+                content = await self._segmenter.off_loop(_picture, pixels, name)
+        headers = {"X-Image-Id": frame.image_id, "X-Video-Id": file.video_id, "Vary": "Accept"}
         # The id is that of the content, so the frame never changes.
         headers["Cache-Control"] = "private, max-age=3600, immutable"
         return Response(content, media_type=f"image/{name}", headers=headers)

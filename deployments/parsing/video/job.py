@@ -30,6 +30,9 @@ STATE_EVERY = 16
 """After so many frames the state comes back, while none is lost: what a death costs at most. It is 3.9 MB an object for
 SAM 2, so 0.25 MB a frame; the frame's logits are 0.26 MB."""
 
+RECOVERY = 8
+"""After so many chunks in a row for which the replica had the state, one loss fewer counts."""
+
 FIRST_LOOKS = 3
 """How many other replicas a job looks at after its first frames."""
 
@@ -80,7 +83,8 @@ class _Progress:
         state_at: of how many frames it is the state.
         done: how many frames were followed, by the replica that has the newest state.
         given: how many frames' masks were given to the client.
-        losses: how often the newest state was lost.
+        losses: how often the newest state was lost, less what has been made up for.
+        found: for how many chunks in a row the replica had the state since then.
     """
 
     run: Pass
@@ -90,11 +94,25 @@ class _Progress:
     done: int = 0
     given: int = 0
     losses: int = 0
+    found: int = 0
 
     @property
     def state_every(self) -> int:
         """After how many frames the state comes back: sooner where states are lost, so that a job gets on at all."""
-        return STATE_EVERY >> min(self.losses, STATE_EVERY.bit_length() - 1)
+        return STATE_EVERY >> self.losses
+
+    def lose(self) -> None:
+        """Goes back to the last state that came back, since a newer one is lost."""
+        self.done = self.state_at
+        self.losses = min(self.losses + 1, STATE_EVERY.bit_length() - 1)
+        self.found = 0
+
+    def find(self, had_state: bool) -> None:
+        """Notes whether the replica that followed a chunk had its state, or had to be sent it."""
+        self.found = self.found + 1 if had_state else 0
+        if self.found >= RECOVERY:
+            self.losses = max(0, self.losses - 1)
+            self.found = 0
 
 
 class TrackJob:
@@ -167,8 +185,7 @@ class TrackJob:
             answer = await self._ask(call, progress)
             if answer is None:
                 # The replica that had the newest state is gone, or had no room for it.
-                progress.done = progress.state_at
-                progress.losses += 1
+                progress.lose()
                 continue
             self._note(answer, len(call.frames), time.perf_counter() - started)
             progress.done += answer.num_frames
@@ -237,6 +254,7 @@ class TrackJob:
                 if isinstance(answer.fault, VideoNotCached) and not answer.num_frames:
                     await self._upload(deadline)
                     continue
+                progress.find(had_state=sent is None)
                 return answer
             if answer.what == "frames":
                 self._needs_frames = True

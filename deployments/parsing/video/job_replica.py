@@ -8,6 +8,7 @@ has at least two jobs fewer.
 import asyncio
 import hashlib
 import uuid
+from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.errors import Unavailable
+from deployments.errors import DeadlineExceeded, Unavailable
 from deployments.messages.track import TrackedFrames
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
@@ -31,30 +32,41 @@ class JobReplica:
         calls: provides handles and retries.
         model_id: the model.
         video_id: SHA-256 of the video.
+        on_end: called once, when the job ends.
 
     Attributes:
         job: the job's name, unique.
         model: the handle whose calls go to the replica.
     """
 
-    def __init__(self, calls: ModelCalls, model_id: str, video_id: str) -> None:
+    def __init__(
+        self, calls: ModelCalls, model_id: str, video_id: str, on_end: Callable[[], None] = lambda: None
+    ) -> None:
         self._calls = calls
         self._model_id = model_id
         self.job = uuid.uuid4().hex
         self.model: DeploymentHandle[Any] = calls.model(model_id, video_id)
         self._name = ""
         self._looks = 0
+        self._on_end = on_end
+        self._has_ended = False
         self._background: set[asyncio.Task[None]] = set()
 
     async def begin(self, deadline: Deadline) -> None:
         """Wakes the model, and begins on the replica that remembers the video, if one does.
 
+        If that fails or is cancelled, the job has ended.
+
         Raises:
             InvalidRequest: the model cannot follow objects.
             ModelUnavailable, Overloaded, DeadlineExceeded: see `ModelCalls.ask`.
         """
-        await self._calls.wake(self._model_id, deadline)
-        self._name, _ = await self._begin(self.model, deadline)
+        try:
+            await self._calls.wake(self._model_id, deadline)
+            self._name, _ = await self._begin(self.model, deadline)
+        except BaseException:
+            self.end()
+            raise
 
     async def balance(self, answer: TrackedFrames, deadline: Deadline, looks: int = 1) -> None:
         """Looks at other replicas, and moves to one that has at least two jobs fewer than the one that answered.
@@ -77,6 +89,12 @@ class JobReplica:
         candidate = self._calls.model(self._model_id, elsewhere)
         try:
             name, there = await self._begin(candidate, deadline)
+        except (DeadlineExceeded, asyncio.CancelledError) as error:
+            # It may take the job on all the same.
+            self._end_in_background(candidate)
+            if isinstance(error, DeadlineExceeded):
+                return others
+            raise
         except Unavailable:
             # The job is well where it is.
             return others
@@ -90,8 +108,11 @@ class JobReplica:
         return there
 
     def end(self) -> None:
-        """Tells the replica that the job has ended."""
-        self._end_in_background(self.model)
+        """Tells the replica that the job has ended; only the first call has an effect."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._on_end()
+            self._end_in_background(self.model)
 
     async def _begin(self, model: "DeploymentHandle[Any]", deadline: Deadline) -> tuple[str, int]:
         """Returns a replica's name, and how many other jobs it has."""

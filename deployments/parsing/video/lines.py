@@ -1,22 +1,23 @@
-"""The answer to a request that follows objects: NDJSON, server-sent events, or a zip of label images."""
+"""The answer to a request that follows objects, line by line: as NDJSON or as server-sent events."""
 
 import asyncio
 import logging
 import re
-import zipfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from deployments.errors import ServiceError
 from deployments.messages.track import FrameMasks
 
+T = TypeVar("T")
+
 logger = logging.getLogger("ray.serve")
 
 PAUSE_S = 15.0
-"""After so long without a line, an event stream gets a comment, so that nothing on its way takes it for dead."""
+"""After so long without a line something without a meaning is sent, so that no proxy takes the connection for dead."""
 
 
 class Lines(Protocol):
@@ -24,7 +25,7 @@ class Lines(Protocol):
 
     Attributes:
         media_type: the Content-Type.
-        comment: what is sent in a pause; b"" sends nothing.
+        comment: what is sent in a pause, and changes nothing for who reads; b"" sends nothing.
     """
 
     media_type: str
@@ -41,10 +42,13 @@ class Lines(Protocol):
 
 
 class JsonLines:
-    """A JSON object a line: NDJSON."""
+    """A JSON object a line: NDJSON.
+
+    In a pause a space is sent, which stands before the next line's object: JSON allows that, but NDJSON no empty lines.
+    """
 
     media_type = "application/x-ndjson"
-    comment = b""
+    comment = b" "
 
     def head(self, facts: dict[str, Any]) -> bytes:
         """See Lines."""
@@ -74,60 +78,6 @@ class EventStream:
     end = head
 
 
-class LabelZip:
-    """A zip: `video.json`, a PNG for each frame, and at the end `done.json` or `error.json`.
-
-    Args:
-        digits: of a frame's index in its name, at least.
-    """
-
-    media_type = "application/zip"
-    comment = b""
-
-    def __init__(self, digits: int = 5) -> None:
-        self._digits = digits
-        self._buffer = _Unseekable()
-        # PNGs are compressed already.
-        self._zip = zipfile.ZipFile(cast(IO[bytes], self._buffer), "w", zipfile.ZIP_STORED)
-
-    def head(self, facts: dict[str, Any]) -> bytes:
-        """See Lines."""
-        return self._entry("video.json", orjson.dumps(facts))
-
-    def frame(self, index: int, text: bytes) -> bytes:
-        """See Lines."""
-        return self._entry(f"{index:0{self._digits}}.png", text)
-
-    def end(self, result: dict[str, Any]) -> bytes:
-        """See Lines."""
-        name = "done.json" if "done" in result else "error.json"
-        written = self._entry(name, orjson.dumps(result))
-        self._zip.close()
-        return written + self._buffer.taken()
-
-    def _entry(self, name: str, content: bytes) -> bytes:
-        self._zip.writestr(name, content)
-        return self._buffer.taken()
-
-
-class _Unseekable:
-    """A file that only takes bytes: so `zipfile` writes a zip from its beginning to its end."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, part: bytes) -> int:
-        self._parts.append(bytes(part))
-        return len(part)
-
-    def flush(self) -> None:
-        """Does nothing; `zipfile` asks for it."""
-
-    def taken(self) -> bytes:
-        parts, self._parts = self._parts, []
-        return b"".join(parts)
-
-
 async def written(
     masks: AsyncGenerator[FrameMasks, None],
     encode: Callable[[FrameMasks], Awaitable[memoryview]],
@@ -146,13 +96,14 @@ async def written(
     frames = 0
     result: dict[str, Any]
     try:
-        async with aclosing(_with_pauses(masks, PAUSE_S if lines.comment else None)) as found:
+        texts = _encoded(masks, encode)
+        async with aclosing(_with_pauses(texts, PAUSE_S if lines.comment else None)) as found:
             async for one in found:
                 if one is None:
                     yield lines.comment
                     continue
-                text = await encode(one)
-                yield lines.frame(one.frame_index, bytes(text))
+                index, text = one
+                yield lines.frame(index, text)
                 frames += 1
         result = {"done": True, "frames": frames}
     except ServiceError as error:
@@ -166,23 +117,30 @@ async def written(
     yield lines.end(result)
 
 
-async def _with_pauses(
-    masks: AsyncGenerator[FrameMasks, None], pause_s: float | None
-) -> AsyncGenerator[FrameMasks | None, None]:
-    """Yields masks, and None whenever there are none for `pause_s`."""
-    while True:
-        waiting = asyncio.ensure_future(anext(masks, None))
-        try:
-            while not (await asyncio.wait({waiting}, timeout=pause_s))[0]:
-                yield None
-        except BaseException:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-            raise
-        one = await waiting
-        if one is None:
-            return
-        yield one
+async def _encoded(
+    masks: AsyncGenerator[FrameMasks, None], encode: Callable[[FrameMasks], Awaitable[memoryview]]
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yields each frame's index and its text."""
+    async for one in masks:
+        yield one.frame_index, bytes(await encode(one))
+
+
+async def _with_pauses(values: AsyncGenerator[T, None], pause_s: float | None) -> AsyncGenerator[T | None, None]:
+    """Yields values, and None whenever there are none for `pause_s`; closes the generator of the values."""
+    async with aclosing(values):
+        while True:
+            waiting = asyncio.ensure_future(anext(values, None))
+            try:
+                while not (await asyncio.wait({waiting}, timeout=pause_s))[0]:
+                    yield None
+            except BaseException:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+                raise
+            one = await waiting
+            if one is None:
+                return
+            yield one
 
 
 def error_code(error: ServiceError) -> str:

@@ -15,6 +15,7 @@ from deployments.messages.arrays import RgbArray
 from deployments.messages.video import GONE, FrameBatch, VideoFacts, affinity
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.model_calls import ModelCalls
+from deployments.parsing.retries import forgotten_by_all
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -95,9 +96,12 @@ class VideoCalls:
         return self._handle(video_id).read.remote(video_id, job, frames)
 
     async def forget(self, video_id: str) -> bool:
-        """Deletes a video from every replica; returns whether any had it."""
-        results = await self._reader.broadcast("forget", video_id).results_async(return_exceptions=True)
-        return any(result is True for result in results)
+        """Deletes a video from every replica; returns whether any had it.
+
+        Raises:
+            Unavailable: a replica did not answer in time.
+        """
+        return await forgotten_by_all(self._reader, video_id, "video", "VideoReader", _is_never_gone)
 
     def close(self, video_id: str, job: str) -> None:
         """Closes a job's decoder, in the background."""
@@ -150,6 +154,11 @@ class VideoCalls:
 
     def _handle(self, video_id: str) -> "DeploymentHandle[Any]":
         return self._reader.options(session_id=affinity(video_id))
+
+
+async def _is_never_gone() -> bool:
+    """VideoReader always has replicas: a handle that knows of none learns of them, or they are starting."""
+    return False
 
 
 def _part(source: BinaryIO, offset: int) -> bytes:

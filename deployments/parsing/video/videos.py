@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import BinaryIO, cast
 
@@ -99,7 +100,9 @@ class Videos:
         track_format: TrackFormat,
         deadline: Deadline,
     ) -> TrackRequest:
-        """Checks all that can be known before the first frame is followed.
+        """Checks all that can be known before the first frame is followed, and takes the job on.
+
+        The caller must end `TrackRequest.replica` if it does not use up or close `masks`.
 
         Raises:
             InvalidRequest: the model cannot follow objects, or the prompts do not suit the video.
@@ -130,31 +133,21 @@ class Videos:
             raise InvalidPrompt("prompts: response_format png needs object_ids from 1 to 255, its labels")
         # Again: others may have begun while the file was on its way, and later there is no status any more.
         self.check_jobs()
-        replica = JobReplica(self._calls, model_id, video.video_id)
+        self._jobs += 1
+        replica = JobReplica(self._calls, model_id, video.video_id, self._note_end)
         await replica.begin(step)
         return TrackRequest(video, facts, model_id, resolved, planned, replica)
 
     async def masks(
         self, request: TrackRequest, deadline: Deadline, times: StageTimes
     ) -> AsyncGenerator[FrameMasks, None]:
-        """Follows objects; see `TrackJob.masks`.
-
-        Raises:
-            Overloaded: this replica has `max_video_jobs` jobs already.
-        """
-        try:
-            self.check_jobs()
-        except Overloaded:
-            request.replica.end()
-            raise
-        self._jobs += 1
-        masks = TrackJob(request, self._calls, self._video_calls, deadline, times).masks()
-        try:
+        """Follows objects; see `TrackJob.masks`. The job has ended when the generator has."""
+        async with aclosing(TrackJob(request, self._calls, self._video_calls, deadline, times).masks()) as masks:
             async for one in masks:
                 yield one
-        finally:
-            self._jobs -= 1
-            await masks.aclose()
+
+    def _note_end(self) -> None:
+        self._jobs -= 1
 
     def check_jobs(self) -> None:
         """Rejects a further job if there are too many.
