@@ -31,7 +31,7 @@ def parse(field: str, text: str | None, limits: Limits = DEFAULTS) -> Prompt:
 
 def test_the_fields_become_a_prompt() -> None:
     prompt = parse_prompt(
-        {"point_coords": "[[120, 100.5]]", "point_labels": "[1]", "box": "[0,0,9,9]", "mask_input": None},
+        {"point_coords": "[[1, 0.5]]", "point_labels": "[1]", "box": "[0,0,1,0.25]", "mask_input": None},
         multimask_output=False,
         normalize_coords=False,
         limits=Limits(),
@@ -39,8 +39,8 @@ def test_the_fields_become_a_prompt() -> None:
 
     assert prompt.point_coords is not None
     assert prompt.box is not None
-    assert prompt.point_coords.tolist() == [[120, 100.5]]
-    assert prompt.box.tolist() == [0, 0, 9, 9]
+    assert prompt.point_coords.tolist() == [[1, 0.5]]
+    assert prompt.box.tolist() == [0, 0, 1, 0.25]
     assert (prompt.mask_input, prompt.multimask_output, prompt.normalize_coords) == (None, False, False)
 
 
