@@ -169,7 +169,7 @@ def test_the_same_request_means_the_same_in_every_body(
     expected = values(image=content, **{name: value for name, value in fields.items() if name != "other"})
     for content_type, body in bodies:
         coding, pack = PACKED.get(packing or "", ("", bytes))
-        headers = {"Content_Encoding": coding} if coding else {}
+        headers: dict[str, Any] = {"Content_Encoding": coding} if coding else {}
         assert post(pieces(pack(body), size), content_type, **headers) == (200, expected), content_type
 
 
@@ -499,7 +499,7 @@ def test_a_field_in_the_url_is_refused_and_another_parameter_ignored() -> None:
 
 @pytest.mark.parametrize("framing", [{"Content_Length": "100"}, {"Transfer_Encoding": "chunked"}])
 def test_a_body_that_the_server_dropped_for_an_upgrade_is_told_as_such(framing: dict[str, str]) -> None:
-    lost = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", **framing}
+    lost: dict[str, Any] = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", **framing}
     assert message(post(pieces(b"", 1), MULTIPART, **lost)).startswith("Upgrade: 'h2c' is not supported")
     body = as_multipart({"box": [1]}, b"1")
     assert post(body, MULTIPART, Connection="Upgrade", Upgrade="h2c")[0] == 200

@@ -218,7 +218,7 @@ def test_a_prompt_cannot_be_changed() -> None:
 
 
 def test_a_prompt_survives_pickling() -> None:
-    points = {"point_coords": [[0.25, 0.5], [1, 1]], "point_labels": [1, 0]}
+    points: dict[str, Any] = {"point_coords": [[0.25, 0.5], [1, 1]], "point_labels": [1, 0]}
     prompt = Prompt(**points, box=[0, 0, 1, 0.5], mask_input=mask(1), multimask_output=False, normalize_coords=False)
 
     copy = pickle.loads(pickle.dumps(prompt))
@@ -244,7 +244,7 @@ def test_pixels_are_not_taken_for_fractions(field: str, largest: str, given: dic
 
 def test_a_click_may_lie_a_little_outside_and_padding_anywhere() -> None:
     prompt = Prompt(
-        [[-0.5, 1.5], [4000, 4000]], [1, -1], box=[-1, -1, 1.5, 1.5], mask_input=mask(1) + 30, normalize_coords=False
+        [[-0.5, 1.5], [4000.0, 4000.0]], [1, -1], box=[-1, -1, 1.5, 1.5], mask_input=mask(1) + 30, normalize_coords=False
     )
     assert not prompt.normalize_coords
 

@@ -160,7 +160,7 @@ def form_route(
         body_timeout_s: returns how many seconds the body may take to arrive.
         max_multipart_bytes: limit on a multipart body, if it is not that on any body.
     """
-    max_multipart_bytes = limits.max_body_bytes if max_multipart_bytes is None else max_multipart_bytes
+    most = limits.max_body_bytes if max_multipart_bytes is None else max_multipart_bytes
 
     class FormRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -173,7 +173,7 @@ def form_route(
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()):
-                            await form_request.read_form(limits, max_file_bytes, max_multipart_bytes, fields)
+                            await form_request.read_form(limits, max_file_bytes, most, fields)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

@@ -1,6 +1,5 @@
 """uvicorn's HTTP server with two mends: the body beside an `Upgrade` header is kept, and HTTP/1.0 gets no chunks."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
@@ -74,7 +73,7 @@ class MendedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
 
-def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+def _without_chunks(cycle: RequestResponseCycle) -> Any:
     send, is_open_ended = cycle.send, False
 
     async def send_without_chunks(message: Message) -> None:

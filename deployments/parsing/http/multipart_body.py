@@ -108,7 +108,7 @@ class UsualForm:
             self._step = self._begin_header
         return True
 
-    def _drop(self, _: bytearray) -> bool:
+    def _drop(self, out: bytearray) -> bool:
         self._at = len(self._data)
         return False
 
