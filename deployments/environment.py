@@ -40,6 +40,10 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     # When new replicas keep the processors busy, a proxy needs longer to start than the default of 5 s.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+    # Serve's proxies and the parsers' own servers: parsing/http/http_server.py says what is mended.
+    os.environ.setdefault(
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deployments.parsing.http.http_server.use_mended_server"
+    )
     # A self-hosted service sends no usage reports unless its operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -11,7 +11,7 @@ ServiceError 500
 ├── VideoNotCached 404          the service does not keep the file of the video_id
 ├── BodyTimeout 408             the request's body did not arrive in time
 ├── TooLarge 413                too many bytes, pixels, points, objects, or numbers in the answer
-├── UnsupportedMediaType 415    the body is not multipart/form-data
+├── UnsupportedMediaType 415    the body's type or coding is none that the route reads
 ├── Unavailable 503             try again later; the answer carries Retry-After
 │   ├── ModelUnavailable        the model is asleep, loading, or failed to load
 │   ├── Overloaded              queues are full
@@ -100,7 +100,7 @@ class TooLarge(ServiceError):
 
 
 class UnsupportedMediaType(ServiceError):
-    """The request body has a content type that the route does not read."""
+    """The request body has a content type, or a content coding, that the route does not read."""
 
     status = 415
 

@@ -13,7 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from deployments.errors import InvalidPrompt
 from deployments.messages.arrays import LOW_RES_SIZE, FloatArray, IntArray
 
-POINT_LABELS = {-1: "padding", 0: "background", 1: "foreground", 2: "box top left", 3: "box bottom right"}
+LARGEST_FRACTION = 1.5
+"""Of coordinates that are fractions of the image's size: a click may lie a little outside, but not at 200 pixels."""
+
+PADDING = -1
+
+POINT_LABELS = {PADDING: "padding", 0: "background", 1: "foreground", 2: "box top left", 3: "box bottom right"}
 
 
 def _finite_array(field: str, value: ArrayLike) -> FloatArray:
@@ -87,7 +92,8 @@ class Prompt:
         mask_input: `1×256×256` or `B×1×256×256`, logits of an earlier answer. If these are the logits of three
             masks, `3×256×256`, the first mask is used, which has the highest score.
         multimask_output: True for three candidate masks for each object, False for one.
-        normalize_coords: False if coordinates are already divided by the image's width and height.
+        normalize_coords: False if coordinates are already divided by the image's width and height; none is then above
+            1.5.
 
     Raises:
         InvalidPrompt: a field is malformed or two fields contradict each other; the message names the field.
@@ -121,6 +127,21 @@ class Prompt:
             object.__setattr__(self, name, value)
         self._check_labels()
         self._check_object_axes()
+        self._check_fractions()
+
+    def _check_fractions(self) -> None:
+        if self.normalize_coords:
+            return
+        fields = {"box": self.box}
+        if self.point_coords is not None and self.point_labels is not None:
+            # Where padding lies has no meaning.
+            fields["point_coords"] = self.point_coords[self.point_labels != PADDING]
+        for field, array in fields.items():
+            if array is not None and (array > LARGEST_FRACTION).any():
+                raise InvalidPrompt(
+                    f"{field}: has {array.max():g}, but with normalize_coords=false coordinates are fractions of the "
+                    "image's width and height, from 0 to 1"
+                )
 
     def _check_labels(self) -> None:
         if (self.point_coords is None) != (self.point_labels is None):

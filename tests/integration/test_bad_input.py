@@ -230,11 +230,18 @@ BAD_FORMS: dict[str, tuple[int, str, list[Part]]] = {
             "normalize_coords": "true",
         }.items()
     },
+    "brackets": (400, "point_coords[0][]: ", [*parts({}), *text_parts({"point_coords[0][]": "10"})]),
+    "a misspelt prompt": (400, "points: is not a field; did you mean point_coords?", parts({"points": "[[1,2]]"})),
+    "pixels as fractions": (400, "point_coords: has 10", parts({**POINT, "normalize_coords": "false"})),
     "image twice": (400, "image: ", [*parts({}), *parts({})]),
     "image as file and as text": (400, "image: ", [*parts({}), *text_parts({"image": "cat.png"})]),
     "100 unknown fields": (400, "body: ", [*parts({}), *text_parts({f"field{index}": "1" for index in range(100)})]),
     "100 unknown files": (400, "body: ", [*parts({}), *((f"f{index}", ("f.png", b"1")) for index in range(100))]),
 }
+
+
+def test_a_field_in_the_url_is_refused(client: httpx.Client) -> None:
+    check(client.post(f"{ROUTE}?response_format=rle", files=parts(POINT)), 400, "response_format: is in the URL")
 
 
 @pytest.mark.parametrize(("status", "named", "form"), BAD_FORMS.values(), ids=BAD_FORMS)
@@ -245,8 +252,16 @@ def test_a_bad_form_is_refused(status: int, named: str, form: list[Part], client
 # ---- the body
 
 BAD_BODIES: dict[str, tuple[int, str, str | None, bytes]] = {
-    "json": (415, "Content-Type: ", "application/json", b'{"image":"aGVsbG8="}'),
-    "urlencoded": (415, "Content-Type: ", "application/x-www-form-urlencoded", b"point_coords=%5B%5D"),
+    "json without an image in it": (400, "image: ", "application/json", b'{"image":"aGVsbG8="}'),
+    "json that is none": (400, "body: is not valid JSON: ", "application/json", b"{'image': 1}"),
+    "json with a misspelt name": (400, "points: ", "application/json", b'{"points":[[1,2]]}'),
+    "urlencoded without an image": (422, "image", "application/x-www-form-urlencoded", b"point_coords=%5B%5D"),
+    "urlencoded with a bracketed name": (
+        400,
+        "point_coords[0][]: ",
+        "application/x-www-form-urlencoded",
+        b"point_coords%5B0%5D%5B%5D=1",
+    ),
     "plain text": (415, "Content-Type: ", "text/plain", b"hello"),
     "an image": (415, "Content-Type: ", "image/png", IMAGE),
     "multipart of another kind": (415, "Content-Type: ", f"multipart/mixed; boundary={BOUNDARY}", GOOD_BODY),
@@ -330,7 +345,7 @@ def test_the_route_takes_only_post(method: str, path: str, client: httpx.Client)
 
 
 @pytest.mark.parametrize(
-    "path", ["/segment-anything", "/segment-anything-2/x", "/segment-anything-2//", "/../etc", "/é"]
+    "path", ["/segment-anything", "/segment-anything-2/x", "/segment-anything-2/x/", "/../etc", "/é"]
 )
 def test_an_unknown_path_is_not_found(path: str, client: httpx.Client) -> None:
     check(client.post(path, files=parts(POINT)), 404, "Not Found")

@@ -77,6 +77,12 @@ def test_three_objects_in_a_compact_format(service: Service, folder: Path, truth
     assert iou(coco.decode(objects[0][0]["segmentation"]), truth) > 0.8
 
 
+def test_the_example_in_json_finds_the_clicked_object(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:
+    run_bash(code_of("json-body"), service, folder)
+    best = json.loads((folder / "pear.json").read_text())["masks"][0]
+    assert iou(coco.decode(best["segmentation"]), truth) > 0.8
+
+
 def test_everything_finds_the_objects_of_the_picture(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:
     run_bash(code_of("everything"), service, folder)
     records = json.loads((folder / "everything.json").read_text())["masks"]

@@ -1,6 +1,9 @@
 """Upload once, prompt many times: `/embed`, and an image_id in place of the image."""
 
+import base64
+import gzip
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,9 +38,7 @@ def upload(client: httpx.Client, image: bytes, **fields: str) -> httpx.Response:
 
 
 def by_id(client: httpx.Client, image_id: str, **fields: str) -> httpx.Response:
-    # `files`, since httpx sends a form without files as another content type.
-    parts = {**POINT, "image_id": image_id, **fields}
-    return client.post(ROUTE, files=[(name, (None, text.encode())) for name, text in parts.items()])
+    return client.post(ROUTE, data={**POINT, "image_id": image_id, **fields})
 
 
 def embed(client: httpx.Client, image: bytes, **fields: str) -> httpx.Response:
@@ -137,10 +138,26 @@ def test_an_id_as_a_file_is_refused_and_an_empty_file_beside_it_is_not(client: h
     assert client.post(ROUTE, content=body.encode(), headers=headers).status_code == 200
 
 
-def test_a_form_that_is_not_multipart_is_refused_with_a_hint(client: httpx.Client) -> None:
-    response = client.post(ROUTE, data={**POINT, "image_id": UNKNOWN})
-    assert response.status_code == 415
-    assert "files={name: (None, value)}" in response.json()["detail"]["msg"]
+def test_a_form_without_a_file_may_be_urlencoded_or_json(client: httpx.Client) -> None:
+    image_id = embed(client, new_image(15)).json()["image_id"]
+    expected = by_id(client, image_id, response_format="rle")
+    fields = {**POINT, "image_id": image_id, "response_format": "rle"}
+    assert client.post(ROUTE, data=fields).json() == expected.json()
+    assert client.post(ROUTE, json=fields).json() == expected.json()
+    arrays = {"point_coords": json.loads(POINT["point_coords"]), "point_labels": json.loads(POINT["point_labels"])}
+    assert client.post(ROUTE, json=fields | arrays).json() == expected.json()
+    assert_not_cached(client.post(ROUTE, data={**POINT, "image_id": UNKNOWN}))
+
+
+def test_an_image_may_be_base64_and_the_body_packed(client: httpx.Client) -> None:
+    image = new_image(16)
+    expected = upload(client, image, response_format="rle")
+    body = json.dumps({**POINT, "response_format": "rle", "image": base64.b64encode(image).decode()}).encode()
+    headers = {"Content-Type": "application/json"}
+    plain = client.post(ROUTE, content=body, headers=headers)
+    packed = client.post(ROUTE, content=gzip.compress(body), headers={**headers, "Content-Encoding": "gzip"})
+    assert plain.json() == packed.json() == expected.json()
+    assert plain.headers["x-image-id"] == hashlib.sha256(image).hexdigest()
 
 
 def test_an_answer_that_is_too_large_is_refused_by_id_too(client: httpx.Client) -> None:
@@ -173,7 +190,7 @@ def test_embed_needs_an_image_and_a_form(client: httpx.Client) -> None:
     response = client.post(f"{ROUTE}/embed", files=[("model_id", (None, b""))])
     assert response.status_code == 422
     assert [fault["loc"] for fault in response.json()["detail"]] == [["body", "image"]]
-    assert client.post(f"{ROUTE}/embed", json={}).status_code == 415
+    assert client.post(f"{ROUTE}/embed", json={}).status_code == 422
     assert client.get(f"{ROUTE}/embed").status_code == 405
     assert client.post(f"{ROUTE}/embed/", files={"image": new_image(14)}).status_code == 200
     assert embed(client, bytes(21 * 2**20)).status_code == 413

@@ -1,5 +1,7 @@
 """Odd, but good: an unusual form of a request gets the plain answer, an unusual prompt an answer of the right shape."""
 
+import base64
+import gzip
 import http.client
 import json
 import socket
@@ -31,12 +33,31 @@ def raw(client: httpx.Client, content: bytes, content_type: str = MULTIPART, **h
     return client.post(ROUTE, content=content, headers={"Content-Type": content_type, **headers})
 
 
+def embedded(client: httpx.Client) -> str:
+    return str(client.post(f"{ROUTE}/embed", files={"image": IMAGE}).json()["image_id"])
+
+
 SAME_AS_PLAIN: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "a unicode file name": lambda client: client.post(ROUTE, files=parts(POINT, filename="снимок 📷.png")),
     "a file name of another format": lambda client: client.post(ROUTE, files=parts(POINT, filename="image.pdf")),
     "no file name to speak of": lambda client: raw(client, body(parts(POINT, filename=""))),
     "a trailing slash": lambda client: client.post(f"{ROUTE}/", files=parts(POINT)),
-    "a query": lambda client: client.post(f"{ROUTE}?point_coords=[[1,1]]", files=parts(POINT)),
+    "a query": lambda client: client.post(f"{ROUTE}?utm_source=docs", files=parts(POINT)),
+    "slashes too many": lambda client: client.post(f"/{ROUTE}//", files=parts(POINT)),
+    "urlencoded": lambda client: client.post(ROUTE, data={**POINT, "image_id": embedded(client)}),
+    "JSON": lambda client: client.post(ROUTE, json={**POINT, "image": base64.b64encode(IMAGE).decode()}),
+    "JSON with arrays": lambda client: client.post(
+        ROUTE, json={"point_coords": [[10, 10]], "point_labels": [1], "box": None, "image_id": embedded(client)}
+    ),
+    "packed": lambda client: raw(client, gzip.compress(GOOD_BODY), **{"Content-Encoding": "gzip"}),
+    "padding, preamble, folded headers": lambda client: raw(
+        client,
+        b"A form.\r\n" + GOOD_BODY.replace(b"--frontier\r\n", b"--frontier \t\r\n").replace(b"; name", b";\r\n name"),
+    ),
+    "filename* alone": lambda client: raw(client, GOOD_BODY.replace(b'filename="', b"filename*=\"UTF-8''")),
+    "an empty file beside an id": lambda client: raw(
+        client, body(parts({**POINT, "image_id": embedded(client)}, image=b""))
+    ),
     "the image last": lambda client: client.post(ROUTE, files=parts(POINT)[::-1]),
     "the image as text/html": lambda client: client.post(
         ROUTE, files={"image": ("a.html", IMAGE, "text/html")}, data=dict(POINT)
@@ -144,3 +165,43 @@ def test_a_client_that_expects_100_continue_is_told_to(service: Service, plain: 
         response.begin()
         assert response.status == 200
         assert response.read() == plain
+
+
+def exchanged(url: str, request: bytes) -> bytes:
+    """All that the server sends, until it closes the connection."""
+    parts = urlsplit(url)
+    with socket.create_connection((str(parts.hostname), parts.port), timeout=20) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+@pytest.mark.parametrize("proxy", ["url", "fallback_url"])
+def test_a_body_beside_an_upgrade_to_http2_is_kept(proxy: str, service: Service, plain: bytes) -> None:
+    """As Java's HttpClient sends it, through HAProxy and through Serve's own proxy."""
+    head = (
+        f"POST {ROUTE} HTTP/1.1\r\nHost: s\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        f"HTTP2-Settings: AAEAAEAAAAIAAAABAAQBAAAAAAUAAEAA\r\nContent-Type: {MULTIPART}\r\n"
+        f"Content-Length: {len(GOOD_BODY)}\r\n\r\n"
+    )
+    closing = b"GET /health HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"
+    answer = exchanged(getattr(service, proxy), head.encode() + GOOD_BODY + closing)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:1000]
+    assert plain[:1000] in answer
+
+
+@pytest.mark.parametrize("proxy", ["url", "fallback_url"])
+def test_http_1_0_gets_no_chunks(proxy: str, service: Service, plain: bytes) -> None:
+    head = f"POST {ROUTE} HTTP/1.0\r\nContent-Type: {MULTIPART}\r\nContent-Length: {len(GOOD_BODY)}\r\n\r\n"
+    answer = exchanged(getattr(service, proxy), head.encode() + GOOD_BODY)
+    headers, _, content = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in headers.lower()
+    assert content == plain
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/", "//health", "/version", "/docs", "/openapi.json"])
+def test_head_is_get_without_a_body(path: str, service: Service, client: httpx.Client) -> None:
+    response, expected = (client.request(method, f"{service.url}{path}") for method in ("HEAD", "GET"))
+    assert (response.status_code, response.content) == (200, b"")
+    own = {"date", "x-request-id"}
+    headers = [{name: text for name, text in one.headers.items() if name not in own} for one in (response, expected)]
+    assert headers[0] == headers[1]

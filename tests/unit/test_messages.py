@@ -218,13 +218,35 @@ def test_a_prompt_cannot_be_changed() -> None:
 
 
 def test_a_prompt_survives_pickling() -> None:
-    prompt = Prompt(**POINTS, box=[0, 0, 9, 9], mask_input=mask(1), multimask_output=False, normalize_coords=False)
+    points: dict[str, Any] = {"point_coords": [[0.25, 0.5], [1, 1]], "point_labels": [1, 0]}
+    prompt = Prompt(**points, box=[0, 0, 1, 0.5], mask_input=mask(1), multimask_output=False, normalize_coords=False)
 
     copy = pickle.loads(pickle.dumps(prompt))
 
     assert vars(copy).keys() == vars(prompt).keys()
     for name, value in vars(prompt).items():
         np.testing.assert_array_equal(getattr(copy, name), value)
+
+
+@pytest.mark.parametrize(
+    ("field", "largest", "given"),
+    [
+        ("point_coords", "200", {"point_coords": [[0.5, 0.5], [200, 0.5]], "point_labels": [1, 0]}),
+        ("point_coords", "1.75", {"point_coords": [[[0.5, 1.75]], [[0, 0]]], "point_labels": [[1], [1]]}),
+        ("box", "30", {"box": [[0, 0, 1, 1], [0, 0, 1, 30]]}),
+    ],
+)
+def test_pixels_are_not_taken_for_fractions(field: str, largest: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPrompt, match=rf"{field}: has {largest}, but with normalize_coords=false"):
+        Prompt(**given, normalize_coords=False)
+    assert Prompt(**given).normalize_coords
+
+
+def test_a_click_may_lie_a_little_outside_and_padding_anywhere() -> None:
+    prompt = Prompt(
+        [[-0.5, 1.5], [4000.0, 4000.0]], [1, -1], box=[-1, -1, 1.5, 1.5], mask_input=mask(1) + 30, normalize_coords=False
+    )
+    assert not prompt.normalize_coords
 
 
 # ---- Segmentation

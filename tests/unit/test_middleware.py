@@ -18,6 +18,7 @@ from deployments.parsing.http import middleware
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
 from deployments.parsing.http.middleware import PUBLIC_PATHS, PUBLIC_PREFIX, outer_layers
+from deployments.parsing.http.tolerance import PathMiddleware
 from deployments.telemetry.metrics import RequestMetrics
 
 
@@ -60,7 +61,15 @@ def application(
 def get(app: FastAPI, path: str = "/models", headers: Any = None) -> httpx.Response:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-            return await client.get(path, headers=headers)
+            return await client.get(f"http://service{path}", headers=headers)
+
+    return asyncio.run(send())
+
+
+def head(app: FastAPI, path: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            return await client.head(path)
 
     return asyncio.run(send())
 
@@ -113,7 +122,8 @@ def test_public_paths_need_no_token(path: str) -> None:
 
 
 def test_the_public_paths_are_those_of_the_contract() -> None:
-    assert {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"} == PUBLIC_PATHS
+    docs = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+    assert {"/", "/openapi.json", "/health", "/ready"} | docs == PUBLIC_PATHS
 
 
 @pytest.mark.parametrize(
@@ -123,8 +133,8 @@ def test_the_public_paths_are_those_of_the_contract() -> None:
         "/models",
         "/version",
         "/hardware/info",
-        "/health/",
         "/docs/x",
+        "/docs/swagger-ui.css/x",
         "/healthy",
         "/HEALTH",
         "/page",
@@ -137,6 +147,49 @@ def test_all_other_paths_need_one(path: str) -> None:
 
 def test_without_a_configured_token_everyone_may_enter() -> None:
     assert get(application(None), headers={"Authorization": "Bearer whatever"}).status_code == 200
+
+
+# ---- paths and HEAD
+
+
+@pytest.mark.parametrize("path", ["/health/", "//health", "/health//", "///health///"])
+def test_slashes_too_many_do_not_count(path: str) -> None:
+    # Public as /health is, and not the token's.
+    assert get(application("s3cret"), path).status_code == 200
+    assert get(application("s3cret"), path.replace("health", "models")).status_code == 401
+    assert get(application(), path.replace("health", "number") + "?number=7").json() == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "routed"),
+    [
+        ("/", "", "/"),
+        ("//", "", "/"),
+        ("/sam", "/sam", "/sam/"),
+        ("/sam/", "/sam", "/sam/"),
+        ("/sam//health/", "/sam", "/sam/health"),
+        ("/health", "", "/health"),
+    ],
+)
+async def test_a_paths_prefix_stays(path: str, root: str, routed: str) -> None:
+    seen: list[Scope] = []
+
+    async def inside(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope)
+
+    async def never(*_: Any) -> Any: ...
+
+    scope = {"type": "http", "path": path, "root_path": root, "raw_path": path.encode()}
+    await PathMiddleware(inside)(scope, never, never)
+    assert [(one["path"], one["raw_path"], one["root_path"]) for one in seen] == [(routed, path.encode(), root)]
+
+
+@pytest.mark.parametrize("path", ["/number?number=7", "/anything", "/number?number=x"])
+def test_head_gets_what_get_gets_but_no_body(path: str) -> None:
+    response, expected = head(application(), path), get(application(), path)
+    assert (response.status_code, response.content) == (expected.status_code, b"")
+    assert response.headers == expected.headers
+    assert expected.content
 
 
 # ---- other origins

@@ -25,7 +25,7 @@ def objects_of(*prompts: dict[str, Any]) -> list[PromptedObject]:
     ("one", "other"),
     [
         (CLICK, {"point_coords": [[8, 9]], "point_labels": [0]}),
-        (CLICK, {**CLICK, "normalize_coords": False}),
+        (CLICK, {"point_coords": [[0.5, 0.5]], "point_labels": [1], "normalize_coords": False}),
         (TWO_CLICKS, {"box": [1, 2, 3, 4]}),
         ({}, {}),
         ({"mask_input": MASK}, {"mask_input": MASK + 1}),
@@ -80,7 +80,7 @@ def test_an_object_has_its_box_its_points_and_the_mask_that_serves_all() -> None
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_coordinates_are_bit_for_bit_those_of_sam2s_transforms(normalize: bool) -> None:
-    coords = np.random.default_rng(0).uniform(-50, 5000, (1000, 2)).astype(np.float32)
+    coords = np.random.default_rng(0).uniform(-50, 5000 if normalize else 1.5, (1000, 2)).astype(np.float32)
     prompt = Prompt(point_coords=coords, point_labels=np.ones(1000), normalize_coords=normalize)
 
     [one] = prompted_objects(0, prompt, (1367, 911), 1024)

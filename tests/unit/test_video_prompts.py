@@ -50,9 +50,12 @@ def nested(depth: int) -> Any:
 # ---- the JSON
 
 
+IN_FRAME: dict[str, Any] = {"point_coords": [[0.5, 0.25]], "point_labels": [1], "box": [0, 0, 1, 1]}
+
+
 def test_each_prompt_becomes_one_with_its_object_and_frame() -> None:
     first, second, third = parse(
-        {"object_id": 7, "frame_index": 3, **POINTS, "box": BOX, "normalize_coords": False},
+        {"object_id": 7, "frame_index": 3, **IN_FRAME, "normalize_coords": False},
         {"time_s": 0.5, "mask": {"size": [2, 3], "counts": [1, 2, 3]}, "box": None, "remove": False},
         {"object_id": 7, "frame_index": 5, "remove": True},
     )
@@ -60,7 +63,7 @@ def test_each_prompt_becomes_one_with_its_object_and_frame() -> None:
     assert first.prompt is not None
     assert first.prompt.box is not None
     assert first.prompt.point_coords is not None
-    assert (first.prompt.box.tolist(), first.prompt.point_coords.tolist()) == (BOX, [[3, 4]])
+    assert (first.prompt.box.tolist(), first.prompt.point_coords.tolist()) == ([0, 0, 1, 1], [[0.5, 0.25]])
     assert not first.prompt.normalize_coords
     assert (second.object_id, second.frame_index, second.time_s, second.prompt) == (1, None, 0.5, None)
     assert second.mask is not None
@@ -243,7 +246,7 @@ def test_masks_are_decoded_only_until_there_are_too_many(monkeypatch: pytest.Mon
 
 def test_an_images_prompt_is_one_prompt_for_each_object() -> None:
     mask = np.zeros((1, 1, 256, 256), np.float32)
-    prompt = Prompt([[[1, 2]], [[3, 4]]], [[1], [0]], [BOX, [0, 0, 9, 9]], mask, normalize_coords=False)
+    prompt = Prompt([[[0, 1]], [[1, 0]]], [[1], [0]], [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]], mask, normalize_coords=False)
     found = short_form(prompt, 6, Limits())
     assert [(one.object_id, one.frame_index, one.time_s, one.where) for one in found] == [
         (1, 6, None, ""),
@@ -256,9 +259,9 @@ def test_an_images_prompt_is_one_prompt_for_each_object() -> None:
         assert one.prompt.box is not None
         assert one.prompt.mask_input is not None
         assert (one.prompt.num_objects, one.prompt.has_object_axis) == (1, False)
-        assert one.prompt.point_coords.tolist() == [[[1, 2]], [[3, 4]]][place]
+        assert one.prompt.point_coords.tolist() == [[[0, 1]], [[1, 0]]][place]
         assert one.prompt.point_labels.tolist() == [[1], [0]][place]
-        assert one.prompt.box.tolist() == [BOX, [0, 0, 9, 9]][place]
+        assert one.prompt.box.tolist() == [[0, 0, 1, 1], [0, 0, 0.5, 1]][place]
         # One mask serves all objects.
         assert one.prompt.mask_input.shape == (1, 256, 256)
         assert not one.prompt.normalize_coords

@@ -1,25 +1,30 @@
-"""Reads multipart forms: the body within its limits, and a Prompt from the JSON in its fields."""
+"""Reads forms: multipart, urlencoded and JSON bodies become the same form; and a Prompt from the JSON in its fields."""
 
 import asyncio
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from inspect import Parameter, Signature
 from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Form
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import BodyTimeout, InvalidPrompt, InvalidRequest, TooLarge, UnsupportedMediaType
 from deployments.messages.arrays import LOW_RES_SIZE
 from deployments.messages.prompt import Prompt
+from deployments.parsing.http.field_names import check_names
+from deployments.parsing.http.json_body import read_json
+from deployments.parsing.http.multipart_body import read_multipart
+from deployments.parsing.http.request_coding import unpacked
 from deployments.parsing.http.request_context import context_of
+from deployments.parsing.http.urlencoded_body import read_urlencoded
 from deployments.settings import Limits
 from deployments.telemetry.tracing import span
 
@@ -27,117 +32,99 @@ T = TypeVar("T")
 
 PROMPT_FIELDS = ("point_coords", "point_labels", "box", "mask_input")
 
-# No route takes more; a client that sends thousands of fields is not talking to this service.
-MAX_FIELDS = 64
-
 # The longest sensible JSON text of one point, `[x,y],` with two float64 at full length, rounded up.
 POINT_TEXT_BYTES = 64
 
-# The names are those of Python's codecs; latin-1 is Starlette's substitute for a charset that it does not know.
-CHARSETS = {"utf-8", "ascii", "iso8859-1", "latin-1"}
-
-# Advice for clients that send another content type.
-HINTS = {
-    "application/x-www-form-urlencoded": "; for a form without a file, requests and httpx send multipart if each field "
-    "is given as files={name: (None, value)}"
-}
+MULTIPART, URLENCODED, JSON = BODY_KINDS = (
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+    "application/json",
+)
 
 NUMBERS_ONLY = re.compile(r"[\s\d\[\],.eE+-]*")
 
 
-class LimitedMultiPartParser(MultiPartParser):
-    """Starlette's parser, which here also limits the size of file parts and names the field that is too large.
-
-    Attributes:
-        max_field_bytes: limit on a text field.
-        max_file_bytes: limits on files, by the names of their fields.
-        ended: whether the closing boundary was read.
-    """
-
-    max_field_bytes = 0
-    max_file_bytes: Mapping[str, int] = {}
-    ended = False
-
-    def on_part_begin(self) -> None:
-        """Rejects charsets whose decoders are slow or surprising: punycode, for one, takes quadratic time."""
-        if self._charset not in CHARSETS:
-            raise InvalidRequest(f"Content-Type: charset {self._charset} is not supported; use utf-8")
-        super().on_part_begin()
-
-    def on_end(self) -> None:
-        """Notes that the closing boundary has arrived; if it is missing, Starlette silently drops the last part."""
-        self.ended = True
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """Counts each part's bytes as they arrive.
-
-        Raises:
-            TooLarge: the part exceeds its limit.
-        """
-        part = self._current_part
-        if part.file is None:
-            size, limit = len(part.data), self.max_field_bytes
-        else:
-            size = (part.file.size or 0) + self._unwritten_bytes()
-            # A file that the route ignores has the limit of the largest file that the route reads.
-            limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
-        if size + end - start > limit:
-            raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
-        super().on_part_data(data, start, end)
-
-    def _unwritten_bytes(self) -> int:
-        return sum(len(data) for part, data in self._file_parts_to_write if part is self._current_part)
+# The fields that name what a file may be given in place of.
+ID_FIELDS = ("image_id", "video_id")
 
 
 class FormRequest(Request):
     """A request whose form this module has read and stored in `_form`, where FastAPI finds it and reads no more."""
 
-    async def read_form(self, limits: Limits, max_file_bytes: Mapping[str, int]) -> None:
-        """Reads the body within the limits.
+    async def read_form(
+        self, limits: Limits, max_file_bytes: Mapping[str, int], max_multipart_bytes: int, fields: Collection[str]
+    ) -> None:
+        """Reads the body within the limits, whichever of the three kinds it is, into a form.
 
         Args:
             limits: limits on the body and on text fields.
             max_file_bytes: limit on each file that the route reads, by the name of its field.
+            max_multipart_bytes: limit on a multipart body, whose files go to disk while they arrive.
+            fields: the names of the route's fields.
 
         Raises:
-            UnsupportedMediaType: the body is not multipart/form-data.
-            InvalidRequest: the body is not well-formed, or a field is given twice.
-            TooLarge: the body, the image or a text field exceeds its limit.
+            UnsupportedMediaType: the body's type, or its coding, is another one.
+            InvalidRequest: the body is not well-formed, or a field is given twice, or misspelt.
+            TooLarge: the body, a file or a text field exceeds its limit.
         """
         content_type = self.headers.get("content-type", "")
         kind = content_type.split(";")[0].strip().lower()
-        if kind != "multipart/form-data":
+        if kind not in BODY_KINDS:
             raise UnsupportedMediaType(
-                f"Content-Type: must be multipart/form-data, is {content_type or 'missing'!r}{HINTS.get(kind, '')}"
+                f"Content-Type: must be {', '.join(BODY_KINDS[:-1])} or {BODY_KINDS[-1]}, "
+                f"is {content_type[:200] or 'missing'!r}"
             )
-        parser = LimitedMultiPartParser(
-            self.headers,
-            self._limited_stream(limits.max_body_bytes),  # type: ignore[arg-type]
-            max_files=MAX_FIELDS,
-            max_fields=MAX_FIELDS,
-            max_part_size=limits.max_form_field_bytes,
-        )
-        parser.max_field_bytes, parser.max_file_bytes = limits.max_form_field_bytes, max_file_bytes
+        max_bytes = max_multipart_bytes if kind == MULTIPART else limits.max_body_bytes
+        stream = self._limited_stream(max_bytes)
+        if kind == MULTIPART:
+            form = await read_multipart(self.headers, stream, limits, max_file_bytes)
+        elif kind == URLENCODED:
+            form = await read_urlencoded(stream, limits)
+        else:
+            form = await read_json(stream, limits, max_file_bytes)
         try:
-            self._form = await parser.parse()
-        except MultiPartException as error:
-            raise InvalidRequest(f"body: is not well-formed multipart/form-data: {error.message}") from error
-        except ValueError as error:
-            raise InvalidRequest(f"Content-Type: names a charset that cannot be looked up: {error}") from error
-        if not parser.ended:
-            raise InvalidRequest("body: is not well-formed multipart/form-data: its closing boundary is missing")
-        _check_single(self._form)
+            check_names(form, self.query_params, fields)
+            _check_single(form)
+        except InvalidRequest:
+            await form.close()
+            raise
+        self._form = _without_empty_files(form)
 
-    async def _limited_stream(self, max_body_bytes: int) -> AsyncIterator[bytes]:
+    async def _limited_stream(self, max_bytes: int) -> AsyncIterator[bytes]:
+        """Yields the body, unpacked; what arrives and what it is unpacked to have the same limit."""
+        too_large = TooLarge(f"body: has more than the {max_bytes} bytes that are accepted")
         announced = self.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > max_body_bytes:
-            raise TooLarge(f"body: has {announced} bytes, more than the {max_body_bytes} that are accepted")
+        if announced.isdigit() and int(announced) > max_bytes:
+            raise TooLarge(f"body: has {announced} bytes, more than the {max_bytes} that are accepted")
+        packed = self._packed_stream(max_bytes, too_large)
         received = 0
-        async for chunk in self.stream():
-            received += len(chunk)
-            if received > max_body_bytes:
-                raise TooLarge(f"body: has more than the {max_body_bytes} bytes that are accepted")
-            yield chunk
+        async for data in unpacked(packed, self.headers.get("content-encoding", "")):
+            received += len(data)
+            if received > max_bytes:
+                raise too_large
+            yield data
+
+    async def _packed_stream(self, max_bytes: int, too_large: TooLarge) -> AsyncIterator[bytes]:
+        received = 0
+        async for data in self.stream():
+            received += len(data)
+            if received > max_bytes:
+                raise too_large
+            yield data
+        if not received:
+            self._check_upgrade()
+
+    def _check_upgrade(self) -> None:
+        """Rejects a request whose body the HTTP server has dropped, since it may do so where a client asks for HTTP/2.
+
+        The service's own servers do not (http_server.py); others that run the application may.
+        """
+        has_body = self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+        if "upgrade" in self.headers and has_body:
+            raise InvalidRequest(
+                f"Upgrade: {self.headers['upgrade'][:100]!r} is not supported, and the body was lost with it; send the "
+                "request again as plain HTTP/1.1, without this header"
+            )
 
 
 def _check_single(form: FormData) -> None:
@@ -146,8 +133,24 @@ def _check_single(form: FormData) -> None:
         raise InvalidRequest(f"{repeated[0]}: is given {len(form.getlist(repeated[0]))} times")
 
 
+def _without_empty_files(form: FormData) -> FormData:
+    """Drops files without content if an id says what they would: some clients always send the part."""
+    if not any(form.get(name) for name in ID_FIELDS):
+        return form
+    return FormData([(name, value) for name, value in form.multi_items() if isinstance(value, str) or value.size != 0])
+
+
+def _field_names(dependant: Dependant) -> set[str]:
+    """Returns the names of a route's form fields, those of what it depends on included."""
+    names = {field.alias for field in dependant.body_params}
+    return names.union(*map(_field_names, dependant.dependencies))
+
+
 def form_route(
-    limits: Limits, max_file_bytes: Mapping[str, int], body_timeout_s: Callable[[], float]
+    limits: Limits,
+    max_file_bytes: Mapping[str, int],
+    body_timeout_s: Callable[[], float],
+    max_multipart_bytes: int | None = None,
 ) -> type[APIRoute]:
     """Returns the class for routes that take a form; a form too large or too slow raises the service's own error.
 
@@ -155,11 +158,14 @@ def form_route(
         limits: limits on the body and on text fields.
         max_file_bytes: limit on each file that the routes read, by the name of its field.
         body_timeout_s: returns how many seconds the body may take to arrive.
+        max_multipart_bytes: limit on a multipart body, if it is not that on any body.
     """
+    most = limits.max_body_bytes if max_multipart_bytes is None else max_multipart_bytes
 
     class FormRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
+            fields = _field_names(self.dependant)
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
@@ -167,7 +173,7 @@ def form_route(
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()):
-                            await form_request.read_form(limits, max_file_bytes)
+                            await form_request.read_form(limits, max_file_bytes, most, fields)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

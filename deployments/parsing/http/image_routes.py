@@ -104,7 +104,6 @@ class ImageRoutes:
             errors = openapi.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))
             options |= {"methods": ["POST"], "tags": ["generate"], "responses": {200: answer, **errors}}
             router.add_api_route(path, route, **options)
-            router.add_api_route(f"{path}/", route, include_in_schema=False, **options)
 
         with_image: dict[str, Any] = {
             "response_class": Response,

@@ -1,6 +1,7 @@
 """HttpRequestParser, the ingress deployment: RequestParser's handle calls, and the HTTP application around them."""
 
 import logging
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -12,9 +13,12 @@ from starlette.exceptions import HTTPException
 
 from deployments.errors import ServiceError
 from deployments.parsing.byte_budget import ByteBudget
+from deployments.parsing.http.body_schemas import with_all_bodies
+from deployments.parsing.http.docs_routes import DocsRoutes
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
 from deployments.parsing.http.flow_control import is_flow_controlled
+from deployments.parsing.http.http_server import use_mended_server
 from deployments.parsing.http.image_routes import ImageRoutes
 from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.status_routes import StatusRoutes
@@ -85,8 +89,11 @@ class HttpRequestParser(RequestParser):
                 self._video_budget,
             ),
             StatusRoutes(settings.default_model_id, self._model_states),
+            DocsRoutes(),
             page,
         )
+        # Serve starts this replica's own server once the replica is built.
+        use_mended_server()
         if not is_flow_controlled():
             logger.warning(
                 "this replica does not wait for slow clients, and holds whole answers in memory; "
@@ -128,9 +135,15 @@ class HttpRequestParser(RequestParser):
                 HTTPException: on_http_exception,
                 RequestValidationError: on_validation_error,
             },
+            # Relative to the document itself, whatever prefix a proxy adds or strips.
+            servers=[{"url": "./"}],
+            root_path_in_servers=False,
+            docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
         )
         for routes in self._routes:
             routes.add_to(app)
+        described = app.openapi
+        app.openapi = cache(lambda: with_all_bodies(described()))  # type: ignore[method-assign]
         return app

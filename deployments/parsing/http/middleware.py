@@ -15,11 +15,13 @@ from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
 from deployments.errors import ShuttingDown, Unauthorized
 from deployments.parsing.http.access_log import AccessLogMiddleware
+from deployments.parsing.http.docs_routes import PATHS as DOCS_PATHS
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import error_response, service_error_response
+from deployments.parsing.http.tolerance import HeadMiddleware, PathMiddleware
 from deployments.telemetry.metrics import RequestMetrics
 
-PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health", "/ready"}
+PUBLIC_PATHS = {"/", "/openapi.json", "/health", "/ready", *DOCS_PATHS}
 PUBLIC_PREFIX = "/page/"
 """The click page's files. The page itself, at `/`, asks its user for the token."""
 
@@ -54,6 +56,7 @@ def outer_layers(
         metrics: counts the requests.
         in_flight: says whether new requests are admitted.
     """
+    tolerance = [Middleware(PathMiddleware), Middleware(HeadMiddleware)]
     layers = [
         Middleware(AccessLogMiddleware, metrics=metrics, in_flight=in_flight),
         Middleware(ErrorMiddleware),
@@ -61,9 +64,9 @@ def outer_layers(
         Middleware(AuthMiddleware, token=token),
     ]
     if not cors_origins:
-        return layers
-    # CORS is the outermost layer: a browser asks for permission before it sends the token, and must be able to read a
-    # rejection.
+        return [*tolerance, *layers]
+    # CORS is outside of all that may reject: a browser asks for permission before it sends the token, and must be able
+    # to read a rejection.
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
@@ -71,7 +74,7 @@ def outer_layers(
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
-    return [cors, *layers]
+    return [*tolerance, cors, *layers]
 
 
 class ErrorMiddleware:

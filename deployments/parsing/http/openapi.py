@@ -342,7 +342,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
     408: {"model": ErrorAnswer, "description": "The request's body did not arrive within `body_timeout_s`."},
     413: {"model": ErrorAnswer, "description": "Too many bytes, pixels, points, objects, or numbers in the answer."},
-    415: {"model": ErrorAnswer, "description": "The body is not multipart/form-data."},
+    415: {"model": ErrorAnswer, "description": "The body's type or coding is none that is read."},
     422: {"model": ValidationAnswer, "description": "A field is missing or of the wrong type."},
     500: {"model": ErrorAnswer, "description": "A bug; find it in the log by the answer's X-Request-Id."},
     503: {

@@ -116,17 +116,17 @@ class VideoRoutes:
 
     def _form_routes(self) -> APIRouter:
         limits = self._limits
-        # The file and its prompts.
-        body = limits.model_copy(update={"max_body_bytes": limits.max_video_bytes + limits.max_form_field_bytes})
         files = {"video": limits.max_video_bytes}
-        router = APIRouter(route_class=form_route(body, files, lambda: self._calls.config.video_body_timeout_s))
+        # The file and its prompts.
+        multipart_bytes = limits.max_video_bytes + limits.max_form_field_bytes
+        route_class = form_route(limits, files, lambda: self._calls.config.video_body_timeout_s, multipart_bytes)
+        router = APIRouter(route_class=route_class)
 
         def add(path: str, route: Callable[..., Any], **options: Any) -> None:
             errors = openapi.error_responses(400, 401, 408, 413, 415, 422, 500, 503)
             responses = {200: options.pop("answer"), **errors, **options.pop("errors", {})}
             options |= {"methods": ["POST"], "tags": ["generate"], "responses": responses}
             router.add_api_route(path, route, **options)
-            router.add_api_route(f"{path}/", route, include_in_schema=False, **options)
 
         add(
             "/segment-anything-2/video",
