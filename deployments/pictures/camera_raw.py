@@ -57,7 +57,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         InvalidImage: LibRaw does not know the camera, the file is damaged, or rawpy is missing.
         InvalidRequest: `page` is not 0.
     """
-    with _opened(file, options.page) as raw:
+    with _opened(file, options.page_number()) as raw:
         width, height, aspect = raw.sizes.iwidth, raw.sizes.iheight, raw.sizes.pixel_aspect
         # As LibRaw stretches pixels that are not square: always to more of them.
         if aspect > 1:
@@ -74,8 +74,13 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         InvalidImage, InvalidRequest: as `size` does.
         TooLarge: there is not enough memory for the pixels.
     """
-    with _opened(file, options.page) as raw:
-        return Raster(raw.postprocess(use_camera_wb=True, output_bps=8), None, None, False, KIND)
+    with _opened(file, options.page_number()) as raw:
+        return Raster(raw.postprocess(use_camera_wb=True, output_bps=8), description=KIND)
+
+
+def is_deep(*_: object) -> bool:
+    """Returns that samples come out with 8 bits."""
+    return False
 
 
 @contextmanager

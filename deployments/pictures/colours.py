@@ -67,9 +67,7 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image:
         image = image.convert("RGB")
     if mode != image.mode:
         return image.convert("RGB")
-    transform = ImageCms.buildTransform(
-        source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
-    )
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
     converted = image if mode != "CMYK" and _changes_nothing(transform, mode) else None
     if converted is None:
         converted = ImageCms.applyTransform(image, transform)
@@ -80,7 +78,9 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image:
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Whether the transform leaves all colours of a lattice as they are."""
     levels = np.linspace(0, 255, LATTICE_STEPS if mode == "RGB" else 256).round().astype(np.uint8)
-    lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3) if mode == "RGB" else levels[None]
+    lattice = (
+        np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3) if mode == "RGB" else levels[None]
+    )
     converted = ImageCms.applyTransform(Image.fromarray(lattice), transform)
     assert converted is not None
     expected = lattice if mode == "RGB" else np.repeat(lattice[:, :, None], 3, axis=2)

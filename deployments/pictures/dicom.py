@@ -59,7 +59,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         InvalidImage: the file is damaged, holds no picture, is compressed as is not read, or pydicom is missing.
         InvalidRequest: it has no such frame.
     """
-    with _data_set(file, options.page, without_pixels=True) as data_set:
+    with _data_set(file, options.page_number(), without_pixels=True) as data_set:
         return int(data_set.Columns), int(data_set.Rows)
 
 
@@ -77,18 +77,33 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         InvalidImage, InvalidRequest: as `size` does.
         TooLarge: there is not enough memory for the pixels.
     """
-    with _data_set(file, options.page) as data_set:
+    with _data_set(file, options.page_number()) as data_set:
         interpretation = data_set.get("PhotometricInterpretation", "MONOCHROME2")
-        stored = _stored_samples(data_set, options.page)
+        stored = _stored_samples(data_set, options.page_number())
         if interpretation == "PALETTE COLOR":
-            return Raster(_by_palette(stored, data_set), None, None, False, KIND)
+            return Raster(_by_palette(stored, data_set), description=KIND)
+        bits = int(data_set.get("BitsStored") or 8 * stored.dtype.itemsize)
         if stored.ndim == 3:
-            highest = 2.0 ** int(data_set.BitsStored) - 1
-            window = None if stored.dtype == np.uint8 else (0.0, highest)
-            return Raster(stored, None, window, False, KIND)
-        samples, window = _in_window(_rescaled(stored, data_set, options.page), data_set, options)
-        inverted = interpretation == "MONOCHROME1"
-        return Raster(samples[:, :, None], _valid(stored, data_set), window, inverted, KIND)
+            return Raster(stored, description=KIND, full=(0.0, 2.0**bits - 1) if stored.dtype != np.uint8 else None)
+        samples, window = _in_window(_rescaled(stored, data_set, options.page_number()), data_set, options)
+        if window is not None and samples.dtype == np.uint8:
+            # Bytes would be shown as they are.
+            samples = samples.astype(np.uint16)
+        is_signed = bool(data_set.get("PixelRepresentation"))
+        full = (0.0, 2.0**bits - 1) if samples is stored and stored.dtype.kind == "u" and not is_signed else None
+        return Raster(
+            samples[:, :, None],
+            valid=_valid(stored, data_set),
+            window=window,
+            inverted=interpretation == "MONOCHROME1",
+            description=KIND,
+            full=full,
+        )
+
+
+def is_deep(*_: object) -> bool:
+    """Returns that samples may have more than 8 bits, or be shown in a window."""
+    return True
 
 
 @contextmanager
@@ -161,7 +176,7 @@ def _in_window(
     if tables and not is_own:
         first, table = _table(tables[0], data_set)
         return _looked_up(samples, first, table), (0.0, 2.0 ** int(tables[0].LUTDescriptor[2]) - 1)
-    group = _group(data_set, options.page, "FrameVOILUTSequence")
+    group = _group(data_set, options.page_number(), "FrameVOILUTSequence")
     center, width = _number(group, "WindowCenter", math.nan), _number(group, "WindowWidth", math.nan)
     function = str(group.get("VOILUTFunction") or "LINEAR").upper()
     if not width > 0 or math.isnan(center):

@@ -50,7 +50,9 @@ def decoding(kind: str) -> Iterator[None]:
     except MemoryError as error:
         raise TooLarge("image: needs more memory to decode than there is") from error
     except DECODER_ERRORS as error:
-        raise InvalidImage(f"image: is damaged or truncated, or is {kind} of a sort that is not read: {error}") from error
+        raise InvalidImage(
+            f"image: is damaged or truncated, or is {kind} of a sort that is not read: {error}"
+        ) from error
 
 
 def check_page(page: int, pages: int) -> None:

@@ -31,7 +31,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         InvalidImage: the file is damaged, or the library for it is missing.
         InvalidRequest: it has no such page.
     """
-    with _opened(file, options.page) as (image, _, turn):
+    with _opened(file, options.page_number()) as (image, _, turn):
         width, height = image.size
         return upright_size((width, height), turn)
 
@@ -47,12 +47,17 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         InvalidImage, InvalidRequest: as `size` does.
         TooLarge: there is not enough memory for the pixels.
     """
-    with _opened(file, options.page) as (image, kind, turn), decoding(kind):
+    with _opened(file, options.page_number()) as (image, kind, turn), decoding(kind):
         if kind == HEIC:
             image = image.to_pillow()
         image.load()
         samples = shown(upright(image, turn), image.info.get("icc_profile"), options.background)
-        return Raster(samples, None, None, False, kind)
+        return Raster(samples, description=kind)
+
+
+def is_deep(*_: object) -> bool:
+    """Returns that samples come out with 8 bits."""
+    return False
 
 
 def _kind(head: bytes) -> str:

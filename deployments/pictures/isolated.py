@@ -167,6 +167,9 @@ class PictureReader(Protocol):
     def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
         """Returns the picture's samples."""
 
+    def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
+        """Returns whether samples may have other types than 8 bits."""
+
 
 class IsolatedReader:
     """A reader whose work is done in a helper.
@@ -191,6 +194,10 @@ class IsolatedReader:
     def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
         """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
         return HELPERS.call(self._kind, on_content, self._reader.read, _content(file), options)
+
+    def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
+        """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
+        return HELPERS.call(self._kind, on_content, self._reader.is_deep, _content(file), options)
 
 
 HELPERS = Helpers()

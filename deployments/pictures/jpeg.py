@@ -54,16 +54,15 @@ def segments(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def has_unconverted_colours(image: Image.Image, header: bytes) -> bool:
-    """Whether a JPEG picture that is open as RGB holds YCbCr: libjpeg converts the colours of no lossless file.
+def is_lossless_ycbcr(image: Image.Image, header: bytes) -> bool:
+    """Whether a JPEG file of three components is lossless and says that it holds YCbCr: libjpeg converts no such colours.
 
     Args:
         image: the open file.
         header: the file as far as its first scan.
     """
-    if image.mode != "RGB" or not any(marker in LOSSLESS for marker, _ in segments(header)):
-        return False
-    return "jfif" in image.info or image.info.get("adobe_transform") == 1
+    says_ycbcr = "jfif" in image.info or image.info.get("adobe_transform") == 1
+    return says_ycbcr and image.mode == "RGB" and any(marker in LOSSLESS for marker, _ in segments(header))
 
 
 def _has_all_scans(data: bytes) -> bool:

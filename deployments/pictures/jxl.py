@@ -23,6 +23,7 @@ CODESTREAM_BOX = b"jxlc"
 HEADER_BYTES = 32
 MAX_BOXES = 1000
 
+EIGHT_BIT = 8
 SIZE_BITS = (9, 13, 18, 30)
 ASPECT_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
@@ -38,18 +39,12 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     Raises:
         InvalidImage: the file has no codestream, or ends within its header.
     """
-    bits = _Bits(_codestream_header(file))
-    is_small = bits.take(1)
-    height = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
-    ratio = bits.take(3)
-    if ratio:
-        numerator, denominator = ASPECT_RATIOS[ratio - 1]
-        width = height * numerator // denominator
-    else:
-        width = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
-    is_default = bits.take(1)
-    has_orientation = not is_default and bits.take(1)
-    return upright_size((width, height), bits.take(3) + 1 if has_orientation else 1)
+    return _header(file)[0]
+
+
+def is_deep(file: BinaryIO, options: PictureOptions) -> bool:
+    """Returns whether samples may have more than 8 bits; errors as `size`."""
+    return _header(file)[1] != EIGHT_BIT
 
 
 def read(file: BinaryIO, options: PictureOptions) -> Raster:
@@ -62,12 +57,37 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
     imagecodecs = library("imagecodecs", KIND)
     file.seek(0)
     with decoding(KIND):
-        samples = imagecodecs.jpegxl_decode(file.read(), index=options.page, numthreads=1)
+        samples = imagecodecs.jpegxl_decode(file.read(), index=options.page_number(), numthreads=1)
         samples = samples if samples.ndim == 3 else samples[:, :, None]
         if samples.dtype == np.uint8:
             image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
-            samples = shown(image, None, options.background)
-        return Raster(samples, None, None, False, KIND)
+            return Raster(shown(image, None, options.background), description=KIND)
+        if samples.shape[2] == 2:
+            samples = samples[:, :, [0, 0, 0, 1]]
+        return Raster(samples, description=KIND)
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, int], int | None]:
+    """The upright picture's size, and the bits of its samples; None for floats, or behind what is not read here."""
+    bits = _Bits(_codestream_header(file))
+    is_small = bits.take(1)
+    height = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
+    ratio = bits.take(3)
+    if ratio:
+        numerator, denominator = ASPECT_RATIOS[ratio - 1]
+        width = height * numerator // denominator
+    else:
+        width = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
+    if bits.take(1):
+        # All other fields have their defaults.
+        return (width, height), EIGHT_BIT
+    turn, has_more = 1, 0
+    if bits.take(1):
+        turn = bits.take(3) + 1
+        # An intrinsic size, a preview, an animation, each with a header of its own.
+        has_more = bits.take(3)
+    depth = None if has_more or bits.take(1) else (8, 10, 12, 0)[bits.take(2)] or bits.take(6) + 1
+    return upright_size((width, height), turn), depth
 
 
 class _Bits:

@@ -17,7 +17,7 @@ from deployments.pictures.exif import orientation, upright, upright_size
 from deployments.pictures.faults import check_page, decoding
 from deployments.pictures.raster import Raster
 
-EVERYDAY = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB")
+EVERYDAY = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB")
 """Pillow's names of the formats whose decoders every browser has: they run in the service's own process."""
 
 # Formats of which Pillow reads only the metadata, or which it reads by running another program, or that are drawings.
@@ -42,7 +42,7 @@ def accepts(formats: tuple[str, ...], head: bytes) -> bool:
     """Whether Pillow takes the file for one of these formats; those without a signature count as taken."""
     Image.init()
     for name in formats:
-        accept = Image.OPEN[name][1] if name in Image.OPEN else (lambda _: False)
+        accept = Image.OPEN[name][1]
         # Pillow answers with a text where its own build lacks the format's library.
         if accept is None or accept(head[:PREFIX_BYTES]) is True:
             return True
@@ -52,7 +52,7 @@ def accepts(formats: tuple[str, ...], head: bytes) -> bool:
 def rarer_formats() -> tuple[str, ...]:
     """Returns Pillow's names of the other formats that are read."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in NOT_RASTER | ELSEWHERE | {*EVERYDAY})
+    return tuple(name for name in Image.OPEN if name not in NOT_RASTER | ELSEWHERE | {*EVERYDAY})
 
 
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         TooLarge: Pillow's guard against huge images stopped it.
     """
     with _opened(file) as opened, decoding(opened.kind):
-        _seek(opened.image, options.page)
+        _seek(opened.image, options.page_number())
         return upright_size(opened.image.size, opened.orientation)
 
 
@@ -78,14 +78,24 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         InvalidImage, InvalidRequest, TooLarge: as `size` does; also if pixels are missing.
     """
     with _opened(file) as opened, decoding(opened.kind):
-        _seek(opened.image, options.page)
-        image = upright(_loaded(opened, file, options.page), opened.orientation)
-        if image.mode.startswith("I") or image.mode == "F":
+        _seek(opened.image, options.page_number())
+        image = upright(_loaded(opened, file, options.page_number()), opened.orientation)
+        if _has_deep_samples(image):
             samples = np.asarray(image)
             samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)[:, :, None]
         else:
             samples = shown(image, opened.profile, options.background)
-        return Raster(samples, None, None, False, opened.kind)
+        return Raster(samples, description=opened.kind)
+
+
+def is_deep(file: BinaryIO, _: PictureOptions) -> bool:
+    """Returns whether samples have more than 8 bits, from the file's header; errors as `size`."""
+    with _opened(file) as opened:
+        return _has_deep_samples(opened.image)
+
+
+def _has_deep_samples(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +137,9 @@ def _image(file: BinaryIO, head: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         name = next((name for name in formats if Image.OPEN[name][1] and accepts((name,), head)), "")
         if name:
-            raise InvalidImage(f"image: is a {name} file that is damaged or truncated, or of a sort not read") from error
+            raise InvalidImage(
+                f"image: is a {name} file that is damaged or truncated, or of a sort not read"
+            ) from error
         raise kinds.refusal(head) from error
     with image:
         yield image
@@ -158,21 +170,21 @@ def _seek(image: Any, page: int) -> None:
 
 def _loaded(opened: _Opened, file: BinaryIO, page: int) -> Image.Image:
     """Decodes the pixels."""
-    image: Image.Image = opened.image
-    is_jpeg = image.format in ("JPEG", "MPO") and page == 0
-    header_bytes = opened.image.fp.tell() if is_jpeg else 0
+    image = opened.image
+    if image.format not in ("JPEG", "MPO") or page:
+        image.load()
+        return image  # type: ignore[no-any-return]
+    # Pillow has read as far as the first scan; it goes back for the pixels.
+    header_bytes = image.fp.tell()
+    file.seek(0)
+    if jpeg.is_lossless_ycbcr(image, file.read(header_bytes)):
+        image.draft("YCbCr", image.size)
     try:
         image.load()
     except OSError:
-        if not is_jpeg:
-            raise
         file.seek(0)
         completed = jpeg.without_end(file.read())
         if completed is None:
             raise
-        image = completed
-    if is_jpeg:
-        file.seek(0)
-        if jpeg.has_unconverted_colours(image, file.read(header_bytes)):
-            return Image.merge("YCbCr", image.split())
-    return image
+        return completed
+    return image  # type: ignore[no-any-return]

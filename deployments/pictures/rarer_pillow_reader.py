@@ -1,9 +1,9 @@
 """Reads what else Pillow reads: JPEG 2000, TGA, PCX, SGI, DDS, PSD, ICO, ICNS, PPM, QOI, FITS and others."""
 
 from deployments.pictures import pillow_reader
-from deployments.pictures.pillow_reader import read, size
+from deployments.pictures.pillow_reader import is_deep, read, size
 
-__all__ = ["matches", "read", "size"]
+__all__ = ["is_deep", "matches", "read", "size"]
 
 
 def matches(head: bytes) -> bool:
