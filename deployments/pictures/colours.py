@@ -15,6 +15,9 @@ SAME_COLOUR = 2
 
 LATTICE_STEPS = 9
 
+INTENT = ImageCms.Intent.PERCEPTUAL
+"""What browsers take for photographs."""
+
 
 def shown(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> RgbArray:
     """Returns a picture of 8-bit samples as it is seen, `H×W×3` uint8 RGB.
@@ -47,10 +50,7 @@ def _separated(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Returns a picture of mode L, RGB or CMYK in sRGB, mode RGB; with the samples that it has if it is sRGB already.
-
-    The rendering intent is perceptual, which browsers take for photographs.
-    """
+    """Returns a picture of mode L, RGB or CMYK in sRGB, mode RGB; with the same samples if it is sRGB already."""
     if profile:
         try:
             return _converted(image, profile)
@@ -67,21 +67,31 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image:
         image = image.convert("RGB")
     if mode != image.mode:
         return image.convert("RGB")
-    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
-    converted = image if mode != "CMYK" and _changes_nothing(transform, mode) else None
-    if converted is None:
-        converted = ImageCms.applyTransform(image, transform)
-        assert converted is not None
-    return converted.convert("RGB")
+    target = ImageCms.createProfile("sRGB")
+    if mode == "L":
+        return _by_levels(image, ImageCms.buildTransform(source, target, "L", "RGB", INTENT, ImageCms.Flags.NOOPTIMIZE))
+    transform = ImageCms.buildTransform(source, target, mode, "RGB", INTENT)
+    return image if mode == "RGB" and _is_identity(transform) else _applied(image, transform)
 
 
-def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether the transform leaves all colours of a lattice as they are."""
-    levels = np.linspace(0, 255, LATTICE_STEPS if mode == "RGB" else 256).round().astype(np.uint8)
-    lattice = (
-        np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3) if mode == "RGB" else levels[None]
-    )
-    converted = ImageCms.applyTransform(Image.fromarray(lattice), transform)
+def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
     assert converted is not None
-    expected = lattice if mode == "RGB" else np.repeat(lattice[:, :, None], 3, axis=2)
-    return bool(np.abs(np.asarray(converted).astype(int) - expected).max() <= SAME_COLOUR)
+    return converted
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether the transform leaves all colours of a lattice as they are."""
+    levels = np.linspace(0, 255, LATTICE_STEPS).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    converted = np.asarray(_applied(Image.fromarray(lattice), transform)).astype(int)
+    return bool(np.abs(converted - lattice).max() <= SAME_COLOUR)
+
+
+def _by_levels(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """A grey picture in sRGB, level by level: littlecms' own table for grey is too coarse for dark levels."""
+    levels = np.arange(256, dtype=np.uint8)
+    table = np.asarray(_applied(Image.fromarray(levels[None]), transform))[0]
+    if np.abs(table.astype(int) - levels[:, None]).max() <= SAME_COLOUR:
+        return image.convert("RGB")
+    return Image.merge("RGB", [image.point(table[:, channel].tolist()) for channel in range(3)])

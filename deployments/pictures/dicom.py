@@ -146,7 +146,7 @@ def _stored_samples(data_set: Any, page: int) -> NDArray[Any]:
 
 
 def _group(data_set: Any, page: int, sequence: str) -> Any:
-    """The data set that holds a frame's attributes: in enhanced files an item of the frame's groups, or a shared one."""
+    """The data set that holds a frame's attributes: in enhanced files, an item of its groups, or of those of all."""
     per_frame = data_set.get("PerFrameFunctionalGroupsSequence") or []
     shared = data_set.get("SharedFunctionalGroupsSequence") or []
     for groups in [*per_frame[page : page + 1], *shared[:1]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 from deployments.errors import InvalidImage
 from deployments.messages.picture_options import PictureOptions
@@ -48,10 +48,9 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         TooLarge: there is not enough memory for the pixels.
     """
     with _opened(file, options.page_number()) as (image, kind, turn), decoding(kind):
-        if kind == HEIC:
-            image = image.to_pillow()
-        image.load()
-        samples = shown(upright(image, turn), image.info.get("icc_profile"), options.background)
+        decoded = image.to_pillow() if kind == HEIC else image
+        decoded.load()
+        samples = shown(upright(decoded, turn), decoded.info.get("icc_profile"), options.background)
         return Raster(samples, description=kind)
 
 
@@ -84,11 +83,18 @@ def _opened(file: BinaryIO, page: int) -> Iterator[tuple[Any, str, int]]:
             return
         if not features.check("avif"):
             raise InvalidImage("image: is an AVIF picture, which this installation's Pillow does not read")
-        with Image.open(file, formats=["AVIF"]) as image:
+        with _avif(file) as image:
             check_page(page, getattr(image, "n_frames", 1))
             image.seek(page)
             # Pillow writes the container's rotation and mirroring there, in place of what the file's EXIF says.
             yield image, kind, orientation(image.info.get("exif"))
+
+
+def _avif(file: BinaryIO) -> Any:
+    try:
+        return Image.open(file, formats=["AVIF"])
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"image: is {AVIF} that is damaged or truncated, or of a sort not read") from error
 
 
 def _heic(file: BinaryIO, page: int) -> Any:

@@ -24,8 +24,8 @@ NUM_HELPERS = 2
 TIMEOUT_S = 60.0
 """How long a decoder may take, and how long a call waits for a helper that is free."""
 
-MEMORY_BYTES = 4 * 2**30
-"""What a helper may hold: a picture of 64 megapixels takes a third of it with the hungriest decoder."""
+MEMORY_BYTES = 3 * 2**30
+"""What a helper may hold: pictures of 63 megapixels took up to 1.6 GB (camera raw 1.1, AVIF 1.3, DICOM 1.6)."""
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -40,7 +40,8 @@ class Helper:
     """A process that runs functions, one at a time.
 
     It is started by its own command line, and not forked: this process has threads, and may hold a GPU. It imports
-    numpy, Pillow and what a decoder needs, but neither Ray nor torch.
+    numpy, Pillow and what a decoder needs, but neither Ray nor torch. It starts in a third of a second and holds 32 MB,
+    and 110 MB once it has used all libraries; a call takes 0.1 ms and the time to copy what is sent.
 
     Args:
         memory_bytes: the limit of the memory that it may hold.

@@ -55,7 +55,7 @@ def segments(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def is_lossless_ycbcr(image: Image.Image, header: bytes) -> bool:
-    """Whether a JPEG file of three components is lossless and says that it holds YCbCr: libjpeg converts no such colours.
+    """Whether a JPEG file of three components is lossless and says that it holds YCbCr, which libjpeg does not convert.
 
     Args:
         image: the open file.

@@ -1,8 +1,10 @@
 """Reads JPEG XL with imagecodecs; its size from the header, as ISO/IEC 18181-1 has it."""
 
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.errors import InvalidImage
@@ -10,7 +12,7 @@ from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.colours import shown
 from deployments.pictures.exif import upright_size
 from deployments.pictures.extra import library
-from deployments.pictures.faults import decoding
+from deployments.pictures.faults import check_page, decoding
 from deployments.pictures.raster import Raster
 
 KIND = "a JPEG XL picture"
@@ -33,61 +35,105 @@ def matches(head: bytes) -> bool:
     return head.startswith((CODESTREAM, CONTAINER))
 
 
+@dataclass(frozen=True)
+class JxlHeader:
+    """What a codestream's first bits say.
+
+    Attributes:
+        size: width and height of the upright picture.
+        bits: of a sample; None if samples are floats, or the header has parts that are not read here.
+        is_animation: whether there may be several frames.
+    """
+
+    size: tuple[int, int]
+    bits: int | None
+    is_animation: bool
+
+
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     """Returns the upright picture's width and height; every frame is shown at this size.
 
     Raises:
         InvalidImage: the file has no codestream, or ends within its header.
+        InvalidRequest: a still picture is asked for another page than 0.
     """
-    return _header(file)[0]
+    header = _header(file)
+    if not header.is_animation:
+        check_page(options.page_number(), 1)
+    return header.size
 
 
-def is_deep(file: BinaryIO, options: PictureOptions) -> bool:
+def is_deep(file: BinaryIO, _: PictureOptions) -> bool:
     """Returns whether samples may have more than 8 bits; errors as `size`."""
-    return _header(file)[1] != EIGHT_BIT
+    return _header(file).bits != EIGHT_BIT
 
 
 def read(file: BinaryIO, options: PictureOptions) -> Raster:
     """Decodes a frame, upright: `H×W×3` uint8 over `background`, or `H×W×C` of more bits as the file has them.
 
     Raises:
-        InvalidImage: the file is damaged, has no such frame, or imagecodecs is missing.
+        InvalidImage: the file is damaged, or imagecodecs is missing.
+        InvalidRequest: it has no such frame.
         TooLarge: there is not enough memory for the pixels.
     """
     imagecodecs = library("imagecodecs", KIND)
+    size(file, options)
+    header = _header(file)
     file.seek(0)
     with decoding(KIND):
-        samples = imagecodecs.jpegxl_decode(file.read(), index=options.page_number(), numthreads=1)
-        samples = samples if samples.ndim == 3 else samples[:, :, None]
+        samples = _frame(imagecodecs, file.read(), options.page_number(), header.size)
         if samples.dtype == np.uint8:
             image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
             return Raster(shown(image, None, options.background), description=KIND)
         if samples.shape[2] == 2:
             samples = samples[:, :, [0, 0, 0, 1]]
-        return Raster(samples, description=KIND)
+        full = (0.0, 2.0**header.bits - 1) if header.bits and samples.dtype.kind == "u" else None
+        return Raster(samples, description=KIND, full=full)
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, int], int | None]:
-    """The upright picture's size, and the bits of its samples; None for floats, or behind what is not read here."""
+def _frame(imagecodecs: Any, content: bytes, page: int, shown_size: tuple[int, int]) -> NDArray[Any]:
+    """A frame's samples, `H×W×C`."""
+    if page == 0:
+        samples = imagecodecs.jpegxl_decode(content, index=0, numthreads=1)
+    else:
+        # For an index beyond the last frame, imagecodecs returns memory that nothing was written to.
+        frames = imagecodecs.jpegxl_decode(content, numthreads=1)
+        check_page(page, len(frames))
+        samples = frames[page]
+    result: NDArray[Any] = samples.reshape(shown_size[1], shown_size[0], -1)
+    return result
+
+
+def _header(file: BinaryIO) -> JxlHeader:
     bits = _Bits(_codestream_header(file))
+    stored = _stored_size(bits)
+    if bits.take(1):
+        # All other fields have their defaults.
+        return JxlHeader(stored, EIGHT_BIT, False)
+    turn, is_animation = 1, False
+    if bits.take(1):
+        turn = bits.take(3) + 1
+        if bits.take(1):
+            # The size that it should be shown at on a page.
+            _stored_size(bits)
+        if bits.take(1):
+            # The header of a preview is not read here.
+            return JxlHeader(upright_size(stored, turn), None, False)
+        is_animation = bool(bits.take(1))
+    is_unknown = is_animation or bits.take(1)
+    depth = None if is_unknown else (8, 10, 12, 0)[bits.take(2)] or bits.take(6) + 1
+    return JxlHeader(upright_size(stored, turn), depth, is_animation)
+
+
+def _stored_size(bits: "_Bits") -> tuple[int, int]:
+    """Width and height, as a size header has them (ISO/IEC 18181-1, D.2)."""
     is_small = bits.take(1)
     height = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
     ratio = bits.take(3)
     if ratio:
         numerator, denominator = ASPECT_RATIOS[ratio - 1]
-        width = height * numerator // denominator
-    else:
-        width = 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1
-    if bits.take(1):
-        # All other fields have their defaults.
-        return (width, height), EIGHT_BIT
-    turn, has_more = 1, 0
-    if bits.take(1):
-        turn = bits.take(3) + 1
-        # An intrinsic size, a preview, an animation, each with a header of its own.
-        has_more = bits.take(3)
-    depth = None if has_more or bits.take(1) else (8, 10, 12, 0)[bits.take(2)] or bits.take(6) + 1
-    return upright_size((width, height), turn), depth
+        return height * numerator // denominator, height
+    return 8 * (bits.take(5) + 1) if is_small else bits.take(SIZE_BITS[bits.take(2)]) + 1, height
 
 
 class _Bits:

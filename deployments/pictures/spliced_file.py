@@ -23,12 +23,15 @@ class SplicedFile(io.RawIOBase):
         self._range, self._start = 0, 0
 
     def readable(self) -> bool:
+        """See io.IOBase."""
         return True
 
     def seekable(self) -> bool:
+        """See io.IOBase."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See io.IOBase."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, origin + offset)
         if self._position < self._start:
@@ -36,6 +39,7 @@ class SplicedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See io.RawIOBase."""
         while self._range < len(self._ranges) and self._position >= self._start + self._ranges[self._range][1]:
             self._start += self._ranges[self._range][1]
             self._range += 1

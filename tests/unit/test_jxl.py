@@ -7,7 +7,7 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from deployments.errors import InvalidImage
+from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import jxl
 from harness.images import picture
@@ -101,5 +101,23 @@ def test_a_file_without_a_header_is_refused(data: bytes) -> None:
 
 
 def test_a_frame_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InvalidImage):
-        jxl.read(io.BytesIO(imagecodecs.jpegxl_encode(RGB, lossless=True)), PictureOptions(page=3))
+    for frames in (1, 2):
+        file = imagecodecs.jpegxl_encode(RGB if frames == 1 else np.stack([RGB, RGB[::-1]]), lossless=True)
+        with pytest.raises(InvalidRequest, match=f"page: is 3, and the file has {frames}, counted from 0"):
+            jxl.read(io.BytesIO(file), PictureOptions(page=3))
+
+
+def test_a_page_is_a_frame_of_the_animation() -> None:
+    file = imagecodecs.jpegxl_encode(np.stack([RGB, RGB[::-1]]), lossless=True)
+
+    np.testing.assert_array_equal(read(file), RGB)
+    np.testing.assert_array_equal(read(file, page=1), RGB[::-1])
+
+
+def test_fewer_bits_than_16_say_what_the_whole_range_is() -> None:
+    file = imagecodecs.jpegxl_encode(RGB.astype(np.uint16) << 2, lossless=True, bitspersample=10)
+
+    raster = jxl.read(io.BytesIO(file), PictureOptions())
+
+    np.testing.assert_array_equal(raster.samples, RGB.astype(np.uint16) << 2)
+    assert raster.full == (0, 1023)
