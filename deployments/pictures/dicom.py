@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -135,7 +135,7 @@ def _check_syntax(data_set: Any, pydicom: Any) -> None:
 
 def _stored_samples(data_set: Any, page: int) -> NDArray[Any]:
     """A frame's samples as they are stored, `H×W` or `H×W×3`; YBR is converted to RGB."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     from deployments.pictures import dicom_codecs
 
@@ -207,10 +207,10 @@ def _valid(stored: NDArray[Any], data_set: Any) -> NDArray[np.bool_] | None:
 
 def _number(data_set: Any, name: str, default: float) -> float:
     """An attribute's value, or the first of several."""
-    value = data_set.get(name)
+    value: Any = data_set.get(name)
     if value is None or value == "":
         return default
-    return float(value if np.isscalar(value) else value[0])
+    return float(value[0]) if isinstance(value, MutableSequence) else float(value)
 
 
 def _table(item: Any, data_set: Any) -> tuple[int, NDArray[Any]]:
@@ -235,7 +235,7 @@ def _looked_up(samples: NDArray[Any], first: int, table: NDArray[Any]) -> NDArra
 def _by_palette(stored: NDArray[Any], data_set: Any) -> NDArray[np.uint8]:
     """PS3.3 C.7.6.3.1.5: the colours of a palette, of its entries the high byte."""
     if "RedPaletteColorLookupTableData" not in data_set:
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         return _high_byte(np.asarray(apply_color_lut(stored, data_set)))[:, :, :3]
     channels = []

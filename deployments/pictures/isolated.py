@@ -1,4 +1,7 @@
-"""Runs decoders in helper processes, where a crash of their native code costs one request and nothing else."""
+"""Runs decoders in helper processes, where a crash of their native code costs one request and nothing else.
+
+That holds for crashes, endless loops and memory; a helper has the same rights as its service.
+"""
 
 import io
 import pickle
@@ -10,7 +13,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
-from typing import Any, BinaryIO, Protocol, TypeVar
+from types import ModuleType
+from typing import Any, BinaryIO, TypeVar
 
 from deployments.errors import InvalidImage, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
@@ -156,49 +160,37 @@ class Helpers:
                     helper.close()
 
 
-class PictureReader(Protocol):
-    """What a module that reads pictures offers."""
-
-    def matches(self, head: bytes) -> bool:
-        """Whether the file is of its kind, by its first bytes."""
-
-    def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
-        """Returns the upright picture's width and height."""
-
-    def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
-        """Returns the picture's samples."""
-
-    def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
-        """Returns whether samples may have other types than 8 bits."""
-
-
 class IsolatedReader:
     """A reader whose work is done in a helper.
 
     Args:
-        reader: the module.
+        reader: a module that reads pictures, such as heif.py.
         kind: what it reads, with its article.
     """
 
-    def __init__(self, reader: PictureReader, kind: str) -> None:
+    def __init__(self, reader: ModuleType, kind: str) -> None:
         self._reader = reader
         self._kind = kind
 
     def matches(self, head: bytes) -> bool:
         """Whether the file is of this kind; decided in this process, since no decoder sees the bytes."""
-        return self._reader.matches(head)
+        matches: bool = self._reader.matches(head)
+        return matches
 
     def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         """Returns the upright picture's width and height; see the reader for the errors, and Helpers.call."""
-        return HELPERS.call(self._kind, on_content, self._reader.size, _content(file), options)
+        answer: tuple[int, int] = HELPERS.call(self._kind, on_content, self._reader.size, _content(file), options)
+        return answer
 
     def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
         """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
-        return HELPERS.call(self._kind, on_content, self._reader.read, _content(file), options)
+        answer: Raster = HELPERS.call(self._kind, on_content, self._reader.read, _content(file), options)
+        return answer
 
     def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
         """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
-        return HELPERS.call(self._kind, on_content, self._reader.is_deep, _content(file), options)
+        answer: bool = HELPERS.call(self._kind, on_content, self._reader.is_deep, _content(file), options)
+        return answer
 
 
 HELPERS = Helpers()

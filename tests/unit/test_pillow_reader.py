@@ -467,6 +467,7 @@ def test_what_is_no_picture_is_refused_by_its_name(data: bytes, name: str) -> No
     assert message.startswith(f"image: is {name}")
     assert "; send it as `video`" in message or not name.endswith("video")
     assert not pillow_reader.matches(data)
+    assert not rarer_pillow_reader.matches(data)
 
 
 def test_what_nobody_knows_is_refused_with_its_first_bytes() -> None:
