@@ -91,6 +91,7 @@ def _frame(head: bytes) -> JpegFrame | None:
             return _frame_of_jpeg(head)
         return _frame_of_jpeg_2000(head) if head.startswith(JPEG_2000) else None
     except (struct.error, IndexError):
+        # The head ends within the header.
         return None
 
 
@@ -113,5 +114,7 @@ def _frame_of_jpeg_2000(head: bytes) -> JpegFrame | None:
     right, bottom, left, top = struct.unpack_from(">4I", head, at + 8)
     (components,) = struct.unpack_from(">H", head, at + 40)
     depths = [head[at + 42 + 3 * component] for component in range(components)]
+    if not depths:
+        return None
     deepest = max(depths, key=lambda depth: depth & 0x7F)
     return JpegFrame("jpeg2k_decode", (right - left, bottom - top), (deepest & 0x7F) + 1, bool(deepest & 0x80))

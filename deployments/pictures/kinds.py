@@ -113,9 +113,9 @@ def name_of(head: bytes) -> str:
     Args:
         head: its first bytes, HEAD_BYTES of them if it has so many.
     """
-    for kind in KINDS:
-        if head[kind.offset :].startswith(kind.magic):
-            return kind.name + kind.advice
+    kind = by_magic(head)
+    if kind is not None:
+        return kind.name + kind.advice
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip(head)
     if head[4:8] == b"ftyp":
@@ -124,6 +124,11 @@ def name_of(head: bytes) -> str:
     if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
         return "an MPEG transport stream" + VIDEO_ADVICE
     return _text(head)
+
+
+def by_magic(head: bytes) -> Kind | None:
+    """Returns the kind whose bytes a file holds, of those that no reader reads."""
+    return next((kind for kind in KINDS if head.startswith(kind.magic, kind.offset)), None)
 
 
 def refusal(head: bytes) -> InvalidImage:

@@ -1,7 +1,8 @@
 """Reads the everyday pictures of 8 bits with Pillow: JPEG, PNG, WebP, GIF, BMP. Tolerant where browsers are."""
 
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -41,12 +42,16 @@ def matches(head: bytes) -> bool:
 def accepts(formats: tuple[str, ...], head: bytes) -> bool:
     """Whether Pillow takes the file for one of these formats; those without a signature count as taken."""
     Image.init()
-    for name in formats:
-        accept = Image.OPEN[name][1]
+    return any(_accepts(Image.OPEN[name][1], head[:PREFIX_BYTES]) for name in formats)
+
+
+def _accepts(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> bool:
+    try:
         # Pillow answers with a text where its own build lacks the format's library.
-        if accept is None or accept(head[:PREFIX_BYTES]) is True:
-            return True
-    return False
+        return accept is None or accept(prefix) is True
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        # Some do not expect that a file may be shorter than they look.
+        return False
 
 
 def rarer_formats() -> tuple[str, ...]:
@@ -135,10 +140,10 @@ def _image(file: BinaryIO, head: bytes) -> Iterator[Image.Image]:
         with decoding("a picture"):
             image = Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
-        name = next((name for name in formats if Image.OPEN[name][1] and accepts((name,), head)), "")
-        if name:
+        taken = [name for name in formats if Image.OPEN[name][1] and accepts((name,), head)]
+        if taken and not kinds.by_magic(head):
             raise InvalidImage(
-                f"image: is a {name} file that is damaged or truncated, or of a sort not read"
+                f"image: is a {taken[0]} file that is damaged or truncated, or of a sort not read"
             ) from error
         raise kinds.refusal(head) from error
     with image:

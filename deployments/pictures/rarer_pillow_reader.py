@@ -13,6 +13,8 @@ def matches(head: bytes) -> bool:
 
     Of some formats, such as TGA, it knows no signature: what is known to be something else is none of them.
     """
+    if kinds.by_magic(head) is not None:
+        return False
     formats = pillow_reader.rarer_formats()
     signed = tuple(name for name in formats if Image.OPEN[name][1] is not None)
     return pillow_reader.accepts(signed, head) or not kinds.name_of(head)

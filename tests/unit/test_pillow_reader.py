@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
-from deployments.pictures import kinds, pillow_reader, rarer_pillow_reader
+from deployments.pictures import camera_raw, deep_jpeg, dicom, heif, jxl, kinds, pillow_reader, rarer_pillow_reader
 from harness.icc_profiles import ADOBE_RGB, DISPLAY_P3, SRGB, cmyk_profile, grey_profile, linear_srgb, rgb_profile
 from harness.images import encoded, picture
 
@@ -474,6 +474,20 @@ def test_what_nobody_knows_is_refused_with_its_first_bytes() -> None:
     assert str(kinds.refusal(b"\0\1\2\3\4\5\6\7\x08\x09")) == (
         "image: is of a kind that is not known; its first bytes are 00 01 02 03 04 05 06 07"
     )
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [pillow_reader, rarer_pillow_reader, heif, jxl, dicom, camera_raw, deep_jpeg],
+    ids=lambda one: one.__name__,
+)
+def test_no_head_is_too_short_to_be_looked_at(reader: Any) -> None:
+    files = [encoded(PICTURE, kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "JPEG2000", "PCX", "AVIF", "DDS")]
+    files += [imagecodecs.jpegxl_encode(RGB), imagecodecs.jpegls_encode(RGB), bytes(300)]
+    for file in files:
+        for length in range(300):
+            assert reader.matches(file[:length]) in (True, False)
+            assert str(kinds.refusal(file[:length])).startswith("image: is ")
 
 
 @pytest.mark.parametrize(
