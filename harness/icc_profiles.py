@@ -44,8 +44,8 @@ def linear_srgb(samples: np.ndarray, colorants: Sequence[Sequence[float]], gamma
     """The sRGB samples, 0 to 255, of a profile's samples, computed by the definition of sRGB (IEC 61966-2-1)."""
     light = (np.asarray(samples, float) / 255) ** gamma @ np.array(colorants)
     linear = (light @ np.linalg.inv(np.array(SRGB))).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return encoded * 255
+    encoded: np.ndarray = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    return encoded
 
 
 def _xyz(value: Sequence[float]) -> bytes:

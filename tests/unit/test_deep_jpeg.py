@@ -18,8 +18,8 @@ GREY = np.random.default_rng(0).integers(260, 490, (30, 40), dtype=np.uint16)
 COLOURS = np.random.default_rng(1).integers(260, 490, (30, 40, 3), dtype=np.uint16)
 
 
-def read(file: bytes) -> Any:
-    assert deep_jpeg.matches(file)
+def read(file: bytes | bytearray) -> Any:
+    assert deep_jpeg.matches(bytes(file))
     raster = deep_jpeg.read(io.BytesIO(file), DEFAULT)
     assert deep_jpeg.size(io.BytesIO(file), DEFAULT) == raster.samples.shape[1::-1]
     assert deep_jpeg.is_deep(io.BytesIO(file), DEFAULT)

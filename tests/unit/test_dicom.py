@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut, apply_windowing
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     HEVCMP51,
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -44,7 +45,7 @@ def data_set(pixels: Any, syntax: Any = ExplicitVRLittleEndian, **attributes: An
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = syntax
     made.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    made.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    made.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     made.SOPClassUID, made.SOPInstanceUID, made.Modality = CTImageStorage, "1.2.3", "CT"
     is_colour = pixels.ndim == 3 and pixels.shape[2] == 3
     made.Rows, made.Columns = pixels.shape[:2] if is_colour or pixels.ndim == 2 else pixels.shape[1:]
@@ -283,8 +284,8 @@ def test_a_palette_is_applied(bits: int) -> None:
 # ---- compression
 
 
-def compressed(frame: bytes, pixels: Any, syntax: Any, **attributes: Any) -> Dataset:
-    made = data_set(pixels, syntax, PixelData=encapsulate([frame]), **attributes)
+def compressed(frame: bytes | bytearray, pixels: Any, syntax: Any, **attributes: Any) -> Dataset:
+    made = data_set(pixels, syntax, PixelData=encapsulate([bytes(frame)]), **attributes)
     made["PixelData"].VR = "OB"
     made["PixelData"].is_undefined_length = True
     return made

@@ -15,9 +15,9 @@ from harness.images import picture
 RGB = np.asarray(picture(40, 30))
 
 
-def read(data: bytes, **options: Any) -> Any:
+def read(data: bytes | bytearray, **options: Any) -> Any:
     chosen = PictureOptions(**options)
-    assert jxl.matches(data)
+    assert jxl.matches(bytes(data))
     samples = jxl.read(io.BytesIO(data), chosen).samples
     assert jxl.size(io.BytesIO(data), chosen) == samples.shape[1::-1]
     return samples

@@ -26,7 +26,7 @@ RGB = np.asarray(PICTURE)
 DEFAULT = PictureOptions()
 
 
-def read(data: bytes, **options: Any) -> Any:
+def read(data: bytes | bytearray, **options: Any) -> Any:
     """The pixels; the size that the header tells must be theirs."""
     chosen = PictureOptions(**options)
     pixels = pillow_reader.read(io.BytesIO(data), chosen).samples
@@ -483,7 +483,7 @@ def test_what_nobody_knows_is_refused_with_its_first_bytes() -> None:
 )
 def test_no_head_is_too_short_to_be_looked_at(reader: Any) -> None:
     files = [encoded(PICTURE, kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "JPEG2000", "PCX", "AVIF", "DDS")]
-    files += [imagecodecs.jpegxl_encode(RGB), imagecodecs.jpegls_encode(RGB), bytes(300)]
+    files += [bytes(imagecodecs.jpegxl_encode(RGB)), bytes(imagecodecs.jpegls_encode(RGB)), bytes(300)]
     for file in files:
         for length in range(300):
             assert reader.matches(file[:length]) in (True, False)
