@@ -73,7 +73,7 @@ clean:
 $(BIN)/python: | $(filter .tools/%,$(UV))
 	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .venv
 
-.venv/ready: EXTRA :=
+.venv/ready: EXTRA := [formats]
 .venv/ready-test: EXTRA := [test]
 .venv/ready-dev: EXTRA := [dev]
 .venv/ready .venv/ready-test .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python

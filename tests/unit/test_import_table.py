@@ -32,6 +32,7 @@ OWN_IMPORTS = {
     "telemetry": {"telemetry"},
     "settings": {"errors"},
     "messages": {"messages", "errors"},
+    "pictures": {"pictures", "messages", "errors"},
     "app": {
         "settings",
         "parsing.http.ingress",

@@ -1,0 +1,207 @@
+"""Runs decoders in helper processes, where a crash of their native code costs one request and nothing else.
+
+That holds for crashes, endless loops and memory; a helper has the same rights as its service.
+"""
+
+import io
+import pickle
+import queue
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from socket import socketpair
+from types import ModuleType
+from typing import Any, BinaryIO, TypeVar
+
+from deployments.errors import InvalidImage, Overloaded, TooLarge
+from deployments.messages.picture_options import PictureOptions
+from deployments.pictures.helper import receive, send
+from deployments.pictures.raster import Raster
+
+T = TypeVar("T")
+
+NUM_HELPERS = 2
+
+TIMEOUT_S = 60.0
+"""How long a decoder may take, and how long a call waits for a helper that is free."""
+
+MEMORY_BYTES = 3 * 2**30
+"""What a helper may hold: pictures of 63 megapixels took up to 1.6 GB (camera raw 1.1, AVIF 1.3, DICOM 1.6)."""
+
+ROOT = str(Path(__file__).parents[2])
+
+# Nothing of the caller's main module is imported, as multiprocessing would: of a Ray worker, that is Ray.
+PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from deployments.pictures.helper import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class Helper:
+    """A process that runs functions, one at a time.
+
+    It is started by its own command line, and not forked: this process has threads, and may hold a GPU. It imports
+    numpy, Pillow and what a decoder needs, but neither Ray nor torch. It starts in a third of a second and holds 32 MB,
+    and 110 MB once it has used all libraries; a call takes 0.1 ms and the time to copy what is sent.
+
+    Args:
+        memory_bytes: the limit of the memory that it may hold.
+    """
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        ours, theirs = socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, ROOT, str(theirs.fileno()), str(memory_bytes)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> tuple[bool, Any]:
+        """Runs a function there; returns whether it raised, and what it raised or returned.
+
+        Raises:
+            EOFError, ConnectionError: the process died.
+            TimeoutError: the function took too long.
+        """
+        send(self._connection, (function, args, timeout_s))
+        if not self._connection.poll(timeout_s):
+            raise TimeoutError
+        outcome: tuple[bool, Any] = receive(self._connection)
+        return outcome
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """Ends the process at once."""
+        self._connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Helpers:
+    """Some helpers, which are started when they are needed, used again, and replaced after a crash.
+
+    Args:
+        count: how many functions run at a time.
+        timeout_s: how long one may take.
+        memory_bytes: what one may hold.
+    """
+
+    def __init__(
+        self, count: int = NUM_HELPERS, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        # The last that was used comes first: the others may never be started.
+        self._places: queue.LifoQueue[Helper | None] = queue.LifoQueue()
+        for _ in range(count):
+            self._places.put(None)
+
+    def call(self, kind: str, function: Callable[..., T], *args: Any) -> T:
+        """Runs a function in a helper; waits until one is free. To be called from a thread.
+
+        Args:
+            kind: what it decodes, with its article, for messages.
+            function: of a module, so that the helper can import it.
+            args: what can be pickled.
+
+        Raises:
+            InvalidImage: the decoder crashed, or took too long.
+            Overloaded: no helper became free in time.
+            Exception: what the function raised.
+        """
+        try:
+            helper = self._places.get(timeout=self._timeout_s)
+        except queue.Empty as error:
+            raise Overloaded("the decoders of rarer kinds of pictures are busy", self._timeout_s) from error
+        try:
+            helper = self._running(helper)
+            is_error, value = helper.call(function, args, self._timeout_s)
+        except BaseException as error:
+            if helper is not None:
+                helper.close()
+            helper = None
+            if isinstance(error, EOFError | ConnectionError):
+                raise InvalidImage(f"image: is {kind} on which the decoder crashed") from error
+            if isinstance(error, TimeoutError):
+                raise InvalidImage(f"image: is {kind} that takes more than {self._timeout_s:g} s to decode") from error
+            raise
+        finally:
+            self._places.put(helper)
+        if isinstance(value, MemoryError):
+            raise TooLarge("image: needs more memory to decode than there is") from value
+        if is_error:
+            raise value
+        result: T = value
+        return result
+
+    def _running(self, helper: Helper | None) -> Helper:
+        if helper is not None and helper.is_alive():
+            return helper
+        if helper is not None:
+            helper.close()
+        return Helper(self._memory_bytes)
+
+    def close(self) -> None:
+        """Ends all processes that are not at work."""
+        with suppress(queue.Empty):
+            while True:
+                helper = self._places.get_nowait()
+                if helper is not None:
+                    helper.close()
+
+
+class IsolatedReader:
+    """A reader whose work is done in a helper.
+
+    Args:
+        reader: a module that reads pictures, such as heif.py.
+        kind: what it reads, with its article.
+    """
+
+    def __init__(self, reader: ModuleType, kind: str) -> None:
+        self._reader = reader
+        self._kind = kind
+
+    def matches(self, head: bytes) -> bool:
+        """Whether the file is of this kind; decided in this process, since no decoder sees the bytes."""
+        matches: bool = self._reader.matches(head)
+        return matches
+
+    def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
+        """Returns the upright picture's width and height; see the reader for the errors, and Helpers.call."""
+        answer: tuple[int, int] = HELPERS.call(self._kind, on_content, self._reader.size, _content(file), options)
+        return answer
+
+    def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
+        """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
+        answer: Raster = HELPERS.call(self._kind, on_content, self._reader.read, _content(file), options)
+        return answer
+
+    def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
+        """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
+        answer: bool = HELPERS.call(self._kind, on_content, self._reader.is_deep, _content(file), options)
+        return answer
+
+
+HELPERS = Helpers()
+"""Those of this process. They end with it, since their connections do."""
+
+
+def _content(file: BinaryIO) -> pickle.PickleBuffer:
+    file.seek(0)
+    return pickle.PickleBuffer(file.read())
+
+
+def on_content(function: Callable[[BinaryIO, PictureOptions], T], content: Any, options: PictureOptions) -> T:
+    """Calls a reader's function with a file's bytes; this is what runs in the helper."""
+    return function(io.BytesIO(content), options)

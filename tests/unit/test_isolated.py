@@ -1,0 +1,247 @@
+"""Decoders in processes of their own: what they return and raise, their limits, and what a crash costs."""
+
+import ctypes
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import psutil
+import pytest
+
+from deployments.errors import InvalidImage, InvalidRequest, Overloaded, TooLarge
+from deployments.messages.picture_options import PictureOptions
+from deployments.pictures import pillow_reader
+from deployments.pictures.isolated import Helpers, IsolatedReader, on_content
+from deployments.pictures.raster import Raster
+from harness.images import encoded, picture
+
+MEBIBYTE = 2**20
+
+
+@pytest.fixture
+def helpers() -> Iterator[Helpers]:
+    started = Helpers(count=1, timeout_s=20)
+    yield started
+    started.close()
+
+
+# ---- what runs in the helper
+
+
+def modules() -> list[str]:
+    return sorted(sys.modules)
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+def crash(how: str) -> None:
+    if how == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif how == "null pointer":
+        ctypes.string_at(0)
+    elif how == "abort":
+        os.abort()
+    os._exit(0)
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def hold(count: int) -> int:
+    return int(np.ones(count, np.uint8)[::4096].sum())
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def strange() -> None:
+    class LocalError(Exception):
+        """Cannot be pickled."""
+
+    raise LocalError("of a library")
+
+
+def echo(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+# ---- results
+
+
+def test_a_raster_comes_back_whole(helpers: Helpers) -> None:
+    samples = np.arange(6000, dtype=np.uint16).reshape(40, 50, 3)
+    raster = Raster(samples, samples[:, :, 0] > 9, (1.5, 9.0), True, "a test")
+
+    [answer] = helpers.call("a test", echo, raster)
+
+    np.testing.assert_array_equal(answer.samples, samples)
+    np.testing.assert_array_equal(answer.valid, raster.valid)
+    assert (answer.window, answer.inverted, answer.description) == ((1.5, 9.0), True, "a test")
+    # What comes after may write into it, as into an array of its own.
+    answer.samples[0, 0, 0] = 1
+
+
+def test_a_large_array_comes_back_without_deadlock(helpers: Helpers) -> None:
+    large = np.arange(30 * MEBIBYTE, dtype=np.uint8).reshape(-1, 1024)
+
+    [answer] = helpers.call("a test", echo, large)
+
+    np.testing.assert_array_equal(answer, large)
+
+
+def test_a_reader_reads_in_another_process_as_in_this_one() -> None:
+    file = encoded(picture(40, 30))
+    isolated = IsolatedReader(pillow_reader, "a PNG file")
+
+    assert isolated.matches(file)
+    assert isolated.size(io.BytesIO(file), PictureOptions()) == (40, 30)
+    assert not isolated.is_deep(io.BytesIO(file), PictureOptions())
+    np.testing.assert_array_equal(
+        isolated.read(io.BytesIO(file), PictureOptions()).samples,
+        pillow_reader.read(io.BytesIO(file), PictureOptions()).samples,
+    )
+    with pytest.raises(InvalidRequest, match="page: is 4"):
+        isolated.read(io.BytesIO(file), PictureOptions(page=4))
+    with pytest.raises(InvalidImage, match="damaged or truncated"):
+        isolated.read(io.BytesIO(file[:300]), PictureOptions())
+
+
+def test_a_helper_is_used_again(helpers: Helpers) -> None:
+    assert helpers.call("a test", process_id) == helpers.call("a test", process_id) != os.getpid()
+
+
+def test_a_helper_imports_neither_ray_nor_torch(helpers: Helpers) -> None:
+    loaded = helpers.call("a test", modules)
+
+    assert not {"ray", "torch", "starlette", "fastapi", "pydantic"} & {name.split(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidImage("image: is odd"), InvalidRequest("page: is odd"), TooLarge("image: big")]
+)
+def test_an_error_of_the_service_comes_back_as_it_is(helpers: Helpers, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        helpers.call("a test", fail, error)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by 0"), KeyError("tag"), None])
+def test_any_other_error_is_about_the_file(helpers: Helpers, error: Exception | None) -> None:
+    with pytest.raises(InvalidImage, match="image: is damaged or truncated: "):
+        helpers.call("a test", strange) if error is None else helpers.call("a test", fail, error)
+
+
+# ---- crashes and limits
+
+
+@pytest.mark.parametrize("how", ["segfault", "null pointer", "abort", "exit"])
+def test_a_crash_costs_one_call_and_nothing_else(helpers: Helpers, how: str) -> None:
+    before = helpers.call("a test", process_id)
+
+    with pytest.raises(InvalidImage, match="image: is a FOO file on which the decoder crashed"):
+        helpers.call("a FOO file", crash, how)
+
+    assert helpers.call("a test", process_id) != before
+
+
+def test_a_helper_that_was_killed_while_idle_is_replaced(helpers: Helpers) -> None:
+    before = helpers.call("a test", process_id)
+    os.kill(before, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(before)], timeout=5) if psutil.pid_exists(before) else None
+
+    assert helpers.call("a test", process_id) != before
+
+
+def test_a_crash_does_not_touch_what_runs_beside_it() -> None:
+    helpers = Helpers(count=2, timeout_s=20)
+    answers: list[Any] = []
+    beside = threading.Thread(target=lambda: answers.append(helpers.call("a test", _slow_answer)))
+    beside.start()
+    with pytest.raises(InvalidImage):
+        helpers.call("a test", crash, "abort")
+    beside.join(20)
+
+    assert answers == ["done"]
+    helpers.close()
+
+
+def _slow_answer() -> str:
+    time.sleep(1)
+    return "done"
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    helpers = Helpers(count=1, timeout_s=3)
+    process = helpers.call("a test", process_id)
+    started = time.perf_counter()
+
+    with pytest.raises(InvalidImage, match="image: is a FOO file that takes more than 3 s to decode"):
+        helpers.call("a FOO file", wait, 60)
+
+    assert time.perf_counter() - started < 10
+    assert not psutil.pid_exists(process)
+    assert helpers.call("a test", process_id) != process
+    helpers.close()
+
+
+def test_what_needs_too_much_memory_is_refused_and_does_no_harm() -> None:
+    helpers = Helpers(count=1, timeout_s=20, memory_bytes=600 * MEBIBYTE)
+    process = helpers.call("a test", process_id)
+
+    assert helpers.call("a test", hold, 100 * MEBIBYTE) > 0
+    with pytest.raises(TooLarge, match="image: needs more memory to decode than there is"):
+        helpers.call("a test", hold, 2000 * MEBIBYTE)
+
+    assert helpers.call("a test", process_id) == process
+    helpers.close()
+
+
+def test_a_call_that_finds_no_free_helper_is_told_to_come_again() -> None:
+    with pytest.raises(Overloaded, match="busy") as caught:
+        Helpers(count=0, timeout_s=0.1).call("a test", process_id)
+
+    assert caught.value.retry_after_s == 1
+
+
+ORPHAN = """
+import sys
+from deployments.pictures.isolated import Helpers
+from tests.unit.test_isolated import process_id
+print(Helpers(count=1).call("a test", process_id), flush=True)
+"""
+
+
+def test_a_helper_ends_with_its_process() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", ORPHAN],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    helper = int(run.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(helper):
+            break
+        time.sleep(0.05)
+
+    assert not psutil.pid_exists(helper)
+
+
+def test_a_reader_gets_the_content_as_a_file() -> None:
+    def head(file: BinaryIO, options: PictureOptions) -> tuple[bytes, int]:
+        return file.read(3), options.page_number()
+
+    assert on_content(head, memoryview(b"abcdef"), PictureOptions(page=2)) == (b"abc", 2)
