@@ -244,7 +244,11 @@ def test_pixels_are_not_taken_for_fractions(field: str, largest: str, given: dic
 
 def test_a_click_may_lie_a_little_outside_and_padding_anywhere() -> None:
     prompt = Prompt(
-        [[-0.5, 1.5], [4000.0, 4000.0]], [1, -1], box=[-1, -1, 1.5, 1.5], mask_input=mask(1) + 30, normalize_coords=False
+        [[-0.5, 1.5], [4000.0, 4000.0]],
+        [1, -1],
+        box=[-1, -1, 1.5, 1.5],
+        mask_input=mask(1) + 30,
+        normalize_coords=False,
     )
     assert not prompt.normalize_coords
 

@@ -246,7 +246,9 @@ def test_masks_are_decoded_only_until_there_are_too_many(monkeypatch: pytest.Mon
 
 def test_an_images_prompt_is_one_prompt_for_each_object() -> None:
     mask = np.zeros((1, 1, 256, 256), np.float32)
-    prompt = Prompt([[[0, 1]], [[1, 0]]], [[1], [0]], [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]], mask, normalize_coords=False)
+    prompt = Prompt(
+        [[[0, 1]], [[1, 0]]], [[1], [0]], [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]], mask, normalize_coords=False
+    )
     found = short_form(prompt, 6, Limits())
     assert [(one.object_id, one.frame_index, one.time_s, one.where) for one in found] == [
         (1, 6, None, ""),
