@@ -10,7 +10,8 @@ from PIL import Image
 from deployments.errors import InvalidVideo, TooLarge
 from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
 from deployments.messages.video import VideoFacts
-from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats
+from deployments.pictures.faults import BOMBS, DECODER_ERRORS
+from deployments.pictures.pil_image import raster_formats
 from deployments.settings import Limits
 
 ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")

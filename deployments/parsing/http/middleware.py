@@ -23,7 +23,15 @@ PUBLIC_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/health
 PUBLIC_PREFIX = "/page/"
 """The click page's files. The page itself, at `/`, asks its user for the token."""
 
-EXPOSED_HEADERS = ["X-Image-Id", "X-Mask-Index", "X-Score", "X-Request-Id", "Server-Timing", "Retry-After"]
+EXPOSED_HEADERS = [
+    "X-Image-Id",
+    "X-Image-Window",
+    "X-Mask-Index",
+    "X-Score",
+    "X-Request-Id",
+    "Server-Timing",
+    "Retry-After",
+]
 """Headers of answers that pages of other origins may read."""
 
 CONNECTIONS = ("http", "websocket")
