@@ -8,7 +8,7 @@
 - Unsigned integers that use much of their range are photographs, whose brightness means something. A window of at least
   half of the range becomes the whole range; between a quarter and a half it is widened in proportion, so that two
   pictures that hardly differ look alike.
-- A value v becomes round(255 (v - low) / (high - low)), clipped to 0 … 255.
+- A value v becomes 255 (v - low) / (high - low), rounded half up and clipped to 0 … 255.
 """
 
 import math
@@ -189,9 +189,10 @@ def _step(pixels: int, width: int) -> int:
 def _finite(pixels: Samples, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     values = (pixels if valid is None else pixels[valid]).ravel()
     if values.dtype.kind == "f":
-        # NaN compares as false.
+        # NaN compares as false. float16 reaches to 65504 only.
         with np.errstate(invalid="ignore"):
-            return values[np.abs(values) < LARGEST]
+            most = LARGEST if values.dtype.itemsize > 2 else np.inf
+            return values[np.abs(values) < values.dtype.type(most)]
     return values
 
 
@@ -254,9 +255,9 @@ def _eight_bit(colours: Samples, bounds: tuple[float, float] | None) -> RgbArray
 def _scaled(values: Samples, bounds: tuple[float, float]) -> RgbArray:
     low, high = bounds
     with np.errstate(invalid="ignore", over="ignore"):
-        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+        scaled = (values.astype(np.float64) - low) * 255 / (high - low) + 0.5
     np.nan_to_num(scaled, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return scaled.clip(0, 255).astype(np.uint8)
 
 
 def _composed(pixels: RgbArray, alpha: Samples, opaque: float, background: tuple[int, int, int]) -> RgbArray:
