@@ -229,7 +229,7 @@ def _tiff_of(array: NDArray[Any]) -> bytes:
         unsigned = samples.view(f"<u{samples.dtype.itemsize}")
         samples = unsigned.copy()
         samples[:, 1:] -= unsigned[:, :-1]
-    strip = zlib.compress(samples, 1)
+    strip = zlib.compress(samples.data, 1)
     colours = 3 if channels >= 3 else 1
     tags: dict[int, tuple[str, list[int]]] = {
         256: ("I", [width]),

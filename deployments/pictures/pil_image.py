@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from deployments.pictures.faults import DECODER_ERRORS
 from deployments.pictures.raster import Raster
 
 # Formats of which Pillow reads only the metadata, or which it reads by running another program, or that are drawings.
@@ -16,6 +17,16 @@ def raster_formats() -> list[str]:
     """Returns Pillow's names of the formats that are read."""
     Image.init()
     return [name for name in Image.ID if name not in NOT_RASTER]
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Returns EXIF's orientation, without decoding the pixels; 1 if there is none, or none that can be read."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif"))
+        return int(exif.get(0x0112, 1))
+    except DECODER_ERRORS:
+        return 1
 
 
 def raster_of(image: Image.Image, background: tuple[int, int, int], page: int = 0) -> Raster:

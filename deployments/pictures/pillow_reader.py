@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from deployments.errors import InvalidImage
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.faults import check_page, decoding
-from deployments.pictures.pil_image import raster_formats, raster_of
+from deployments.pictures.pil_image import orientation_of, raster_formats, raster_of
 from deployments.pictures.raster import Raster
 from deployments.pictures.turns import QUARTER_TURNS
 
@@ -31,7 +31,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         if page := options.page_number():
             check_page(page, getattr(image, "n_frames", 1))
         width, height = image.size
-        return (height, width) if image.getexif().get(0x0112) in QUARTER_TURNS else (width, height)
+        return (height, width) if orientation_of(image) in QUARTER_TURNS else (width, height)
 
 
 def read(file: BinaryIO, options: PictureOptions) -> Raster:

@@ -1,6 +1,5 @@
 """Reads PNGs of 16 bits a sample, of which Pillow keeps the high byte only; by libpng, with imagecodecs."""
 
-import io
 from typing import BinaryIO
 
 import imagecodecs
@@ -9,7 +8,8 @@ from PIL import Image
 
 from deployments.errors import InvalidImage
 from deployments.messages.picture_options import PictureOptions
-from deployments.pictures.faults import check_page, decoding
+from deployments.pictures.faults import BOMBS, DECODER_ERRORS, check_page, decoding
+from deployments.pictures.pil_image import orientation_of
 from deployments.pictures.raster import Raster
 from deployments.pictures.turns import QUARTER_TURNS, upright
 
@@ -70,8 +70,8 @@ def _orientation(file: BinaryIO) -> int:
     """Returns EXIF's orientation; 1 if there is none, or none that can be read."""
     file.seek(0)
     try:
-        with decoding("a PNG file"), Image.open(io.BytesIO(file.read()), formats=["PNG"]) as image:
-            return int(image.getexif().get(0x0112, 1))
+        with Image.open(file, formats=["PNG"]) as image:
+            return orientation_of(image)
     # Metadata that cannot be read are no reason to refuse a picture; the pixels are decoded elsewhere.
-    except Exception:
+    except (*DECODER_ERRORS, *BOMBS):
         return 1

@@ -205,7 +205,7 @@ class Layout:
         plain = {
             WHITE_IS_ZERO: self.samples == 1,
             BLACK_IS_ZERO: self.samples == 1 + (self.alpha == 1),
-            RGB: self.samples == 3 + (self.alpha == 3),
+            RGB: self.samples == 3,
             PALETTE: self.samples == 1,
         }
         small = self.bits <= 8 and self.is_unsigned and plain.get(self.photometric, False)
@@ -247,10 +247,12 @@ def _by_bands(data: bytes, picture: Directory, options: PictureOptions, layout: 
         return _by_palette(data, picture, layout)
     if alpha is not None and options.bands is None:
         samples = _samples(data, picture, layout, [*chosen, alpha])
-        if len(chosen) == 1:
-            samples = samples[:, :, [0, 0, 0, 1]]
         if PREMULTIPLIED in layout.extra:
             _divide_by_alpha(samples)
+        elif not _is_alpha(samples[:, :, -1]):
+            samples = samples[:, :, :-1]
+        if samples.shape[2] == 2:
+            samples = samples[:, :, [0, 0, 0, 1]]
     else:
         samples = _samples(data, picture, layout, chosen)
     samples, valid = _without_no_data(samples, picture.text(NO_DATA), colours=len(chosen))
@@ -322,10 +324,10 @@ def _page(data: bytes, offset: int) -> Any:
 
 
 def _segments_of_plane(page: Any) -> int:
-    _, _, height, width, _ = page.shaped
+    height, width = int(page.imagelength), int(page.imagewidth)
     if page.is_tiled:
-        return math.ceil(height / page.tilelength) * math.ceil(width / page.tilewidth)
-    return math.ceil(height / page.rowsperstrip)
+        return math.ceil(height / int(page.tilelength)) * math.ceil(width / int(page.tilewidth))
+    return math.ceil(height / int(page.rowsperstrip))
 
 
 def _check_segments(page: Any, layout: Layout, whole: tuple[int, int], wanted: int) -> None:
@@ -412,10 +414,19 @@ def _without_no_data(samples: Samples, text: str, colours: int) -> tuple[Samples
     return samples, ~missing if missing.any() else None
 
 
+def _is_alpha(values: NDArray[Any]) -> bool:
+    """Returns whether a band that is declared as alpha is one: most of its values are quite transparent or opaque.
+
+    GDAL declares the fourth band of 8 bits as alpha if nobody says otherwise, and it is often near infrared.
+    """
+    opaque = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    return bool(np.count_nonzero((values == 0) | (values == opaque)) * 2 >= values.size)
+
+
 def _divide_by_alpha(samples: Samples) -> None:
     """Undoes, in place, the multiplication of colours by alpha."""
     opaque = float(np.iinfo(samples.dtype).max) if samples.dtype.kind in "iu" else 1.0
     for row in samples:
-        alpha = row[:, 3:].astype(np.float64)
-        colours = row[:, :3] * np.divide(opaque, alpha, out=np.zeros_like(alpha), where=alpha > 0)
-        row[:, :3] = np.minimum(np.rint(colours) if samples.dtype.kind in "iu" else colours, opaque)
+        alpha = row[:, -1:].astype(np.float64)
+        colours = row[:, :-1] * np.divide(opaque, alpha, out=np.zeros_like(alpha), where=alpha > 0)
+        row[:, :-1] = np.minimum(np.rint(colours) if samples.dtype.kind in "iu" else colours, opaque)
