@@ -17,8 +17,10 @@ import hashlib
 import io
 import json
 import random
+import struct
 import time
 import zipfile
+import zlib
 from asyncio import sleep, to_thread
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +42,7 @@ __all__ = [
     "FrameOfVideo",
     "ImageFile",
     "KeptVideo",
+    "ReadingFields",
     "SegmentFields",
     "SegmentationResult",
     "TrackFields",
@@ -54,6 +57,11 @@ MAX_KNOWN = 10_000
 """Uploaded files that a client remembers."""
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+DEEP_MODES = {"I", "F", "I;16B", "I;16L", "I;16N"}
+"""Pillow's modes of more than 8 bits that PNG does not have."""
+
+SAMPLE_FORMATS = {"u": 1, "i": 2, "f": 3, "c": 6}
+"""TIFF's SampleFormat for each kind of numpy's types."""
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.5
@@ -94,8 +102,26 @@ class ClientError(Exception):
 
 # ---- arguments
 
-ImageSource: TypeAlias = "str | Path | bytes | NDArray[np.uint8] | Image.Image | ImageFile"
-"""A file's path or bytes, an `H×W×3` uint8 RGB array, a PIL image, or the result of `Client.image`."""
+ImageSource: TypeAlias = "str | Path | bytes | NDArray[Any] | Image.Image | ImageFile"
+"""A file's path or bytes, an array of any numeric type, `H×W` or `H×W×C`, a PIL image, or the result of `Client.image`.
+
+Arrays and PIL images are sent without loss, so that the service's own rule says how more than 8 bits are shown."""
+
+
+class ReadingFields(TypedDict, total=False):
+    """The keyword arguments of `image`: how the service reads the file.
+
+    Attributes:
+        window: `auto` (the default), `full`, or `(low, high)`: the values that become black and white.
+        bands: one band, or three as red, green and blue, counted from 1.
+        page: which page of a file, counted from 0; or of an OME-TIFF `{"c": 1, "z": 4, "t": 0}`.
+        background: the colour behind transparent pixels, red, green and blue from 0 to 255; white by default.
+    """
+
+    window: str | tuple[float, float]
+    bands: Iterable[int] | None
+    page: int | Mapping[str, int]
+    background: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -104,32 +130,133 @@ class ImageFile:
 
     Attributes:
         data: the bytes of an image file.
-        image_id: their SHA-256 in hexadecimal digits, the image's name at the service.
+        image_id: their SHA-256 in hexadecimal digits, the image's name at the service; with `reading`, the SHA-256 of
+            that and of how the file is read.
+        reading: the form fields that say how the file is read, those with default values left out.
     """
 
     data: bytes = field(repr=False)
     image_id: str
+    reading: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, source: ImageSource) -> "ImageFile":
-        """Takes a file as it is; encodes an array or a PIL image as PNG."""
+    def of(cls, source: ImageSource, **reading: Unpack[ReadingFields]) -> "ImageFile":
+        """Takes a file as it is; encodes an array or a PIL image as PNG or TIFF.
+
+        Args:
+            source: the image.
+            reading: how the service reads it.
+
+        Raises:
+            TypeError: an ImageFile is given together with how it is read, or an array that is no picture.
+        """
         if isinstance(source, ImageFile):
+            if reading:
+                raise TypeError("an ImageFile says already how it is read")
             return source
         data = source if isinstance(source, bytes) else _file_bytes(source)
-        return cls(data, hashlib.sha256(data).hexdigest())
+        image_id, fields = hashlib.sha256(data).hexdigest(), _reading(reading)
+        if fields:
+            text = "&".join(f"{name}={value}" for name, value in fields)
+            image_id = hashlib.sha256(f"{image_id}?{text}".encode()).hexdigest()
+        return cls(data, image_id, fields)
 
 
-def _file_bytes(source: "str | Path | NDArray[np.uint8] | Image.Image") -> bytes:
+def _reading(given: ReadingFields) -> tuple[tuple[str, str], ...]:
+    """Writes how an image is read as the service does when it computes the image's name."""
+    _check_keywords("image", given, ReadingFields.__optional_keys__)
+    window, bands = given.get("window", "auto"), given.get("bands")
+    page, background = given.get("page", 0), tuple(given.get("background", (255, 255, 255)))
+    fields = []
+    if window != "auto":
+        text = window if isinstance(window, str) else ",".join(repr(float(one)).removesuffix(".0") for one in window)
+        fields.append(("window", text))
+    if bands is not None:
+        fields.append(("bands", ",".join(str(int(band)) for band in bands)))
+    if isinstance(page, Mapping):
+        fields.append(("page", ",".join(f"{name}={int(page.get(name, 0))}" for name in "czt")))
+    elif page:
+        fields.append(("page", str(int(page))))
+    if background != (255, 255, 255):
+        fields.append(("background", "#" + bytes(background).hex()))
+    return tuple(fields)
+
+
+def _file_bytes(source: "str | Path | NDArray[Any] | Image.Image") -> bytes:
     if isinstance(source, (str, Path)):
         return Path(source).read_bytes()
-    image = source if isinstance(source, Image.Image) else Image.fromarray(source)
-    # The service turns the images in files upright, too.
-    image = ImageOps.exif_transpose(image)
-    # PNG does not have all of Pillow's modes.
-    image = image if image.mode in PNG_MODES else image.convert("RGB")
+    if isinstance(source, Image.Image):
+        # The service turns the images in files upright, too.
+        image = ImageOps.exif_transpose(source)
+        if image.mode in DEEP_MODES:
+            return _tiff_of(np.asarray(image))
+        # PNG does not have all of Pillow's modes.
+        return _png_of(image if image.mode in PNG_MODES else image.convert("RGB"))
+    array = source.astype(np.uint8) * np.uint8(255) if source.dtype == np.bool_ else source
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        return _png_of(Image.fromarray(np.ascontiguousarray(array)))
+    return _tiff_of(array)
+
+
+def _png_of(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _tiff_of(array: NDArray[Any]) -> bytes:
+    """Writes an array as a TIFF file of one strip, compressed without loss; the tags are those of TIFF 6.0.
+
+    Args:
+        array: `H×W` or `H×W×C`, of any numeric type; the channels are bands.
+
+    Raises:
+        TypeError: it is another array.
+    """
+    if array.ndim not in (2, 3) or not array.size or array.dtype.kind not in SAMPLE_FORMATS:
+        shape = "×".join(map(str, array.shape))
+        raise TypeError(f"an image must be an array of numbers, H×W or H×W×C, is one of {array.dtype}, {shape}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    height, width = array.shape[:2]
+    samples = np.ascontiguousarray(array.reshape(height, width, -1), array.dtype.newbyteorder("<"))
+    channels = samples.shape[2]
+    # Differences of neighbours, modulo the type's range, compress better; the values are the same again at the end.
+    has_differences = samples.dtype.kind in "ui" and samples.dtype.itemsize <= 4
+    if has_differences:
+        unsigned = samples.view(f"<u{samples.dtype.itemsize}")
+        samples = unsigned.copy()
+        samples[:, 1:] -= unsigned[:, :-1]
+    strip = zlib.compress(samples.data, 1)
+    colours = 3 if channels >= 3 else 1
+    tags: dict[int, tuple[str, list[int]]] = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [8 * array.dtype.itemsize] * channels),
+        259: ("H", [8]),  # deflate
+        262: ("H", [2 if colours == 3 else 1]),
+        273: ("I", [8]),
+        277: ("H", [channels]),
+        278: ("I", [height]),
+        279: ("I", [len(strip)]),
+        317: ("H", [2 if has_differences else 1]),
+        339: ("H", [SAMPLE_FORMATS[array.dtype.kind]] * channels),
+    }
+    if channels > colours:
+        tags[338] = ("H", [0] * (channels - colours))
+    values, entries = bytearray(), []
+    where = 8 + len(strip) + len(strip) % 2
+    for code, (kind, numbers) in sorted(tags.items()):
+        packed = struct.pack(f"<{len(numbers)}{kind}", *numbers)
+        if len(packed) > 4:
+            values += packed + b"\0" * (len(packed) % 2)
+            packed = struct.pack("<I", where + len(values) - len(packed) - len(packed) % 2)
+        entries.append(struct.pack("<HHI", code, 3 if kind == "H" else 4, len(numbers)) + packed.ljust(4, b"\0"))
+    header = struct.pack("<2sHI", b"II", 42, where + len(values))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return header + strip + b"\0" * (len(strip) % 2) + bytes(values) + directory
 
 
 VideoSource: TypeAlias = "str | Path | bytes | BinaryIO | VideoFile"
@@ -485,9 +612,14 @@ class _AnyClient(Generic[Http]):
         headers = {**bearer, **dict(http.get("headers") or {})}
         self._http: Http = self._http_class(**{**http, "base_url": url, "headers": headers})
 
-    def image(self, source: ImageSource) -> ImageFile:
-        """Reads or encodes an image once, for many prompts."""
-        return ImageFile.of(source)
+    def image(self, source: ImageSource, **reading: Unpack[ReadingFields]) -> ImageFile:
+        """Reads or encodes an image once, for many prompts.
+
+        Args:
+            source: the image.
+            reading: how the service reads it, see ReadingFields.
+        """
+        return ImageFile.of(source, **reading)
 
     def video(self, source: VideoSource) -> VideoFile:
         """Computes a video's SHA-256 once, for many calls; blocks while it reads the file."""
@@ -555,7 +687,8 @@ class _AnyClient(Generic[Http]):
                     raise
                 # Another thread or task may have removed the key at the same time.
                 self._known.pop(key, None)
-        answer = yield from self._send("POST", path, (*parts, ("image", ("image", image.data))), ends_at)
+        upload = *parts, *_form(dict(image.reading)), ("image", ("image", image.data))
+        answer = yield from self._send("POST", path, upload, ends_at)
         self._remember(key)
         return answer
 
@@ -896,7 +1029,8 @@ class Client(_AnyClient[httpx.Client]):
         """Segments the objects that the prompt points to.
 
         Args:
-            image: uploaded the first time, and again when the service has forgotten it; or a frame of a video.
+            image: uploaded the first time, and again when the service has forgotten it; or a frame of a video. How a
+                file is read, such as its bands, is said in `image`.
             model_id: the model; None is the client's.
             fields: the prompt, see SegmentFields.
         """

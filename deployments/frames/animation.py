@@ -9,9 +9,12 @@ from PIL import Image
 
 from deployments.errors import InvalidImage, InvalidVideo, TooLarge
 from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
-from deployments.messages.arrays import RgbArray
+from deployments.messages.picture_options import PictureOptions
 from deployments.messages.video import VideoFacts
-from deployments.parsing.images import BOMBS, DECODER_ERRORS, raster_formats, upright_rgb
+from deployments.pictures.faults import BOMBS, DECODER_ERRORS, decoding
+from deployments.pictures.pil_image import raster_formats, raster_of
+from deployments.pictures.raster import Picture
+from deployments.pictures.reader import show
 from deployments.settings import Limits
 
 ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
@@ -45,12 +48,15 @@ class Animation(Video):
         self._file = path.open("rb")
         try:
             image: Any = Image.open(self._file, formats=ANIMATIONS)
-            self._image = image
+            self._image, self._options = image, PictureOptions()
             self._first = int(bool(image.info.get("default_image")))
             count = image.n_frames - self._first
             width, height = image.size
             checked(VideoFacts(width, height, count, None), limits, max_frames)
-            height, width, _ = self._pixels(0).shape
+            first = self._picture(0)
+            # All frames are shown in the window of the first: a mask follows what keeps its brightness.
+            self._options = PictureOptions(window=first.window or "auto")
+            height, width, _ = first.pixels.shape
             self._times = self._start_times(count)
         except (InvalidImage, *DECODER_ERRORS) as error:
             self.close()
@@ -80,19 +86,20 @@ class Animation(Video):
         """See Video."""
         for index in range(start, min(stop, self.facts.num_frames), step):
             try:
-                pixels = self._pixels(index)
+                pixels = self._picture(index).pixels
             except (InvalidImage, *DECODER_ERRORS) as error:
                 raise missing_frame(index) from error
             time_s = self._times[index] if self._times else None
             yield VideoFrame(index, time_s, of_one_size(pixels, self.facts, index))
 
-    def _pixels(self, index: int) -> RgbArray:
+    def _picture(self, index: int) -> Picture:
         if self._image.format == "PNG" and self._first + index < self._image.tell():
             # Pillow 13.0 goes back in an animated PNG only once, and then finds "frame sequence errors".
             self._image = Image.open(self._file, formats=ANIMATIONS)
         self._image.seek(self._first + index)
         # As an image that is sent by itself: also upright, and 16 bits as 8.
-        return upright_rgb(self._image)
+        with decoding("a frame"):
+            return show(raster_of(self._image, self._options.background), self._options)
 
     def close(self) -> None:
         """See Video."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from deployments.errors import InvalidRequest
 
@@ -120,16 +120,16 @@ class PictureOptions:
         return self.page
 
 
-def window_text(window: Sequence[object]) -> str:
+def window_text(window: tuple[float, float]) -> str:
     """Writes a window as `low,high`, so that `window` with this text shows the very same pixels."""
-    return ",".join(repr(float(bound)).removesuffix(".0") for bound in window)  # type: ignore[arg-type]
+    return ",".join(repr(float(bound)).removesuffix(".0") for bound in window)
 
 
-def _check_window(window: object) -> None:
-    numbers = isinstance(window, tuple) and len(window) == 2
-    if not numbers or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in window):  # type: ignore[attr-defined]
+def _check_window(window: Any) -> None:
+    are_two = isinstance(window, tuple) and len(window) == 2
+    if not are_two or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in window):
         raise InvalidRequest(f"window: must be auto, full, or low,high with two finite numbers, is {window!r:.99}")
-    low, high = window  # type: ignore[misc]
+    low, high = window
     if not low < high:
         raise InvalidRequest(f"window: low must be below high, is {window_text((low, high))}")
 
@@ -139,8 +139,10 @@ def _are_ints(values: Sequence[object], low: int, high: int) -> bool:
 
 
 def _window_of(text: str) -> Window:
-    if text == "auto" or text == "full":  # noqa: PLR1714 (mypy keeps the literals only so)
-        return text
+    if text == "auto":
+        return "auto"
+    if text == "full":
+        return "full"
     bounds = [bound.strip() for bound in text.split(",")]
     if len(bounds) != 2 or not all(NUMBER.fullmatch(bound) for bound in bounds):
         raise InvalidRequest(f"window: must be auto, full, or low,high, is {text[:99]!r}")

@@ -10,6 +10,7 @@ from deployments.errors import InvalidPrompt, InvalidRequest
 from deployments.messages.answer_format import AnswerFormat, TrackFormat
 from deployments.messages.calls import AutoCall, EmbedCall, EmbeddedImage, SegmentCall
 from deployments.messages.everything import AutomaticMasks, AutomaticPrompt
+from deployments.messages.picture_options import PictureOptions
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation
 from deployments.messages.track import FrameMasks, TrackPrompt
@@ -64,16 +65,23 @@ class RequestParser:
     # ---- handle calls
 
     async def segment(
-        self, image: ImageInput | None = None, prompt: Prompt | None = None, model_id: str = "", image_id: str = ""
+        self,
+        image: ImageInput | None = None,
+        prompt: Prompt | None = None,
+        model_id: str = "",
+        image_id: str = "",
+        options: PictureOptions | None = None,
     ) -> Segmentation:
         """Segments an image: the method that Python programs call on the application's handle.
 
         Args:
-            image: an `H×W×3` uint8 RGB array, a PIL image, or the bytes of an image file.
+            image: an array of any numeric type, `H×W` or `H×W×C`, a PIL image, or the bytes of an image file.
             prompt: what to segment; None is the empty prompt.
             model_id: a configured model; "" is the default one.
             image_id: given in place of the image: the id of an image that the model remembers, from an earlier
                 Segmentation or from `embed`.
+            options: how the image is read: the window of values that is shown, bands, page, background; None is the
+                defaults. Not with `image_id`.
 
         Raises:
             InvalidRequest: the image, the prompt or the model id is bad.
@@ -84,7 +92,7 @@ class RequestParser:
         prompt = prompt if prompt is not None else Prompt()
         self._segmenter.check(prompt)
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image, image_id)
+        identified = await self._segmenter.identify(image, image_id, options=options)
         call = SegmentCall(identified.image_id, prompt)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
@@ -94,6 +102,7 @@ class RequestParser:
         prompt: AutomaticPrompt | None = None,
         model_id: str = "",
         image_id: str = "",
+        options: PictureOptions | None = None,
     ) -> AutomaticMasks:
         """Segments everything in an image.
 
@@ -102,13 +111,14 @@ class RequestParser:
             prompt: the grid of points, and which masks to keep; None is SAM 2's default.
             model_id: see `segment`.
             image_id: see `segment`. Crops need the image itself, since crops are not remembered.
+            options: see `segment`.
 
         Raises:
             InvalidRequest, ImageNotCached, TooLarge, Unavailable: as `segment`.
         """
         prompt = prompt if prompt is not None else AutomaticPrompt()
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image, image_id)
+        identified = await self._segmenter.identify(image, image_id, options=options)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._settings.limits.max_compact_numbers)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
@@ -171,18 +181,21 @@ class RequestParser:
         pieces = self._encoder_calls.pull(masks, answer_format, self._segmenter.deadline())
         return b"".join([piece async for piece in pieces])
 
-    async def embed(self, image: ImageInput, model_id: str = "") -> EmbeddedImage:
+    async def embed(
+        self, image: ImageInput, model_id: str = "", options: PictureOptions | None = None
+    ) -> EmbeddedImage:
         """Embeds an image ahead of its prompts, so that the first prompt is as quick as the second.
 
         Args:
             image: see `segment`.
             model_id: see `segment`.
+            options: see `segment`.
 
         Raises:
             InvalidRequest, TooLarge, Unavailable: as `segment`.
         """
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image)
+        identified = await self._segmenter.identify(image, options=options)
         call = EmbedCall(identified.image_id)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 

@@ -14,12 +14,14 @@ from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import RgbArray
 from deployments.messages.calls import AnswerSize, ModelCall
 from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.picture_options import PictureOptions
 from deployments.messages.prompt import Prompt
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import IdentifiedImage, ImageInput, identify, image_by_id
 from deployments.parsing.model_calls import ModelCalls, Sources
 from deployments.parsing.stage_times import StageTimes
+from deployments.pictures.raster import Picture
 from deployments.settings import ServiceSettings
 from deployments.telemetry.tracing import span
 
@@ -27,6 +29,9 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 
 DECODING_THREADS = 4
+
+MOST_WINDOWS = 10_000
+"""Pictures of more than 8 bits whose windows are remembered."""
 
 
 class Segmenter:
@@ -45,6 +50,7 @@ class Segmenter:
         # These few threads are used in place of asyncio's shared ones: a burst of large images must not delay health
         # checks or fill the memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-image")
+        self._windows: dict[str, tuple[float, float] | None] = {}
 
     def deadline(self, asked: str = "", elapsed_s: float = 0.0, timeout_s: float | None = None) -> Deadline:
         """Returns the deadline of a request that has just been read.
@@ -124,12 +130,17 @@ class Segmenter:
     # ---- steps
 
     async def identify(
-        self, image: ImageInput | BinaryIO | None, image_id: str = "", size: AnswerSize | None = None
+        self,
+        image: ImageInput | BinaryIO | None,
+        image_id: str = "",
+        size: AnswerSize | None = None,
+        options: PictureOptions | None = None,
     ) -> IdentifiedImage:
         """Identifies a request's image: computes the id of the image that was sent, or takes the id that was given.
 
         Raises:
-            InvalidRequest: there are both an image and an id, or neither, or the image or the id is malformed.
+            InvalidRequest: there are both an image and an id, or neither, or the image, the id or the options are
+                malformed, or there are options beside an id.
             TooLarge: the image has too many bytes or pixels, or the answer would be too large.
         """
         if image is not None and image_id:
@@ -137,8 +148,9 @@ class Segmenter:
         if image is None and not image_id:
             raise InvalidImage("image: is missing; send it, or the image_id of an image that the model remembers")
         if image_id:
+            check_without_file(options, "image_id")
             return image_by_id(image_id)
-        return await self.off_loop(identify, image, self._settings.limits, size)
+        return await self.off_loop(identify, image, self._settings.limits, size, options)
 
     async def ask(
         self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
@@ -169,6 +181,28 @@ class Segmenter:
         times.add_model(answer, time.perf_counter() - started - decoding_s)
         return answer.result
 
+    async def window(self, image: IdentifiedImage, deadline: Deadline) -> tuple[float, float] | None:
+        """Returns the window in which an image's samples are shown; None if they have 8 bits, or if it is not known.
+
+        It is known once the image was decoded here. If the model remembered an image of more than 8 bits that was sent,
+        and this replica does not, the image is decoded for this alone. The window of an image that is only named by its
+        id is not known to a replica that never saw the image.
+
+        Raises:
+            InvalidImage, TooLarge: as `IdentifiedImage.read`.
+            Unavailable: there is no room for the pixels in time.
+        """
+        if isinstance(image.source, Picture):
+            return image.source.window
+        if image.image_id in self._windows or image.source is None:
+            return self._windows.get(image.image_id)
+        if not isinstance(image.options.window, str):
+            return image.options.window
+        if image.is_deep:
+            async with AsyncExitStack() as held:
+                await self.decode(image, deadline, held, StageTimes())
+        return self._windows.get(image.image_id)
+
     async def decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes
     ) -> RgbArray:
@@ -190,11 +224,27 @@ class Segmenter:
         with times.measure("parse"), span("decode image"):
             if image.fetch is not None:
                 return await image.fetch(deadline)
-            return await self.off_loop(image.decode, self._settings.limits)
+            picture = await self.off_loop(image.read, self._settings.limits)
+        if image.is_deep:
+            while len(self._windows) >= MOST_WINDOWS:
+                self._windows.pop(next(iter(self._windows)))
+            self._windows[image.image_id] = picture.window
+        return picture.pixels
 
     async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs a function in one of the decoding threads, so that it does not delay other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
+
+
+def check_without_file(options: PictureOptions | None, name: str) -> None:
+    """Rejects options that say how a file is read, where there is none: what is named has been read already.
+
+    Raises:
+        InvalidRequest: an option is not the default; the message names the first.
+    """
+    if options is not None and (text := options.text()):
+        field = text.partition("=")[0]
+        raise InvalidRequest(f"{field}: goes with image, and not with {name}, which names a picture as it was read")
 
 
 def _positive(text: str) -> float | None:

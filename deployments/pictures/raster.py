@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from deployments.errors import InvalidRequest
 from deployments.messages.arrays import RgbArray
 
-Samples: TypeAlias = "NDArray[np.number[Any] | np.bool_]"
+Samples: TypeAlias = NDArray[Any]
+"""`H×W×C`, of any numeric type."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ ROOMS = {"parsing", "frames", "model", "encoding", "page"}
 """Each may import itself and SHARED, and no other room, but for what is in ALSO."""
 
 # The pictures of a zip or an animation are read as other pictures are, by the same rules.
-ALSO = {"frames": {"parsing.images"}}
+ALSO = {"parsing": {"pictures"}, "frames": {"parsing.images", "pictures"}}
 
 SHARED = {"messages", "telemetry", "errors", "settings", "model_status"}
 
@@ -83,6 +83,8 @@ ONLY_IN = {
     # Its import takes longer than torch's, at the start of each replica.
     "torchvision": set(),
     "av": {"frames.film"},
+    "tifffile": {"pictures.tiff"},
+    "imagecodecs": {"pictures.png16"},
     "fastapi": HTTP_FILES,
     "starlette": HTTP_FILES,
 }

@@ -15,6 +15,7 @@ from deployments.messages.answer_format import TRAITS, AnswerFormat, AutomaticFo
 from deployments.messages.calls import AnswerSize, AutoCall, EmbedCall, SegmentCall
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.mask_set import MaskSet
+from deployments.messages.picture_options import PictureOptions, window_text
 from deployments.messages.pieces import text_bytes
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
@@ -27,14 +28,17 @@ from deployments.parsing.http.request_context import RequestContext, context_of,
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
 from deployments.parsing.images import IdentifiedImage, image_by_id
 from deployments.parsing.model_calls import ModelCalls
-from deployments.parsing.segmenter import Segmenter
+from deployments.parsing.segmenter import Segmenter, check_without_file
 from deployments.parsing.video.videos import Videos, video_by_id
 from deployments.settings import Limits
 
 # Not "UploadFile | None": /docs would then show a text field, and a text sent here would be reported as two faults.
 Image = Annotated[
     UploadFile,
-    File(description="The image: any raster format; EXIF orientation is applied. Required without `image_id`."),
+    File(
+        description="The image: any raster format, TIFF of any sample format and number of bands included; EXIF "
+        "orientation is applied. Required without `image_id`."
+    ),
 ]
 ImageId = Annotated[
     str | None, Form(description="Given in place of `image`: the `X-Image-Id` of an image that the model remembers.")
@@ -54,6 +58,40 @@ Tolerance = Annotated[
         "not given."
     ),
 ]
+
+
+def picture_options(
+    window: Annotated[
+        str | None,
+        Form(
+            description="How samples of more than 8 bits become 8-bit ones: `auto` (the default), a robust window of "
+            "the image's own values; `full`, the whole range of the samples' type; or `low,high`, the values that "
+            "become black and white."
+        ),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        Form(
+            description="The bands that are shown, counted from 1: one as grey, such as `4`, or three as red, green "
+            "and blue, such as `4,3,2`. The first three, or the one, if not given."
+        ),
+    ] = None,
+    page: Annotated[
+        str | None,
+        Form(
+            description="The page of a file with several, counted from 0; of an OME-TIFF also a plane, such as "
+            "`c=1,z=4,t=0`, each counted from 0."
+        ),
+    ] = None,
+    background: Annotated[
+        str | None, Form(description="The colour behind transparent pixels, `#rrggbb`; white if not given.")
+    ] = None,
+) -> PictureOptions:
+    """Reads how the image is to be read, from the form: a FastAPI dependency of all routes that take an image."""
+    return PictureOptions.parse(window, bands, page, background)
+
+
+Options = Annotated[PictureOptions, Depends(picture_options)]
 
 
 class ImageRoutes:
@@ -145,7 +183,7 @@ class ImageRoutes:
             operation_id="embedImage",
             summary="Embed an image",
             description="Embeds an image ahead of its prompts; requests can then send its `image_id` instead.",
-            answer={"headers": {"X-Image-Id": openapi.ANSWER_HEADERS["X-Image-Id"]}},
+            answer={"headers": {name: openapi.ANSWER_HEADERS[name] for name in ("X-Image-Id", "X-Image-Window")}},
         )
         return router
 
@@ -154,6 +192,7 @@ class ImageRoutes:
     async def post_segment(
         self,
         request: Request,
+        options: Options,
         image: Image = None,  # type: ignore[assignment]
         image_id: ImageId = None,
         video_id: VideoIdOfFrame = None,
@@ -204,7 +243,7 @@ class ImageRoutes:
             "box": box,
             "mask_input": mask_input,
         }
-        sent = SentImage(image, image_id, video_id, frame_index)
+        sent = SentImage(image, image_id, video_id, frame_index, options)
         with context.timing.measure("parse"):
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
@@ -213,12 +252,14 @@ class ImageRoutes:
         identified = await self._identify(sent, context, deadline, size)
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
-        return self._respond(masks, answer_format, deadline, request)
+        window = await self._segmenter.window(identified, deadline)
+        return self._respond(masks, answer_format, deadline, request, window)
 
     async def post_auto(
         self,
         request: Request,
         prompt: Annotated[AutomaticPrompt, Depends(form_of(AutomaticPrompt))],
+        options: Options,
         image: Image = None,  # type: ignore[assignment]
         image_id: ImageId = None,
         video_id: VideoIdOfFrame = None,
@@ -232,18 +273,20 @@ class ImageRoutes:
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
         answer_format = AnswerFormat(response_format, return_logits, tolerance)
-        sent = SentImage(image, image_id, video_id, frame_index)
+        sent = SentImage(image, image_id, video_id, frame_index, options)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         identified = await self._identify(sent, context, deadline)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
-        return self._respond(masks, answer_format, deadline, request)
+        window = await self._segmenter.window(identified, deadline)
+        return self._respond(masks, answer_format, deadline, request, window)
 
     async def post_embed(
         self,
         request: Request,
         response: Response,
+        options: Options,
         image: Image = None,  # type: ignore[assignment]
         video_id: VideoIdOfFrame = None,
         frame_index: FrameIndex = None,
@@ -252,11 +295,12 @@ class ImageRoutes:
         """Embeds an image, and answers once that is done."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        sent = SentImage(image, None, video_id, frame_index)
+        sent = SentImage(image, None, video_id, frame_index, options)
         identified = await self._identify(sent, context, deadline)
         call = EmbedCall(identified.image_id)
         embedded = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
-        response.headers["X-Image-Id"] = embedded.image_id
+        window = await self._segmenter.window(identified, deadline)
+        response.headers.update(_image_headers(embedded.image_id, window))
         height, width = embedded.image_size
         return openapi.EmbedAnswer(image_id=embedded.image_id, width=width, height=height, model_id=model_id)
 
@@ -272,21 +316,29 @@ class ImageRoutes:
         with context.timing.measure("parse"):
             if sent.video_id:
                 video = video_by_id(sent.video_id)
+                check_without_file(sent.options, "video_id")
                 identified = await self._videos.frame(video, sent.frame_index or 0, deadline)
             else:
                 # The file is not read into memory: a large one stays on disk, where Starlette put it, until it is
                 # decoded.
                 file = None if sent.image is None else sent.image.file
-                identified = await self._segmenter.identify(file, sent.image_id or "", size)
+                identified = await self._segmenter.identify(file, sent.image_id or "", size, sent.options)
         context.image_id = identified.image_id
         return identified
 
     # ---- the answer
 
-    def _respond(self, masks: MaskSet, answer_format: AnswerFormat, deadline: Deadline, request: Request) -> Response:
+    def _respond(
+        self,
+        masks: MaskSet,
+        answer_format: AnswerFormat,
+        deadline: Deadline,
+        request: Request,
+        window: tuple[float, float] | None,
+    ) -> Response:
         """Returns the answer, compressed where that pays."""
         pieces: AsyncGenerator[bytes | memoryview, None] = self._encoder_calls.pull(masks, answer_format, deadline)
-        headers = {"X-Image-Id": masks.image_id, "Vary": "Accept-Encoding"}
+        headers = _image_headers(masks.image_id, window) | {"Vary": "Accept-Encoding"}
         index = masks.shown(answer_format.mask_index) if answer_format.traits.holds_one_mask else None
         if index is not None:
             headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.facts(index)["score"])}
@@ -304,6 +356,10 @@ class ImageRoutes:
         return Delivery.of_request(self._calls.config, self._budget, share, deadline)
 
 
+def _image_headers(image_id: str, window: tuple[float, float] | None) -> dict[str, str]:
+    return {"X-Image-Id": image_id} | ({} if window is None else {"X-Image-Window": window_text(window)})
+
+
 @dataclass(frozen=True)
 class SentImage:
     """How a request names its image: by the file, by its id, or by a video's id and a frame.
@@ -317,6 +373,7 @@ class SentImage:
     image_id: str | None
     video_id: str | None
     frame_index: int | None
+    options: PictureOptions
 
     def __post_init__(self) -> None:
         if self.video_id and (self.image is not None or self.image_id):

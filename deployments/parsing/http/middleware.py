@@ -28,6 +28,7 @@ PUBLIC_PREFIX = "/page/"
 EXPOSED_HEADERS = [
     "X-Image-Id",
     "X-Video-Id",
+    "X-Image-Window",
     "X-Mask-Index",
     "X-Score",
     "X-Request-Id",

@@ -290,6 +290,11 @@ ANSWER_HEADERS: dict[str, Any] = {
         "schema": {"type": "string"},
         "description": "SHA-256 of the image file; later requests may send it as `image_id`.",
     },
+    "X-Image-Window": {
+        "schema": {"type": "string"},
+        "description": "`low,high`: the values that are black and white, if the image has not 8 bits a sample. Not "
+        "sent with `image_id` if the replica that answers has not read the image.",
+    },
     "Server-Timing": {
         "schema": {"type": "string"},
         "description": "Milliseconds of parse, queue, embed, decode, and encode up to the first byte; `cache` is `hit` "
