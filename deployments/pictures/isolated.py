@@ -16,6 +16,8 @@ from socket import socketpair
 from types import ModuleType
 from typing import Any, BinaryIO, TypeVar
 
+from PIL import Image
+
 from deployments.errors import InvalidImage, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.helper import receive, send
@@ -179,18 +181,21 @@ class IsolatedReader:
 
     def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         """Returns the upright picture's width and height; see the reader for the errors, and Helpers.call."""
-        answer: tuple[int, int] = HELPERS.call(self._kind, on_content, self._reader.size, _content(file), options)
+        answer: tuple[int, int] = self._run(self._reader.size, file, options)
         return answer
 
     def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
         """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
-        answer: Raster = HELPERS.call(self._kind, on_content, self._reader.read, _content(file), options)
+        answer: Raster = self._run(self._reader.read, file, options)
         return answer
 
     def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
         """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
-        answer: bool = HELPERS.call(self._kind, on_content, self._reader.is_deep, _content(file), options)
+        answer: bool = self._run(self._reader.is_deep, file, options)
         return answer
+
+    def _run(self, function: Callable[[BinaryIO, PictureOptions], Any], file: BinaryIO, options: PictureOptions) -> Any:
+        return HELPERS.call(self._kind, on_content, function, Image.MAX_IMAGE_PIXELS, _content(file), options)
 
 
 HELPERS = Helpers()
@@ -202,6 +207,16 @@ def _content(file: BinaryIO) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(file.read())
 
 
-def on_content(function: Callable[[BinaryIO, PictureOptions], T], content: Any, options: PictureOptions) -> T:
-    """Calls a reader's function with a file's bytes; this is what runs in the helper."""
+def on_content(
+    function: Callable[[BinaryIO, PictureOptions], T], max_pixels: int | None, content: Any, options: PictureOptions
+) -> T:
+    """Calls a reader's function with a file's bytes; this is what runs in the helper.
+
+    Args:
+        function: of a reader.
+        max_pixels: Pillow's own guard against huge images, as in the calling process.
+        content: the file's bytes.
+        options: how it is read.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
     return function(io.BytesIO(content), options)

@@ -244,4 +244,4 @@ def test_a_reader_gets_the_content_as_a_file() -> None:
     def head(file: BinaryIO, options: PictureOptions) -> tuple[bytes, int]:
         return file.read(3), options.page_number()
 
-    assert on_content(head, memoryview(b"abcdef"), PictureOptions(page=2)) == (b"abc", 2)
+    assert on_content(head, Image.MAX_IMAGE_PIXELS, memoryview(b"abcdef"), PictureOptions(page=2)) == (b"abc", 2)
