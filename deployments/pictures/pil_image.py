@@ -23,7 +23,7 @@ def orientation_of(image: Image.Image) -> int:
     """Returns EXIF's orientation, without decoding the pixels; 1 if there is none, or none that can be read."""
     exif = Image.Exif()
     try:
-        exif.load(image.info.get("exif"))
+        exif.load(image.info.get("exif", b""))
         return int(exif.get(0x0112, 1))
     except DECODER_ERRORS:
         return 1
