@@ -192,7 +192,7 @@ def _finite(pixels: Samples, valid: NDArray[np.bool_] | None) -> NDArray[Any]:
         # NaN compares as false. float16 reaches to 65504 only.
         with np.errstate(invalid="ignore"):
             most = LARGEST if values.dtype.itemsize > 2 else np.inf
-            return values[np.abs(values) < values.dtype.type(most)]
+            values = values[np.abs(values) < values.dtype.type(most)]
     return values
 
 

@@ -66,7 +66,7 @@ def test_rejected_requests_raise_client_errors(service: Service, tmp_path: Path)
         with pytest.raises(ClientError, match="400: box: must be") as error:
             client.segment(EXAMPLE, box=[1, 2, 3])
         assert error.value.status == 400
-        with pytest.raises(ClientError, match="400: image: is not an image"):
+        with pytest.raises(ClientError, match="400: image: is text"):
             client.segment(b"not an image")
         with pytest.raises(ClientError, match="404"), Client(f"{service.url}/elsewhere") as lost:
             lost.segment(EXAMPLE)

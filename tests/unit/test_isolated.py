@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from deployments.errors import InvalidImage, InvalidRequest, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
