@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -50,8 +51,18 @@ ModelId = Annotated[str, Form(description="Model to use; empty for the default m
 Tolerance = Annotated[
     float | None,
     Form(
-        description="For `polygons`: how many pixels a contour may be away from the mask's own contour, 0 to 100; 1 if "
-        "not given."
+        description="For formats of polygons: how many pixels a contour may be away from the mask's own contour, 0 to "
+        "100. If not given, 1 for `polygons` and 0 for the others."
+    ),
+]
+Label = Annotated[
+    str | None, Form(description="For formats of annotation tools: the category of the objects; `object` if not given.")
+]
+FileName = Annotated[
+    str | None,
+    Form(
+        description="For formats of annotation tools: the name of the image's file that is written; that of the upload "
+        "if not given."
     ),
 ]
 
@@ -118,9 +129,9 @@ class ImageRoutes:
             summary="Segment Anything 2",
             description="Segments the objects in an image that the prompt points to.",
             answer={
-                "model": openapi.SegmentationAnswer | openapi.MaskRecords,
+                "model": openapi.SegmentationAnswer | openapi.MaskRecords | openapi.ToolFile,
                 "description": "Masks, scores and logits, in the format that `response_format` names.",
-                "headers": openapi.ANSWER_HEADERS | openapi.PNG_HEADERS,
+                "headers": openapi.ANSWER_HEADERS | openapi.PNG_HEADERS | openapi.FILE_HEADERS,
                 "content": openapi.BINARY,
             },
             **with_image,
@@ -133,9 +144,9 @@ class ImageRoutes:
             summary="Segment everything",
             description="Segments everything in an image, as SAM 2's automatic mask generator does.",
             answer={
-                "model": openapi.AutomaticRecords,
+                "model": openapi.AutomaticRecords | openapi.ToolFile,
                 "description": "Masks, in the format that `response_format` names; `png` is one label image.",
-                "headers": openapi.ANSWER_HEADERS,
+                "headers": openapi.ANSWER_HEADERS | openapi.FILE_HEADERS,
                 "content": openapi.BINARY,
             },
             **with_image,
@@ -175,7 +186,7 @@ class ImageRoutes:
             bool,
             Form(
                 description="For `json`: un-thresholded float masks if true, else 0 and 1. For the other formats: "
-                "low-resolution logits too, if this field is sent and true; `png` has none."
+                "low-resolution logits too, if this field is sent and true; only `rle`, `polygons` and `npz` hold them."
             ),
         ] = True,
         normalize_coords: Annotated[
@@ -186,10 +197,12 @@ class ImageRoutes:
         mask_index: Annotated[
             int | None,
             Form(
-                description="For `png`: the mask's index, numbered over all objects and their candidates; the best if "
-                "not given."
+                description="For `png` and formats of annotation tools: the only mask to write, numbered over all "
+                "objects and their candidates; if not given, the best, for the tools the best of each object."
             ),
         ] = None,
+        label: Label = None,
+        file_name: FileName = None,
     ) -> Response:
         """Segments an image, and answers in the requested format."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
@@ -198,7 +211,7 @@ class ImageRoutes:
         logits = return_logits and (
             TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
         )
-        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
+        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index, label, file_name)
         fields = {
             "point_coords": point_coords,
             "point_labels": point_labels,
@@ -210,11 +223,11 @@ class ImageRoutes:
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        size = self._segmenter.size(prompt.num_masks, answer_format)
+        size = self._segmenter.size(prompt.num_objects, prompt.num_masks, answer_format)
         identified = await self._identify(sent, context, deadline, size)
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
-        return self._respond(masks, answer_format, deadline, request)
+        return self._respond(masks, answer_format.for_upload(sent.file_name), deadline, request)
 
     async def post_auto(
         self,
@@ -226,20 +239,24 @@ class ImageRoutes:
         frame_index: FrameIndex = None,
         model_id: ModelId = "",
         response_format: Annotated[AutomaticFormat, Form(description="How masks are written.")] = "rle",
-        return_logits: Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")] = False,
+        return_logits: Annotated[
+            bool, Form(description="Low-resolution logits too; for `rle`, `polygons` and `npz`.")
+        ] = False,
         tolerance: Tolerance = None,
+        label: Label = None,
+        file_name: FileName = None,
     ) -> Response:
         """Segments everything in an image, and answers in the requested format."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
-        answer_format = AnswerFormat(response_format, return_logits, tolerance)
+        answer_format = AnswerFormat(response_format, return_logits, tolerance, label=label, file_name=file_name)
         sent = SentImage(image, image_id, video_id, frame_index)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         identified = await self._identify(sent, context, deadline)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
-        return self._respond(masks, answer_format, deadline, request)
+        return self._respond(masks, answer_format.for_upload(sent.file_name), deadline, request)
 
     async def post_embed(
         self,
@@ -291,6 +308,7 @@ class ImageRoutes:
         index = masks.shown(answer_format.mask_index) if answer_format.traits.holds_one_mask else None
         if index is not None:
             headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.facts(index)["score"])}
+        headers |= _disposition(answer_format, masks)
         coding = choose_coding(request.headers.get("accept-encoding", ""), masks, answer_format)
         if coding is not None:
             headers["Content-Encoding"] = coding
@@ -303,6 +321,15 @@ class ImageRoutes:
         at_a_time = self._encoder_calls.window_bytes if is_request_flow_controlled() else text_bytes
         share = at_a_time(masks, answer_format) + masks.low_res_logits.nbytes
         return Delivery.of_request(self._calls.config, self._budget, share, deadline)
+
+
+def _disposition(answer_format: AnswerFormat, masks: MaskSet) -> dict[str, str]:
+    """Proposes a file's name, for formats that are files of tools: the image's own, with the format's suffix."""
+    suffix = answer_format.traits.suffix
+    if not suffix:
+        return {}
+    stem = (answer_format.file_name or masks.image_id).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(stem or masks.image_id)}{suffix}"}
 
 
 @dataclass(frozen=True)
@@ -318,6 +345,11 @@ class SentImage:
     image_id: str | None
     video_id: str | None
     frame_index: int | None
+
+    @property
+    def file_name(self) -> str | None:
+        """The uploaded file's name, as the client sent it."""
+        return None if self.image is None else self.image.filename
 
     def __post_init__(self) -> None:
         if self.video_id and (self.image is not None or self.image_id):
