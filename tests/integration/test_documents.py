@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
 from harness.images import iou
 from tests.documents import ROOT, code_of
@@ -75,6 +76,15 @@ def test_three_objects_in_a_compact_format(service: Service, folder: Path, truth
     objects = json.loads((folder / "objects.json").read_text())["masks"]
     assert [len(masks) for masks in objects] == [3, 3, 3]
     assert iou(coco.decode(objects[0][0]["segmentation"]), truth) > 0.8
+
+
+def test_a_dataset_of_coco(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:
+    run_bash(code_of("coco-dataset"), service, folder)
+    dataset = COCO(str(folder / "fruit.json"))
+    assert [one["file_name"] for one in dataset.loadImgs(dataset.getImgIds())] == ["example.png"]
+    assert [one["name"] for one in dataset.loadCats(dataset.getCatIds())] == ["fruit"]
+    pear, _ = dataset.loadAnns(dataset.getAnnIds())
+    assert iou(dataset.annToMask(pear), truth) > 0.8
 
 
 def test_everything_finds_the_objects_of_the_picture(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:
