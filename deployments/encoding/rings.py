@@ -152,6 +152,7 @@ def single_ring(rings: list[Ring]) -> Ring:
     if len(rings) == 1:
         return rings[0]
     order, bridges = _shortest_bridges(rings)
+    rings = list(rings)
     branches: dict[int, list[Ring]] = {region: [] for region in order}
     # The outermost first, so that a region has its own branches before it becomes one.
     for region in reversed(order):
