@@ -47,8 +47,9 @@ def contours(mask: NDArray[np.bool_], tolerance: float) -> NDArray[Any]:
         if shapely.is_valid(candidate) and _iou(candidate, box) >= 1 - LOSS_PER_PIXEL * tolerance:
             simplified = shapely.get_parts(candidate)
             break
-    polygons: NDArray[Any] = shapely.orient_polygons(simplified)
-    return shapely.transform(polygons, lambda corners: corners + np.array([left, top]))
+    polygons = shapely.orient_polygons(simplified)
+    moved: NDArray[Any] = shapely.transform(polygons, lambda corners: corners + np.array([left, top]))
+    return moved
 
 
 def rings_of(polygon: Any) -> list[NDArray[np.float64]]:

@@ -56,7 +56,7 @@ def _shape(
 
 def _file(part: Part, answer_format: AnswerFormat, shapes: list[dict[str, Any]]) -> bytes:
     height, width = part.masks.image_size
-    document = {
+    document: dict[str, Any] = {
         "version": VERSION,
         "flags": {},
         "shapes": shapes,

@@ -119,14 +119,16 @@ def _corners(ring: Ring) -> Ring:
     ring = _distinct(ring)
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     straight = (before[:, 0] * after[:, 1] == before[:, 1] * after[:, 0]) & ((before * after).sum(axis=1) > 0)
-    return ring[~straight]
+    corners: Ring = ring[~straight]
+    return corners
 
 
 def _simplified(ring: Ring, tolerance: float) -> Ring:
     if len(ring) <= FEWEST_CORNERS:
         return ring
     closed = shapely.linestrings(np.concatenate([ring, ring[:1]]))
-    return shapely.get_coordinates(shapely.simplify(closed, tolerance, preserve_topology=False))[:-1]
+    kept: Ring = shapely.get_coordinates(shapely.simplify(closed, tolerance, preserve_topology=False))
+    return kept[:-1]
 
 
 def _iou_as_drawn(rings: list[Ring], mask: NDArray[np.bool_]) -> float:
@@ -211,4 +213,5 @@ def _far_around(corners: Ring) -> Ring:
     """Four points so far out that they change no bridge: with them, corners on one line have a triangulation too."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     middle, far = (low + high) / 2, 4 * (high - low).max()
-    return middle + far * np.array([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)])
+    around: Ring = middle + far * np.array([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)])
+    return around

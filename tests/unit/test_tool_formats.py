@@ -315,7 +315,8 @@ def test_napari_labels_have_16_bits_and_the_higher_score_on_top() -> None:
     for scores, top in (([0.5, 0.9], 2), ([0.9, 0.5], 1)):
         image = Image.open(io.BytesIO(written(GivenMasks(np.stack([whole, part]), scores), "napari")))
         labels = np.asarray(image)
-        assert (labels.dtype, image.format) == (np.uint16, "TIFF")
+        assert labels.dtype == np.uint16
+        assert image.format == "TIFF"
         np.testing.assert_array_equal(labels, np.where(part, top, 1))
 
 
