@@ -1,4 +1,4 @@
-# make serve | test | test-training | browser | test-cluster | soak | check | audit | fix | bench | clean.
+# make serve | test | test-tools | test-training | browser | test-cluster | soak | check | audit | fix | bench | clean.
 # Needs Python 3.11+ and git; everything else is installed into .venv.
 
 SHELL := /bin/bash
@@ -13,13 +13,19 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 # Known vulnerabilities that cannot be mended, by their ids; say beside each why, and why it does no harm here.
 AUDIT_IGNORED :=
 
-.PHONY: serve test test-training browser test-cluster soak check audit fix bench clean
+.PHONY: serve test test-tools test-training browser test-cluster soak check audit fix bench clean
 
 serve: .venv/ready
 	@exec $(BIN)/python -m deployments $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Files for annotation tools, read by the tools' own code: in an environment of its own, since they want other versions.
+test-tools: .venv/ready-test .tools/readers/ready
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(BIN)/python -m tests.tools.write_files "$$folder" && \
+		.tools/readers/bin/python tests/tools/read_back.py "$$folder"
 
 # Of what made the bundled model; apart, since nothing of it is served.
 test-training: .venv/ready-test
@@ -79,4 +85,9 @@ $(BIN)/python: | $(filter .tools/%,$(UV))
 .venv/ready .venv/ready-test .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into .venv (some GB with torch; a minute or so)"
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".$(EXTRA)"
+	@touch $@
+
+.tools/readers/ready: tests/tools/requirements.txt | $(BIN)/python
+	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .tools/readers
+	$(UV) pip install --quiet --python .tools/readers/bin/python --no-deps --requirement tests/tools/requirements.txt
 	@touch $@

@@ -53,6 +53,22 @@ __all__ = [
 
 ROUTE = "/segment-anything-2"
 
+TOOL_FORMATS = {
+    "coco",
+    "coco_rle",
+    "coco_results",
+    "cvat",
+    "labelstudio",
+    "labelstudio_polygons",
+    "labelme",
+    "labelme_polygons",
+    "yolo",
+    "qupath",
+    "davis",
+    "napari",
+}
+"""Formats of annotation tools, in which an answer names the image's file."""
+
 MAX_KNOWN = 10_000
 """Uploaded files that a client remembers."""
 
@@ -133,11 +149,13 @@ class ImageFile:
         image_id: their SHA-256 in hexadecimal digits, the image's name at the service; with `reading`, the SHA-256 of
             that and of how the file is read.
         reading: the form fields that say how the file is read, those with default values left out.
+        file_name: of the file that the bytes were read from; "" if they were not.
     """
 
     data: bytes = field(repr=False)
     image_id: str
     reading: tuple[tuple[str, str], ...] = ()
+    file_name: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, source: ImageSource, **reading: Unpack[ReadingFields]) -> "ImageFile":
@@ -159,7 +177,8 @@ class ImageFile:
         if fields:
             text = "&".join(f"{name}={value}" for name, value in fields)
             image_id = hashlib.sha256(f"{image_id}?{text}".encode()).hexdigest()
-        return cls(data, image_id, fields)
+        name = Path(source).name if isinstance(source, (str, Path)) else ""
+        return cls(data, image_id, fields, name)
 
 
 def _reading(given: ReadingFields) -> tuple[tuple[str, str], ...]:
@@ -639,7 +658,7 @@ class _AnyClient(Generic[Http]):
     def _segment_as(
         self, source: AnyImage, response_format: str, fields: Mapping[str, Any], model_id: str | None
     ) -> _Steps[bytes]:
-        form = {**fields, "response_format": response_format}
+        source, form = _named(source, response_format, fields)
         return (yield from self._post(ROUTE, source, form, model_id))[1].content
 
     def _auto(self, source: AnyImage, options: Mapping[str, float], model_id: str | None) -> _Steps[EverythingResult]:
@@ -647,6 +666,13 @@ class _AnyClient(Generic[Http]):
         needs_image = options.get("crop_n_layers", 0) > 0
         form = {**options, "response_format": "npz"}
         return _result(EverythingResult, *(yield from self._post(f"{ROUTE}/auto", source, form, model_id, needs_image)))
+
+    def _auto_as(
+        self, source: AnyImage, response_format: str, options: Mapping[str, Any], model_id: str | None
+    ) -> _Steps[bytes]:
+        needs_image = options.get("crop_n_layers", 0) > 0
+        source, form = _named(source, response_format, options)
+        return (yield from self._post(f"{ROUTE}/auto", source, form, model_id, needs_image))[1].content
 
     def _embed(self, source: AnyImage, model_id: str | None) -> _Steps[str]:
         return (yield from self._post(f"{ROUTE}/embed", source, {}, model_id, needs_image=True))[0]
@@ -762,6 +788,15 @@ class _AnyClient(Generic[Http]):
         if not isinstance(answer, httpx.Response) or not answer.is_success:
             raise _error(answer)
         return answer
+
+
+def _named(source: AnyImage, response_format: str, fields: Mapping[str, Any]) -> tuple[AnyImage, dict[str, Any]]:
+    """Reads the image, and makes the form of an answer in another format: a tool's has the name of the image's file."""
+    image = source if isinstance(source, FrameOfVideo) else ImageFile.of(source)
+    form = {**fields, "response_format": response_format}
+    if response_format in TOOL_FORMATS and isinstance(image, ImageFile) and image.file_name:
+        form.setdefault("file_name", image.file_name)
+    return image, form
 
 
 def _form(values: Mapping[str, Any]) -> _Parts:
@@ -1041,9 +1076,10 @@ class Client(_AnyClient[httpx.Client]):
 
         Args:
             image: see `segment`.
-            response_format: `json`, `rle`, `polygons`, `png` or `npz`.
+            response_format: `json`, `rle`, `polygons`, `png`, `npz`, or an annotation tool's, such as `coco`.
             model_id: see `segment`.
-            fields: those of `segment`, and `tolerance` and `mask_index`.
+            fields: those of `segment`, and `tolerance`, `mask_index`, `label` and `file_name`. For a tool, `file_name`
+                is that of the path that the image was read from, if it was.
         """
         return self._run(self._segment_as(image, response_format, fields, model_id))
 
@@ -1056,6 +1092,17 @@ class Client(_AnyClient[httpx.Client]):
             options: those of SAM 2's `SAM2AutomaticMaskGenerator`, such as `points_per_side`.
         """
         return self._run(self._auto(image, options, model_id))
+
+    def auto_as(self, image: AnyImage, response_format: str, *, model_id: str | None = None, **options: Any) -> bytes:
+        """Segments everything as `auto` does; returns the body of an answer in another format.
+
+        Args:
+            image: see `segment`.
+            response_format: any of `segment_as` but `json`.
+            model_id: see `segment`.
+            options: those of `auto`, and `tolerance`, `label` and `file_name`.
+        """
+        return self._run(self._auto_as(image, response_format, options, model_id))
 
     def embed(self, image: AnyImage, *, model_id: str | None = None) -> str:
         """Uploads an image ahead of its prompts, so that the first one is quick, too; returns its `image_id`."""
@@ -1164,6 +1211,12 @@ class AsyncClient(_AnyClient[httpx.AsyncClient]):
     async def auto(self, image: AnyImage, *, model_id: str | None = None, **options: float) -> EverythingResult:
         """Segments everything in the image; see `Client.auto`."""
         return await self._run(self._auto(image, options, model_id))
+
+    async def auto_as(
+        self, image: AnyImage, response_format: str, *, model_id: str | None = None, **options: Any
+    ) -> bytes:
+        """Returns everything in another format; see `Client.auto_as`."""
+        return await self._run(self._auto_as(image, response_format, options, model_id))
 
     async def embed(self, image: AnyImage, *, model_id: str | None = None) -> str:
         """Uploads an image ahead of its prompts; see `Client.embed`."""

@@ -1,6 +1,5 @@
 """Writes the masks of a video's frame: as a JSON object, or as a label image with the palette of DAVIS."""
 
-import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from PIL import Image
 
 from deployments.encoding import polygons, rle
-from deployments.encoding.png import COMPRESS_LEVEL
+from deployments.encoding.davis import label_image
 from deployments.encoding.records import bbox
 from deployments.messages.answer_format import TrackFormat
 from deployments.messages.arrays import LOGIT_LIMIT
@@ -68,18 +66,4 @@ def encode_labels(masks: FrameMasks) -> bytes:
     Object ids are from 1 to 255. Where masks overlap, the object with the highest logit is on top.
     """
     ids = np.array([0, *masks.object_ids], np.uint8)
-    image = Image.fromarray(ids[masks.labels()])
-    image.putpalette(davis_palette())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=COMPRESS_LEVEL)
-    return buffer.getvalue()
-
-
-def davis_palette() -> bytes:
-    """Returns the 256 colours by which DAVIS and PASCAL VOC show labels, as 768 bytes of RGB.
-
-    A colour's bits are those of the label: its bit 3k + c is bit 7 − k of channel c.
-    """
-    labels = np.arange(256)
-    channels = [sum(((labels >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8).tobytes()
+    return label_image(ids[masks.labels()])

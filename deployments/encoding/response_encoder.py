@@ -6,7 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from deployments.encoding import frame_lines, json_text, npz, png, polygons, rle
+from deployments.encoding import (
+    coco,
+    cvat,
+    davis,
+    frame_lines,
+    json_text,
+    labelme,
+    labelstudio,
+    napari,
+    npz,
+    png,
+    polygons,
+    qupath,
+    rle,
+    yolo,
+)
 from deployments.messages.answer_format import AnswerFormat, ResponseFormat, TrackFormat
 from deployments.messages.pieces import Piece, Text
 from deployments.messages.track import FrameMasks
@@ -17,6 +32,18 @@ WRITERS: dict[ResponseFormat, Callable[[Any, AnswerFormat], bytes]] = {
     "polygons": polygons.write,
     "png": png.write,
     "npz": npz.write,
+    "coco": coco.write,
+    "coco_rle": coco.write_rle,
+    "coco_results": coco.write_results,
+    "cvat": cvat.write,
+    "labelstudio": labelstudio.write,
+    "labelstudio_polygons": labelstudio.write_polygons,
+    "labelme": labelme.write,
+    "labelme_polygons": labelme.write_polygons,
+    "yolo": yolo.write,
+    "qupath": qupath.write,
+    "davis": davis.write,
+    "napari": napari.write,
 }
 """The function that writes a piece in each format: a Band if the format is cut by rows, else a Part."""
 

@@ -1,15 +1,33 @@
 """AnswerFormat: how an answer is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from deployments.errors import InvalidRequest
+from deployments.errors import InvalidRequest, TooLarge
+from deployments.messages.names import check_name, name_of_upload
 
-ResponseFormat: TypeAlias = Literal["json", "rle", "polygons", "png", "npz"]
-
-AutomaticFormat: TypeAlias = Literal["rle", "polygons", "png", "npz"]
+AutomaticFormat: TypeAlias = Literal[
+    "rle",
+    "polygons",
+    "png",
+    "npz",
+    "coco",
+    "coco_rle",
+    "coco_results",
+    "cvat",
+    "labelstudio",
+    "labelstudio_polygons",
+    "labelme",
+    "labelme_polygons",
+    "yolo",
+    "qupath",
+    "davis",
+    "napari",
+]
 """Formats for the masks of everything. Not `json`: its size depends on the number of masks, not known beforehand."""
+
+ResponseFormat: TypeAlias = Literal["json", AutomaticFormat]
 
 VideoFormat: TypeAlias = Literal["rle", "polygons", "png", "none"]
 """Formats for the masks of a video: `png` is a zip of label images, `none` has boxes and scores only."""
@@ -17,6 +35,9 @@ VideoFormat: TypeAlias = Literal["rle", "polygons", "png", "none"]
 VIDEO_FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
+
+Option: TypeAlias = Literal["tolerance", "mask_index", "label", "file_name"]
+"""Options that only some formats have."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,12 @@ class Traits:
         is_full_text: whether an answer holds every pixel, and low-resolution logits, as text. Only the contract's own
             format does.
         holds_one_mask: whether an answer holds a single mask of a prompt.
+        one_mask_an_object: whether an answer holds one mask of each object, the best, and leaves out empty ones; or
+            the single one that `mask_index` names. So it is in the formats of other tools.
+        holds_logits: whether an answer can hold low-resolution logits.
+        options: those of AnswerFormat's options that say something in this format.
+        suffix: of the file that a browser saves; "" where the answer does not propose a name.
+        max_objects: how many objects the format can number; None if there is no limit.
     """
 
     media_type: str
@@ -37,17 +64,51 @@ class Traits:
     shrinks: bool = False
     is_full_text: bool = False
     holds_one_mask: bool = False
+    one_mask_an_object: bool = False
+    holds_logits: bool = False
+    options: frozenset[Option] = frozenset()
+    suffix: str = ""
+    max_objects: int | None = None
 
+
+def _tool(media_type: str, suffix: str, *options: Option, **traits: Any) -> Traits:
+    """The traits of a tool's format: its text shrinks."""
+    return Traits(
+        media_type,
+        shrinks=True,
+        one_mask_an_object=True,
+        options=frozenset(("mask_index", "file_name", *options)),
+        suffix=suffix,
+        **traits,
+    )
+
+
+JSON = "application/json"
 
 TRAITS: dict[ResponseFormat, Traits] = {
-    "json": Traits("application/json", cut_by="rows", shrinks=True, is_full_text=True),
-    "rle": Traits("application/json", cut_by="objects"),
-    "polygons": Traits("application/json", cut_by="objects", shrinks=True),
-    "png": Traits("image/png", holds_one_mask=True),
-    "npz": Traits("application/zip"),
+    "json": Traits(JSON, cut_by="rows", shrinks=True, is_full_text=True, holds_logits=True),
+    "rle": Traits(JSON, cut_by="objects", holds_logits=True),
+    "polygons": Traits(JSON, cut_by="objects", shrinks=True, holds_logits=True, options=frozenset({"tolerance"})),
+    "png": Traits("image/png", holds_one_mask=True, options=frozenset({"mask_index"})),
+    "npz": Traits("application/zip", holds_logits=True),
+    "coco": _tool(JSON, ".json", "tolerance", "label"),
+    "coco_rle": _tool(JSON, ".json", "label"),
+    "coco_results": _tool(JSON, ".json"),
+    "cvat": _tool("application/xml", ".xml", "label", cut_by="objects"),
+    "labelstudio": _tool(JSON, ".json", "label"),
+    "labelstudio_polygons": _tool(JSON, ".json", "tolerance", "label"),
+    "labelme": _tool(JSON, ".json", "label"),
+    "labelme_polygons": _tool(JSON, ".json", "tolerance", "label"),
+    "yolo": _tool("text/plain", ".txt", "tolerance", cut_by="objects"),
+    "qupath": _tool("application/geo+json", ".geojson", "tolerance", "label"),
+    "davis": replace(_tool("image/png", ".png", max_objects=255), shrinks=False),
+    "napari": replace(_tool("image/tiff", ".tif", max_objects=65_535), shrinks=False),
 }
 
 MAX_TOLERANCE = 100.0
+
+DEFAULT_LABEL = "object"
+DEFAULT_FILE_NAME = "image"
 
 
 @dataclass(frozen=True)
@@ -56,11 +117,17 @@ class AnswerFormat:
 
     Attributes:
         response_format: `json`: the contract's format. `rle`: COCO's compressed run lengths. `polygons`: GeoJSON.
-            `png`: one mask as an image, or all automatic masks in one label image. `npz`: numpy's archive.
-        return_logits: whether the masks of `json` are un-thresholded floats, not 0 and 1. For other formats, whether
-            the answer also holds low-resolution logits, which `png` cannot.
-        tolerance: for `polygons`, how many pixels a contour may be away from the mask's own contour, from 0 to 100.
-        mask_index: for `png`, the index of the mask, numbered over all objects and their candidates; None is the best.
+            `png`: one mask as an image, or all automatic masks in one label image. `npz`: numpy's archive. The others
+            are files of annotation tools, with one mask for each object: see docs/formats.md.
+        return_logits: whether the masks of `json` are un-thresholded floats, not 0 and 1. For `rle`, `polygons` and
+            `npz`, whether the answer also holds low-resolution logits.
+        tolerance: for formats of polygons, how many pixels a contour may be away from the mask's own contour, from 0 to
+            100; None is 1 for `polygons`, and 0 for the others.
+        mask_index: for `png` and the formats of tools, the index of the only mask that is written, numbered over all
+            objects and their candidates; None is the best, of the formats of tools the best of each object.
+        label: the category of the objects, in the formats that name it; None is `object`.
+        file_name: for the formats of tools, the name of the image's file; None is `image`. Some hold it, and the
+            answer's own name is made of it.
 
     Raises:
         InvalidRequest: an option is out of range, or does not apply to this format.
@@ -70,21 +137,53 @@ class AnswerFormat:
     return_logits: bool = False
     tolerance: float | None = None
     mask_index: int | None = None
+    label: str | None = None
+    file_name: str | None = None
 
     def __post_init__(self) -> None:
         name = self.response_format
         if name not in RESPONSE_FORMATS:
             raise InvalidRequest(f"response_format: must be one of {', '.join(RESPONSE_FORMATS)}")
-        _check_tolerance(self.tolerance, name)
-        if self.mask_index is not None and name != "png":
-            raise InvalidRequest(f"mask_index: is for response_format png, not for {name}")
-        if self.return_logits and name == "png":
-            raise InvalidRequest("return_logits: a png holds no logits; response_format npz can hold them")
+        for option in get_args(Option):
+            if getattr(self, option) is not None and option not in self.traits.options:
+                takers = ", ".join(taker for taker, traits in TRAITS.items() if option in traits.options)
+                raise InvalidRequest(f"{option}: is for response_format {takers}, not for {name}")
+        _check_tolerance(self.tolerance)
+        check_name("label", self.label)
+        check_name("file_name", self.file_name)
+        if self.return_logits and not self.traits.holds_logits:
+            raise InvalidRequest(f"return_logits: {name} holds no logits; response_format npz can hold them")
 
     @property
     def traits(self) -> Traits:
         """Properties of the format that the rest of the service must know."""
         return TRAITS[self.response_format]
+
+    @property
+    def shown_label(self) -> str:
+        """The category that is written."""
+        return self.label or DEFAULT_LABEL
+
+    @property
+    def shown_file_name(self) -> str:
+        """The name of the image's file that is written."""
+        return self.file_name or DEFAULT_FILE_NAME
+
+    def for_upload(self, file_name: str | None) -> "AnswerFormat":
+        """Returns this format with the name of the file that was uploaded, where no other name was asked for.
+
+        Args:
+            file_name: as the client sent it; None if no file was uploaded.
+        """
+        if self.file_name is not None or "file_name" not in self.traits.options:
+            return self
+        return replace(self, file_name=name_of_upload(file_name or ""))
+
+    def num_masks(self, num_objects: int, num_masks: int) -> int:
+        """Returns how many masks an answer holds, of so many objects that have so many masks together."""
+        if self.traits.holds_one_mask or (self.traits.one_mask_an_object and self.mask_index is not None):
+            return 1
+        return num_objects if self.traits.one_mask_an_object else num_masks
 
     def check_index(self, num_masks: int) -> None:
         """Rejects a `mask_index` that is not from 0 to `num_masks - 1`.
@@ -94,6 +193,18 @@ class AnswerFormat:
         """
         if self.mask_index is not None and not 0 <= self.mask_index < num_masks:
             raise InvalidRequest(f"mask_index: must be from 0 to {num_masks - 1}, is {self.mask_index}")
+
+    def check_objects(self, num_objects: int) -> None:
+        """Rejects more objects than the format can number.
+
+        Raises:
+            TooLarge: there are too many objects.
+        """
+        limit = self.traits.max_objects
+        if limit is not None and self.mask_index is None and num_objects > limit:
+            raise TooLarge(
+                f"response_format: {self.response_format} can number {limit} objects, and there are {num_objects}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,13 +231,13 @@ class TrackFormat:
     def __post_init__(self) -> None:
         if self.response_format not in VIDEO_FORMATS:
             raise InvalidRequest(f"response_format: must be one of {', '.join(VIDEO_FORMATS)}")
-        _check_tolerance(self.tolerance, self.response_format)
+        if self.tolerance is not None and self.response_format != "polygons":
+            raise InvalidRequest(f"tolerance: is for response_format polygons, not for {self.response_format}")
+        _check_tolerance(self.tolerance)
         if self.return_logits and self.response_format == "png":
             raise InvalidRequest("return_logits: a png holds no logits; response_format rle can hold them")
 
 
-def _check_tolerance(tolerance: float | None, name: str) -> None:
-    if tolerance is not None and name != "polygons":
-        raise InvalidRequest(f"tolerance: is for response_format polygons, not for {name}")
+def _check_tolerance(tolerance: float | None) -> None:
     if tolerance is not None and not (isfinite(tolerance) and 0 <= tolerance <= MAX_TOLERANCE):
         raise InvalidRequest(f"tolerance: must be from 0 to {MAX_TOLERANCE:g} pixels, is {tolerance:g}")

@@ -144,6 +144,10 @@ class AutomaticMasks:
         """The shape of `masks()`: K, H, W."""
         return (self.num_masks, *self.image_size)
 
+    def score(self, index: int) -> float:
+        """Returns a mask's predicted IoU."""
+        return float(self.predicted_iou[index])
+
     def facts(self, index: int) -> dict[str, Any]:
         """Returns the further values that SAM 2's generator reports for a mask; the crop box is XYWH."""
         left, top, right, bottom = self.crop_boxes[index].tolist()
@@ -187,6 +191,10 @@ class AutomaticMasks:
     def only(self, index: int) -> "AutomaticMasks":
         """A single mask."""
         return self.objects(index, index + 1)
+
+    def best_of_each(self) -> "AutomaticMasks":
+        """All masks: each is an object of its own."""
+        return self
 
     def shown(self, mask_index: int | None) -> None:
         """Returns None: a label image shows all masks, not one of them."""

@@ -49,6 +49,9 @@ class MaskSet(Protocol):
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Computes one mask at the image's size, `H×W` bool."""
 
+    def score(self, index: int) -> float:
+        """Returns the model's estimate of a mask's IoU."""
+
     def facts(self, index: int) -> dict[str, Any]:
         """Returns the further values of a mask's record, besides its pixels, area and box."""
 
@@ -60,6 +63,9 @@ class MaskSet(Protocol):
 
     def only(self, index: int) -> Self:
         """Returns a single mask, in memory of its own."""
+
+    def best_of_each(self) -> Self:
+        """Returns the best mask of each object, in memory of its own."""
 
     def shown(self, mask_index: int | None) -> int | None:
         """Returns the index of the mask that a single image shows; None if the image shows all masks, as labels."""

@@ -135,11 +135,13 @@ class Part:
         masks: the masks of these objects alone.
         is_first: whether the answer begins with this part.
         is_last: whether the answer ends with this part.
+        first_object: index of the part's first object in the answer.
     """
 
     masks: MaskSet
     is_first: bool
     is_last: bool
+    first_object: int = 0
 
 
 Piece: TypeAlias = Band | Part
@@ -152,6 +154,9 @@ def cut(masks: MaskSet, answer_format: AnswerFormat, band_bytes: int) -> Iterato
         masks: the masks to write; their `check_format` has accepted the format.
         answer_format: how to write them.
         band_bytes: the most bytes of text in a band, approximately.
+
+    Raises:
+        TooLarge: there are more objects than the format can number.
     """
     if answer_format.traits.cut_by == "rows":
         # Only a Segmentation accepts a format that is cut by rows: see `check_format`.
@@ -159,6 +164,10 @@ def cut(masks: MaskSet, answer_format: AnswerFormat, band_bytes: int) -> Iterato
         return
     if answer_format.traits.holds_one_mask and (index := masks.shown(answer_format.mask_index)) is not None:
         masks = masks.only(index)
+    if answer_format.traits.one_mask_an_object:
+        answer_format.check_objects(masks.num_objects)
+        index = answer_format.mask_index
+        masks = masks.best_of_each() if index is None else masks.only(index)
     if answer_format.traits.cut_by == "objects" and masks.num_objects:
         yield from _cut_by_objects(masks, answer_format.return_logits)
         return
@@ -190,4 +199,4 @@ def _cut_by_objects(masks: MaskSet, return_logits: bool) -> Iterator[Part]:
         count = max(1, min(count, BYTES_PER_PART // (LOGITS_TEXT_BYTES * masks_per_object)))
     for first in range(0, masks.num_objects, count):
         last = min(first + count, masks.num_objects)
-        yield Part(masks.objects(first, last), first == 0, last == masks.num_objects)
+        yield Part(masks.objects(first, last), first == 0, last == masks.num_objects, first)

@@ -75,6 +75,10 @@ class Segmentation:
         """Computes one mask at the image's size, `H×W` bool; see `best` for the index."""
         return upsample(self.low_res_logits[divmod(index, self.iou_predictions.shape[1])], self.image_size) > 0
 
+    def score(self, index: int) -> float:
+        """Returns a mask's score; see `best` for the index."""
+        return float(self.iou_predictions.reshape(-1)[index])
+
     def facts(self, index: int) -> dict[str, Any]:
         """Returns the further values of a mask's record, besides its pixels, area and box: the score."""
         return {"score": self.iou_predictions.reshape(-1)[index]}
@@ -99,6 +103,14 @@ class Segmentation:
             self,
             low_res_logits=self.low_res_logits[row : row + 1, column : column + 1].copy(),
             iou_predictions=self.iou_predictions[row : row + 1, column : column + 1].copy(),
+        )
+
+    def best_of_each(self) -> "Segmentation":
+        """Returns each object's mask of the highest score, in memory of its own."""
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[:, :1].copy(),
+            iou_predictions=self.iou_predictions[:, :1].copy(),
         )
 
     def shown(self, mask_index: int | None) -> int:

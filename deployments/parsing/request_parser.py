@@ -169,7 +169,7 @@ class RequestParser:
 
         Raises:
             InvalidRequest: these masks cannot be written in this format.
-            TooLarge: the answer would hold too many numbers.
+            TooLarge: the answer would hold too many numbers, or more objects than the format can number.
             Unavailable: the encoders are overloaded, or the deadline has passed.
         """
         if not isinstance(masks, (Segmentation, AutomaticMasks)):
@@ -177,7 +177,7 @@ class RequestParser:
         if not isinstance(answer_format, AnswerFormat):
             raise InvalidRequest(f"answer_format: must be an AnswerFormat, is {type(answer_format).__name__}")
         masks.check_format(answer_format)
-        self._segmenter.size(masks.num_masks, answer_format).check(masks.image_size)
+        self._segmenter.size(masks.num_objects, masks.num_masks, answer_format).check(masks.image_size)
         pieces = self._encoder_calls.pull(masks, answer_format, self._segmenter.deadline())
         return b"".join([piece async for piece in pieces])
 

@@ -110,22 +110,25 @@ class Segmenter:
         if prompt.crop_n_layers and not image.has_pixels:
             raise InvalidRequest("crop_n_layers: needs the image itself; only the whole image is remembered, not crops")
 
-    def size(self, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
+    def size(self, num_objects: int, num_masks: int, answer_format: AnswerFormat) -> AnswerSize:
         """Computes how much the answer to a prompt will hold, and how much it may hold.
 
         Args:
-            num_masks: the number of the prompt's masks.
+            num_objects: the number of the prompt's objects.
+            num_masks: the number of the prompt's masks, over all objects.
             answer_format: how they are written.
 
         Raises:
             InvalidRequest: `mask_index` is out of range.
+            TooLarge: there are more objects than the format can number.
         """
         answer_format.check_index(num_masks)
-        limits, traits = self._settings.limits, answer_format.traits
-        if traits.is_full_text:
+        answer_format.check_objects(num_objects)
+        limits = self._settings.limits
+        if answer_format.traits.is_full_text:
             fewer = "ask for fewer objects, for multimask_output=false, or for response_format rle"
             return AnswerSize(num_masks, limits.max_answer_numbers, fewer)
-        return AnswerSize(1 if traits.holds_one_mask else num_masks, limits.max_compact_numbers)
+        return AnswerSize(answer_format.num_masks(num_objects, num_masks), limits.max_compact_numbers)
 
     # ---- steps
 

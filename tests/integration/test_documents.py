@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
 from harness.images import iou
 from tests.documents import ROOT, code_of
@@ -81,6 +82,15 @@ def test_the_example_in_json_finds_the_clicked_object(service: Service, folder: 
     run_bash(code_of("json-body"), service, folder)
     best = json.loads((folder / "pear.json").read_text())["masks"][0]
     assert iou(coco.decode(best["segmentation"]), truth) > 0.8
+
+
+def test_a_dataset_of_coco(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:
+    run_bash(code_of("coco-dataset"), service, folder)
+    dataset = COCO(str(folder / "fruit.json"))
+    assert [one["file_name"] for one in dataset.loadImgs(dataset.getImgIds())] == ["example.png"]
+    assert [one["name"] for one in dataset.loadCats(dataset.getCatIds())] == ["fruit"]
+    pear, _ = dataset.loadAnns(dataset.getAnnIds())
+    assert iou(dataset.annToMask(pear), truth) > 0.8
 
 
 def test_everything_finds_the_objects_of_the_picture(service: Service, folder: Path, truth: NDArray[np.bool_]) -> None:

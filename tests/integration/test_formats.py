@@ -2,9 +2,10 @@
 
 import io
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import shapely
 from PIL import Image
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
 from deployments.errors import InvalidRequest, TooLarge
-from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat
+from deployments.messages.answer_format import RESPONSE_FORMATS, TRAITS, AnswerFormat, AutomaticFormat
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.prompt import Prompt
 from harness.images import encoded, iou, picture
@@ -145,7 +147,45 @@ def test_many_objects_are_answered_in_a_compact_format_and_refused_in_the_defaul
         assert iou(coco.decode(record["segmentation"]), coco.decode(alone["segmentation"])) > 0.999 or not alone["area"]
 
 
+@pytest.mark.parametrize("path", [ROUTE, f"{ROUTE}/auto"])
+def test_files_of_tools_hold_the_masks_of_each_object(path: str, client: httpx.Client) -> None:
+    fields: Fields = BOXES if path == ROUTE else LENIENT
+    records = post(client, path, **fields, response_format="rle").json()["masks"]
+    best = [record[0] if path == ROUTE else record for record in records]
+    for kind in get_args(AutomaticFormat):
+        if not TRAITS[kind].one_mask_an_object:
+            continue
+        answer = post(client, path, **fields, response_format=kind)
+        assert answer.status_code == 200, (kind, answer.text[:300])
+        assert answer.headers["content-type"].startswith(TRAITS[kind].media_type)
+        assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''image{TRAITS[kind].suffix}"
+    names = {"label": '<"thing" & é>', "file_name": "a/photo.jpg"}
+    dataset = COCO()
+    dataset.dataset = post(client, path, **fields, **names, response_format="coco").json()
+    dataset.createIndex()
+    assert dataset.dataset["images"] == [{"id": 1, "width": SIZE[1], "height": SIZE[0], "file_name": "a/photo.jpg"}]
+    assert dataset.cats[1]["name"] == names["label"]
+    annotated = dataset.loadAnns(dataset.getAnnIds())
+    assert len(annotated) == sum(record["area"] > 0 for record in best)
+    for annotation in annotated:
+        expected = coco.decode(best[annotation["id"] - 1]["segmentation"])
+        np.testing.assert_array_equal(dataset.annToMask(annotation), expected)
+    xml = ET.fromstring(post(client, path, **fields, **names, response_format="cvat").content)
+    assert [one.attrib["label"] for one in xml.iter("mask")] == [names["label"]] * len(annotated)
+
+
+def test_a_tool_gets_the_one_mask_that_is_asked_for(client: httpx.Client) -> None:
+    expected = post(client, **BOXES, response_format="rle").json()["masks"][1][2]
+    [annotation] = post(client, **BOXES, response_format="coco_rle", mask_index="5").json()["annotations"]
+    assert annotation["segmentation"] == expected["segmentation"]
+
+
 BAD = {
+    "a label for rle": (400, "label: ", {"response_format": "rle", "label": "a"}),
+    "a label with a control character": (400, "label: ", {"response_format": "cvat", "label": "a\x01"}),
+    "a file's name that is too long": (400, "file_name: ", {"response_format": "coco", "file_name": "a" * 201}),
+    "an index beyond the masks of a tool": (400, "mask_index: ", {"response_format": "coco", "mask_index": "3"}),
+    "logits for a tool": (400, "return_logits: ", {"response_format": "cvat", "return_logits": "true"}),
     "an unknown format": (422, "response_format", {"response_format": "xml"}),
     "two formats": (422, "response_format", {"response_format": "rle,png"}),
     "a tolerance for rle": (400, "tolerance: ", {"response_format": "rle", "tolerance": "1"}),
@@ -285,7 +325,8 @@ def test_the_handle_can_do_the_same(client: httpx.Client) -> None:
     assert json.loads(handle.encode.remote(everything, AnswerFormat("rle")).result()) == document
     segmentation = handle.segment.remote(IMAGE, Prompt([[220, 240]], [1])).result()
     for kind in RESPONSE_FORMATS:
-        form = AnswerFormat(kind, return_logits=kind == "json")
+        file_name = "image.png" if "file_name" in TRAITS[kind].options else None
+        form = AnswerFormat(kind, return_logits=kind == "json", file_name=file_name)
         assert handle.encode.remote(segmentation, form).result() == post(client, **POINT, response_format=kind).content
     calls: list[tuple[Callable[[], Any], type[Exception]]] = [
         (lambda: handle.auto.remote(IMAGE, Prompt()), InvalidRequest),

@@ -25,6 +25,7 @@ from harness.browser import NoBrowser, Page, launch
 from harness.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, WRONG_CHECKPOINT, Service
 from tests.relay import relay
+from tests.unit.test_tool_formats import read_cvat, read_labelme, read_labelstudio, read_qupath
 
 DEMO_FOLDER = Path(__file__).parents[2] / "deployments" / "model" / "demo"
 EXAMPLE = DEMO_FOLDER / "example.png"
@@ -336,6 +337,18 @@ def test_every_download_is_read_by_common_libraries(example: Page) -> None:
     assert shape.is_valid
     assert shape.area == pear.sum()
     assert np.array_equal(features.rasterize([shape], SIZE), pear)
+
+    for kind, read in {
+        "cvat": read_cvat,
+        "labelstudio": read_labelstudio,
+        "labelme": read_labelme,
+        "qupath": read_qupath,
+    }.items():
+        data_of_tool = example.downloaded(kind).read_bytes()
+        assert b"pear" in data_of_tool
+        found = read(data_of_tool, SIZE)
+        assert len(found) == 2
+        assert np.array_equal(found[0], pear)
 
 
 @pytest.mark.parametrize("seed", range(6))

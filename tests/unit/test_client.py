@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import random
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 
 from deployments import client as module
-from deployments.client import Client, ClientError, ImageFile
+from deployments.client import TOOL_FORMATS, Client, ClientError, ImageFile
+from deployments.messages.answer_format import TRAITS
 from tests.either_client import Connect, asynchronous, either
 
 IMAGE = b"a file"
@@ -302,6 +304,26 @@ def test_prompts_are_written_as_the_contract_says() -> None:
         assert f'name="{name}"\r\n\r\n{text}\r\n'.encode() in server.bodies[0], name
     assert b'name="box"' not in server.bodies[0]
     assert b'name="mask_index"\r\n\r\n2\r\n' in server.bodies[1]
+
+
+def test_a_tools_file_names_the_file_that_the_image_was_read_from(tmp_path: Path) -> None:
+    server = Server()
+    path = tmp_path / "pear.png"
+    Image.new("RGB", (4, 4)).save(path)
+    with Client("http://service", transport=httpx.MockTransport(server)) as client:
+        client.segment_as(path, "coco", label="pear", point_coords=[[1, 2]], point_labels=[1])
+        client.auto_as(client.image(path), "cvat", points_per_side=4)
+        client.segment_as(path, "yolo", file_name="other.png")
+        client.segment_as(path, "rle")
+        client.segment_as(IMAGE, "coco")
+    names = [re.findall(rb'name="file_name"\r\n\r\n(.*?)\r\n', body) for body in server.bodies]
+    assert names == [[b"pear.png"], [b"pear.png"], [b"other.png"], [], []]
+    assert b'name="label"\r\n\r\npear\r\n' in server.bodies[0]
+    assert b'name="points_per_side"\r\n\r\n4\r\n' in server.bodies[1]
+
+
+def test_the_client_knows_the_formats_that_name_the_file() -> None:
+    assert {kind for kind, traits in TRAITS.items() if "file_name" in traits.options} == TOOL_FORMATS
 
 
 def test_files_arrays_and_pil_images_are_accepted(tmp_path: Path) -> None:

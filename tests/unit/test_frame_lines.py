@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from deployments.encoding.frame_lines import davis_palette, write
+from deployments.encoding.davis import davis_palette
+from deployments.encoding.frame_lines import write
 from deployments.errors import DeadlineExceeded, InvalidVideo, Overloaded, VideoNotCached
 from deployments.messages.answer_format import TrackFormat
 from deployments.messages.rle import decode_rle

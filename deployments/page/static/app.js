@@ -14,6 +14,7 @@ import { connect, render } from "./render.js";
 import { addPoint, changePrompt, setBox } from "./segmenting.js";
 import { $, page, view } from "./state.js";
 import { complain, say } from "./status.js";
+import * as toolfiles from "./toolfiles.js";
 
 // ---- buttons
 
@@ -57,12 +58,18 @@ $("model").addEventListener("change", () => {
 
 // ---- downloads
 
+const annotated = () => [page.history.finished, page.fileName, view.width, view.height];
+
 const files = {
   mask: async ({ name, mask }) => [await downloads.maskPng(mask), `${name}.png`],
   cutout: async ({ name, mask }) => [await downloads.cutout(mask, view.image), `${name} cut-out.png`],
   labels: async () => [await downloads.labelPng(page.history.finished, view.width, view.height), "labels.png"],
   coco: () => [downloads.coco(page.history.finished, page.fileName, view.width, view.height), "coco.json"],
   polygons: () => [downloads.polygons(page.history.finished), "polygons.geojson"],
+  cvat: () => [toolfiles.cvat(...annotated()), "annotations.xml"],
+  labelstudio: () => [toolfiles.labelStudio(...annotated()), "label-studio.json"],
+  labelme: async () => [await toolfiles.labelMe(...annotated()), `${page.fileName.replace(/\.[^.]*$/, "")}.json`],
+  qupath: () => [toolfiles.quPath(...annotated()), "qupath.geojson"],
 };
 for (const button of document.querySelectorAll("[data-download]")) {
   button.addEventListener("click", () =>

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -54,8 +55,18 @@ ModelId = Annotated[str, Form(description="Model to use; empty for the default m
 Tolerance = Annotated[
     float | None,
     Form(
-        description="For `polygons`: how many pixels a contour may be away from the mask's own contour, 0 to 100; 1 if "
-        "not given."
+        description="For formats of polygons: how many pixels a contour may be away from the mask's own contour, 0 to "
+        "100. If not given, 1 for `polygons` and 0 for the others."
+    ),
+]
+Label = Annotated[
+    str | None, Form(description="For formats of annotation tools: the category of the objects; `object` if not given.")
+]
+FileName = Annotated[
+    str | None,
+    Form(
+        description="For formats of annotation tools: the name of the image's file that is written; that of the upload "
+        "if not given."
     ),
 ]
 
@@ -155,9 +166,9 @@ class ImageRoutes:
             summary="Segment Anything 2",
             description="Segments the objects in an image that the prompt points to.",
             answer={
-                "model": openapi.SegmentationAnswer | openapi.MaskRecords,
+                "model": openapi.SegmentationAnswer | openapi.MaskRecords | openapi.ToolFile,
                 "description": "Masks, scores and logits, in the format that `response_format` names.",
-                "headers": openapi.ANSWER_HEADERS | openapi.PNG_HEADERS,
+                "headers": openapi.ANSWER_HEADERS | openapi.PNG_HEADERS | openapi.FILE_HEADERS,
                 "content": openapi.BINARY,
             },
             **with_image,
@@ -170,9 +181,9 @@ class ImageRoutes:
             summary="Segment everything",
             description="Segments everything in an image, as SAM 2's automatic mask generator does.",
             answer={
-                "model": openapi.AutomaticRecords,
+                "model": openapi.AutomaticRecords | openapi.ToolFile,
                 "description": "Masks, in the format that `response_format` names; `png` is one label image.",
-                "headers": openapi.ANSWER_HEADERS,
+                "headers": openapi.ANSWER_HEADERS | openapi.FILE_HEADERS,
                 "content": openapi.BINARY,
             },
             **with_image,
@@ -213,7 +224,7 @@ class ImageRoutes:
             bool,
             Form(
                 description="For `json`: un-thresholded float masks if true, else 0 and 1. For the other formats: "
-                "low-resolution logits too, if this field is sent and true; `png` has none."
+                "low-resolution logits too, if this field is sent and true; only `rle`, `polygons` and `npz` hold them."
             ),
         ] = True,
         normalize_coords: Annotated[
@@ -224,10 +235,12 @@ class ImageRoutes:
         mask_index: Annotated[
             int | None,
             Form(
-                description="For `png`: the mask's index, numbered over all objects and their candidates; the best if "
-                "not given."
+                description="For `png` and formats of annotation tools: the only mask to write, numbered over all "
+                "objects and their candidates; if not given, the best, for the tools the best of each object."
             ),
         ] = None,
+        label: Label = None,
+        file_name: FileName = None,
     ) -> Response:
         """Segments an image, and answers in the requested format."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
@@ -236,7 +249,7 @@ class ImageRoutes:
         logits = return_logits and (
             TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
         )
-        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index)
+        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index, label, file_name)
         fields = {
             "point_coords": point_coords,
             "point_labels": point_labels,
@@ -248,12 +261,12 @@ class ImageRoutes:
             prompt = await asyncio.to_thread(parse_prompt, fields, multimask_output, normalize_coords, self._limits)
         self._segmenter.check(prompt)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
-        size = self._segmenter.size(prompt.num_masks, answer_format)
+        size = self._segmenter.size(prompt.num_objects, prompt.num_masks, answer_format)
         identified = await self._identify(sent, context, deadline, size)
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         window = await self._segmenter.window(identified, deadline)
-        return self._respond(masks, answer_format, deadline, request, window)
+        return self._respond(masks, answer_format.for_upload(sent.file_name), deadline, request, window)
 
     async def post_auto(
         self,
@@ -266,13 +279,17 @@ class ImageRoutes:
         frame_index: FrameIndex = None,
         model_id: ModelId = "",
         response_format: Annotated[AutomaticFormat, Form(description="How masks are written.")] = "rle",
-        return_logits: Annotated[bool, Form(description="Low-resolution logits too; `png` has none.")] = False,
+        return_logits: Annotated[
+            bool, Form(description="Low-resolution logits too; for `rle`, `polygons` and `npz`.")
+        ] = False,
         tolerance: Tolerance = None,
+        label: Label = None,
+        file_name: FileName = None,
     ) -> Response:
         """Segments everything in an image, and answers in the requested format."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
-        answer_format = AnswerFormat(response_format, return_logits, tolerance)
+        answer_format = AnswerFormat(response_format, return_logits, tolerance, label=label, file_name=file_name)
         sent = SentImage(image, image_id, video_id, frame_index, options)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         identified = await self._identify(sent, context, deadline)
@@ -280,7 +297,7 @@ class ImageRoutes:
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         window = await self._segmenter.window(identified, deadline)
-        return self._respond(masks, answer_format, deadline, request, window)
+        return self._respond(masks, answer_format.for_upload(sent.file_name), deadline, request, window)
 
     async def post_embed(
         self,
@@ -342,6 +359,7 @@ class ImageRoutes:
         index = masks.shown(answer_format.mask_index) if answer_format.traits.holds_one_mask else None
         if index is not None:
             headers |= {"X-Mask-Index": str(index), "X-Score": str(masks.facts(index)["score"])}
+        headers |= _disposition(answer_format, masks)
         coding = choose_coding(request.headers.get("accept-encoding", ""), masks, answer_format)
         if coding is not None:
             headers["Content-Encoding"] = coding
@@ -360,6 +378,15 @@ def _image_headers(image_id: str, window: tuple[float, float] | None) -> dict[st
     return {"X-Image-Id": image_id} | ({} if window is None else {"X-Image-Window": window_text(window)})
 
 
+def _disposition(answer_format: AnswerFormat, masks: MaskSet) -> dict[str, str]:
+    """Proposes a file's name, for formats that are files of tools: the image's own, with the format's suffix."""
+    suffix = answer_format.traits.suffix
+    if not suffix:
+        return {}
+    stem = (answer_format.file_name or masks.image_id).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(stem or masks.image_id)}{suffix}"}
+
+
 @dataclass(frozen=True)
 class SentImage:
     """How a request names its image: by the file, by its id, or by a video's id and a frame.
@@ -374,6 +401,11 @@ class SentImage:
     video_id: str | None
     frame_index: int | None
     options: PictureOptions
+
+    @property
+    def file_name(self) -> str | None:
+        """The uploaded file's name, as the client sent it."""
+        return None if self.image is None else self.image.filename
 
     def __post_init__(self) -> None:
         if self.video_id and (self.image is not None or self.image_id):

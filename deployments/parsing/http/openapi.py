@@ -1,6 +1,6 @@
 """The JSON documents that the routes answer with, and their descriptions in the OpenAPI document."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
@@ -73,6 +73,43 @@ class AutomaticRecords(BaseModel):
     model_id: str
     size: list[int] = Field(description="Height and width of the image.")
     masks: list[AutomaticRecord]
+
+
+class CocoDataset(BaseModel):
+    """A dataset file of COCO, as `coco` with polygons, as `coco_rle` with run lengths."""
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+
+class CocoResult(BaseModel):
+    """An entry of a results file of COCO: `coco_results`."""
+
+    image_id: int
+    category_id: int
+    segmentation: Rle
+    score: float
+
+
+class LabelStudioTask(BaseModel):
+    """A task of Label Studio with one prediction: `labelstudio` and `labelstudio_polygons`."""
+
+    data: dict[str, str]
+    predictions: list[dict[str, Any]]
+
+
+class LabelMeFile(BaseModel):
+    """A file of LabelMe: `labelme` and `labelme_polygons`."""
+
+    version: str
+    shapes: list[dict[str, Any]]
+    image_path: str = Field(alias="imagePath")
+    image_height: int = Field(alias="imageHeight")
+    image_width: int = Field(alias="imageWidth")
+
+
+ToolFile: TypeAlias = CocoDataset | list[CocoResult] | LabelMeFile | list[LabelStudioTask]
 
 
 class EmbedAnswer(BaseModel):
@@ -302,13 +339,28 @@ ANSWER_HEADERS: dict[str, Any] = {
     },
 }
 
+FILE_HEADERS: dict[str, Any] = {
+    "Content-Disposition": {
+        "schema": {"type": "string"},
+        "description": "With formats of annotation tools: a name for the file, made of the image's.",
+    },
+}
+
 PNG_HEADERS: dict[str, Any] = {
     "X-Mask-Index": {"schema": {"type": "integer"}, "description": "With `png`: the index of the mask."},
     "X-Score": {"schema": {"type": "number"}, "description": "With `png`: the mask's estimated IoU."},
 }
 
 BINARY: dict[str, Any] = {
-    media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in ("image/png", "application/zip")
+    media_type: {"schema": {"type": "string", "format": "binary"}}
+    for media_type in (
+        "image/png",
+        "application/zip",
+        "application/xml",
+        "application/geo+json",
+        "text/plain",
+        "image/tiff",
+    )
 }
 
 VIDEO_HEADERS: dict[str, Any] = {
