@@ -159,7 +159,7 @@ def test_files_of_tools_hold_the_masks_of_each_object(path: str, client: httpx.C
         assert answer.status_code == 200, (kind, answer.text[:300])
         assert answer.headers["content-type"].startswith(TRAITS[kind].media_type)
         assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''image{TRAITS[kind].suffix}"
-    names = {"label": '<"thing" & é>', "file_name": "a/photo.jpg"}
+    names: Fields = {"label": '<"thing" & é>', "file_name": "a/photo.jpg"}
     dataset = COCO()
     dataset.dataset = post(client, path, **fields, **names, response_format="coco").json()
     dataset.createIndex()
