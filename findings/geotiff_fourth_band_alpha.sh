@@ -47,7 +47,7 @@ def written(count, dtype, **options):
 seen = {}
 for count, dtype, options in ((3, "uint8", {}), (5, "uint8", {}), (4, "uint16", {}), (4, "uint8", {})):
     seen[count, dtype] = written(count, dtype, **options)
-    print(f"{count} bands of {dtype}: the last one is {seen[count, dtype][0]}, {seen[count, dtype][1]} of 100 are valid")
+    print(f"{count} bands of {dtype}: the last one is {seen[count, dtype][0]}, {seen[count, dtype][1]} of 100 valid")
 with tifffile.TiffFile("scene.tif") as file:
     print("tags of the last file:", file.pages[0].photometric.name, [kind.name for kind in file.pages[0].extrasamples])
 print("Pillow:", Image.open("scene.tif").mode)
