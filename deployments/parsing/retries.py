@@ -79,10 +79,10 @@ async def forgotten_by_all(
         Unavailable: a replica did not answer in time.
     """
     deadline, found = Deadline(FORGET_TIMEOUT_S), False
-    while deadline.remaining():
+    while left_s := deadline.remaining():
         response = handle.broadcast("forget", identifier)
         try:
-            results = await response.results_async(timeout_s=deadline.remaining(), return_exceptions=True)
+            results = await response.results_async(timeout_s=left_s, return_exceptions=True)
         except DeploymentUnavailableError:
             # Without a replica there is nothing to forget. But a handle learns of replicas only after its first use.
             if await is_gone():

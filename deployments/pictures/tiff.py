@@ -58,25 +58,6 @@ def matches(head: bytes) -> bool:
     return head[:4] in SIGNATURES
 
 
-def is_camera_raw(file: BinaryIO) -> bool:
-    """Returns whether the file is a camera's raw data in the structure of a TIFF: DNG, CR2, NEF and others.
-
-    Raises:
-        InvalidImage: it is damaged.
-    """
-    file.seek(0)
-    data = file.read()
-    if data[8:10] == b"CR":
-        return True
-    first = next(Directories(data).chain(), None)
-    if first is None:
-        return False
-    if DNG_VERSION in first.tags:
-        return True
-    picture = Directories(data).picture(0)
-    return picture.value(PHOTOMETRIC, BLACK_IS_ZERO) in (CFA, LINEAR_RAW)
-
-
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     """Returns the upright picture's width and height, from its tags.
 

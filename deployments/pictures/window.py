@@ -3,8 +3,8 @@
 - uint8 samples stay as they are; bool becomes 0 and 255.
 - Of any other type, the window reaches from the 0.1 % to the 99.9 % quantile of the picture's own values. NaN, infinite
   values and pixels without data do not count, nor do values beyond ±1e36, and the usual marks for no data (-9999 and
-  its like) where they lie further from all other values than these spread. All channels share one window, so that hue
-  is kept.
+  its like) where they lie further from all other values than these spread. If both quantiles are one value, the window
+  reaches from the lowest to the highest. All channels share one window, so that hue is kept.
 - Unsigned integers that use much of their range are photographs, whose brightness means something. A window of at least
   half of the range becomes the whole range; between a quarter and a half it is widened in proportion, so that two
   pictures that hardly differ look alike.

@@ -78,10 +78,10 @@ def windowed(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
 
 
 def robust(values: NDArray[Any]) -> tuple[float, float]:
-    """The quantiles of the finite values, by numpy."""
+    """The quantiles of the finite values, by numpy; if they are one value, the extremes."""
     finite = values[np.isfinite(values.astype(np.float64))].ravel()
-    low = np.quantile(finite, 0.001, method="lower")
-    return float(low), float(np.quantile(finite, 0.999, method="higher"))
+    low, high = np.quantile(finite, 0.001, method="lower"), np.quantile(finite, 0.999, method="higher")
+    return (float(low), float(high)) if low < high else (float(finite.min()), float(finite.max()))
 
 
 # ---- the window
