@@ -41,9 +41,13 @@ def json_text(array: NDArray[Any]) -> str:
 
 
 def upright(data: bytes) -> Image.Image:
-    """The RGB image that a viewer shows: upright, of 16-bit samples the high byte."""
+    """The RGB image that a viewer shows: upright, over white, of 16-bit samples the high byte."""
     with Image.open(io.BytesIO(data)) as file:
         image = ImageOps.exif_transpose(file)
+        if image.has_transparency_data:
+            seen = Image.new("RGB", image.size, "white")
+            seen.paste(image.convert("RGB"), mask=image.convert("RGBA").getchannel("A"))
+            return seen
         if not image.mode.startswith("I;16"):
             return image.convert("RGB")
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -43,7 +43,8 @@ SAME_AS_PLAIN: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "no file name to speak of": lambda client: raw(client, body(parts(POINT, filename=""))),
     "a trailing slash": lambda client: client.post(f"{ROUTE}/", files=parts(POINT)),
     "a query": lambda client: client.post(f"{ROUTE}?utm_source=docs", files=parts(POINT)),
-    "slashes too many": lambda client: client.post(f"/{ROUTE}//", files=parts(POINT)),
+    # With the host: httpx takes a name behind two slashes for one.
+    "slashes too many": lambda client: client.post(client.base_url.copy_with(path=f"/{ROUTE}//"), files=parts(POINT)),
     "urlencoded": lambda client: client.post(ROUTE, data={**POINT, "image_id": embedded(client)}),
     "JSON": lambda client: client.post(ROUTE, json={**POINT, "image": base64.b64encode(IMAGE).decode()}),
     "JSON with arrays": lambda client: client.post(

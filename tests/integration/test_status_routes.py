@@ -22,6 +22,12 @@ FORM_FIELDS = {
     "response_format",
     "tolerance",
     "mask_index",
+    "window",
+    "bands",
+    "page",
+    "background",
+    "label",
+    "file_name",
 }
 
 
