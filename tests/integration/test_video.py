@@ -4,7 +4,6 @@ import io
 import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -25,7 +24,6 @@ from harness.video_reference import initial_state, video_predictor
 from harness.videos import mp4, squares, zipped
 from harness.weights import random_model
 from tests.integration.conftest import DEMO, OWN, Service
-from tests.integration.test_faults import kill_replicas
 
 ROUTE = "/segment-anything-2/video"
 COUNT = 5
@@ -258,26 +256,6 @@ def test_events_and_label_images_are_the_same_answer(client: httpx.Client, lines
         assert files.namelist() == ["video.json", "00000.png", "00001.png", "done.json"]
         labels = np.asarray(Image.open(files.open("00000.png")))
     assert np.array_equal(labels == 1, mask_of(lines[1]["objects"][0]))
-
-
-def test_dead_replicas_change_no_mask(client: httpx.Client, lines: list[Line]) -> None:
-    victims = {1: "VideoReader", 2: f"Sam2Model:{OWN}", 3: "ResponseEncoder"}
-    killed: list[Future[int]] = []
-    found: list[Line] = []
-    parts: list[Any] = [
-        ("model_id", (None, OWN)),
-        ("prompts", (None, orjson.dumps(PROMPTS))),
-        ("return_logits", (None, "true")),
-        ("video", ("clip.zip", zipped(FRAMES))),
-    ]
-    with ThreadPoolExecutor() as pool, client.stream("POST", ROUTE, files=parts) as response:
-        for line in response.iter_lines():
-            found.append(orjson.loads(line))
-            if victim := victims.get(found[-1].get("frame_index")):
-                killed.append(pool.submit(kill_replicas, victim))
-
-    assert [count.result() for count in killed] == [1, 1, 1]
-    assert found == lines
 
 
 def test_a_client_that_leaves_ends_its_job(service: Service, client: httpx.Client) -> None:

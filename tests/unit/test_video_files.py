@@ -167,7 +167,7 @@ def textured(index: int) -> Pixels:
     return np.ascontiguousarray(ground[2 * index % 50 :][:128, 3 * index % 50 :][:, :160])
 
 
-SEEKS: dict[str, tuple[str, str, int, dict[str, str]]] = {
+SEEKS: dict[str, tuple[str, str, int, Any]] = {
     "H.264, open groups": ("a.mp4", "libx264", 10, {"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
     "H.265, open groups": (
         "a.mp4",
