@@ -1,4 +1,4 @@
-"""Objects are followed through videos as SAM 2's own predictor follows them, whatever dies meanwhile."""
+"""Objects are followed through videos as SAM 2's own predictor follows them."""
 
 import io
 import time
