@@ -69,6 +69,9 @@ TOOL_FORMATS = {
 }
 """Formats of annotation tools, in which an answer names the image's file."""
 
+LONGEST_NAME = 200
+"""Characters of a file's name that the service accepts."""
+
 MAX_KNOWN = 10_000
 """Uploaded files that a client remembers."""
 
@@ -794,8 +797,11 @@ def _named(source: AnyImage, response_format: str, fields: Mapping[str, Any]) ->
     """Reads the image, and makes the form of an answer in another format: a tool's has the name of the image's file."""
     image = source if isinstance(source, FrameOfVideo) else ImageFile.of(source)
     form = {**fields, "response_format": response_format}
-    if response_format in TOOL_FORMATS and isinstance(image, ImageFile) and image.file_name:
-        form.setdefault("file_name", image.file_name)
+    if response_format in TOOL_FORMATS and isinstance(image, ImageFile):
+        # The service refuses longer names, and what no name can hold; the end of a name says more than its beginning.
+        name = "".join(character for character in image.file_name if character.isprintable())[-LONGEST_NAME:].strip()
+        if name:
+            form.setdefault("file_name", name)
     return image, form
 
 

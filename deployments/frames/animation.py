@@ -12,9 +12,9 @@ from deployments.frames.video import Video, VideoFrame, checked, missing_frame, 
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.video import VideoFacts
 from deployments.pictures.faults import BOMBS, DECODER_ERRORS, decoding
-from deployments.pictures.pil_image import raster_formats, raster_of
+from deployments.pictures.pil_image import raster_by_info, raster_formats
 from deployments.pictures.raster import Picture
-from deployments.pictures.reader import show
+from deployments.pictures.steps import show
 from deployments.settings import Limits
 
 ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
@@ -99,7 +99,7 @@ class Animation(Video):
         self._image.seek(self._first + index)
         # As an image that is sent by itself: also upright, and 16 bits as 8.
         with decoding("a frame"):
-            return show(raster_of(self._image, self._options.background), self._options)
+            return show(raster_by_info(self._image, self._options.background), self._options)
 
     def close(self) -> None:
         """See Video."""

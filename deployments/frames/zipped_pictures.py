@@ -5,13 +5,15 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from deployments.errors import InvalidImage, InvalidVideo, TooLarge
 from deployments.frames.video import Video, VideoFrame, checked, of_one_size
-from deployments.messages.arrays import RgbArray
+from deployments.messages.picture_options import PictureOptions
 from deployments.messages.video import VideoFacts
 from deployments.parsing.images import identify
+from deployments.pictures.raster import Picture
 from deployments.settings import Limits
 
 DIRECTORY_BYTES = 128 * 2**20
@@ -29,6 +31,7 @@ class ZippedPictures(Video):
 
     def __init__(self, path: Path, limits: Limits, max_frames: int) -> None:
         self._limits = limits
+        self._options = PictureOptions()
         try:
             _check_directory(path, 2 * max_frames + 1000)
             self._zip = zipfile.ZipFile(path)
@@ -41,13 +44,16 @@ class ZippedPictures(Video):
             self._files = sorted(files, key=lambda one: _by_numbers(one.filename))
             if not self._files:
                 raise InvalidVideo("video: is a zip file that holds no pictures")
-            height, width, _ = self._picture(0).shape
+            first = self._picture(0)
+            # All frames are shown in the window of the first: a mask follows what keeps its brightness.
+            self._options = PictureOptions(window=first.window or "auto")
+            height, width, _ = first.pixels.shape
             self.facts = checked(VideoFacts(width, height, len(self._files), None), limits, max_frames)
         except BaseException:
             self.close()
             raise
 
-    def _picture(self, index: int) -> RgbArray:
+    def _picture(self, index: int) -> Picture:
         entry = self._files[index]
         where = f"video: frame {index}, {entry.filename!r}"
         # What the zip says of a picture's size is checked before any of it is inflated.
@@ -57,7 +63,9 @@ class ZippedPictures(Video):
             )
         try:
             content = self._zip.read(entry)
-            return identify(content, self._limits).decode(self._limits)
+            picture = identify(content, self._limits)
+            # A picture of 8 bits among deeper ones stays as it is.
+            return (replace(picture, options=self._options) if picture.is_deep else picture).read(self._limits)
         except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError) as error:
             raise InvalidVideo(f"{where}, cannot be unpacked: {error}") from error
         except (InvalidImage, TooLarge) as error:
@@ -67,7 +75,7 @@ class ZippedPictures(Video):
     def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """See Video."""
         for index in range(start, min(stop, self.facts.num_frames), step):
-            yield VideoFrame(index, None, of_one_size(self._picture(index), self.facts, index))
+            yield VideoFrame(index, None, of_one_size(self._picture(index).pixels, self.facts, index))
 
     def close(self) -> None:
         """See Video."""

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.errors import DeadlineExceeded, InvalidImage, InvalidRequest, TooLarge
 from deployments.messages.arrays import RgbArray
 from deployments.messages.calls import AnswerSize
 from deployments.messages.picture_options import PictureOptions
 from deployments.parsing.deadline import Deadline
 from deployments.pictures import reader
-from deployments.pictures.faults import decoding
-from deployments.pictures.pil_image import raster_of
+from deployments.pictures.faults import check_page, decoding
+from deployments.pictures.pil_image import raster_by_info
 from deployments.pictures.raster import Picture, Raster, bands_text, choose_bands
+from deployments.pictures.steps import check_size, show
 from deployments.settings import Limits
 
 ImageInput: TypeAlias = bytes | NDArray[Any] | Image.Image
@@ -41,7 +42,7 @@ class IdentifiedImage:
             or PIL image, of its upright RGB pixels and shape.
         source: the file or its bytes, or the picture if the caller gave pixels; None if only the image_id was given.
         decoded_bytes: size of the pixels that `decode` returns; 0 if the source holds them already. During decoding,
-            samples and copies take two to twenty times as much.
+            samples and copies take two to eight times as much here, and up to 3 GiB in a process of their own.
         fetch: for a frame of a video, gets its pixels by a deadline; there is then no source.
         options: how the file is read.
         is_deep: whether samples may have other types than 8 bits, so that a window is chosen when they are decoded.
@@ -59,21 +60,23 @@ class IdentifiedImage:
         """Whether the request can supply the image's pixels."""
         return self.source is not None or self.fetch is not None
 
-    def read(self, limits: Limits) -> Picture:
+    def read(self, limits: Limits, deadline: Deadline | None = None) -> Picture:
         """Returns the upright picture, and the window in which its samples are shown.
 
         Args:
             limits: the same as for `identify`.
+            deadline: see `identify`.
 
         Raises:
             InvalidImage: the file is damaged or truncated.
             InvalidRequest: it has no such band.
             TooLarge: there is not enough memory for the pixels.
+            Unavailable: the decoders are busy, or the deadline has passed.
         """
         assert self.source is not None
         if isinstance(self.source, Picture):
             return self.source
-        return reader.read(_file_of(self.source), self.options, limits.max_pixels)
+        return reader.read(_file_of(self.source), self.options, limits.max_pixels, _seconds_left(deadline))
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB; arguments and errors as `read`."""
@@ -96,6 +99,7 @@ def identify(
     limits: Limits,
     answer: AnswerSize | None = None,
     options: PictureOptions | None = None,
+    deadline: Deadline | None = None,
 ) -> IdentifiedImage:
     """Computes an image's image_id and checks its size, without decoding the file.
 
@@ -105,11 +109,13 @@ def identify(
         limits: the largest file and image that are accepted.
         answer: the size of the answer and its limit; None skips this check.
         options: how the image is read; None is the defaults.
+        deadline: when decoders in processes of their own must have answered; None is their own limit.
 
     Raises:
         InvalidImage: the image cannot be read, or the array is none of a picture.
         InvalidRequest: there is no such page, or in an array no such band.
         TooLarge: the image has too many bytes or pixels, or the answer too many numbers.
+        Unavailable: the decoders are busy, or the deadline has passed.
     """
     options = DEFAULT if options is None else options
     if not isinstance(options, PictureOptions):
@@ -119,9 +125,9 @@ def identify(
     if isinstance(image, Image.Image):
         return _from_raster(lambda: _raster_of_image(image, options), image.size, limits, answer, options)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _from_file(bytes(image), limits, answer, options)
+        return _from_file(bytes(image), limits, answer, options, deadline)
     if isinstance(image, io.IOBase):
-        return _from_file(cast(BinaryIO, image), limits, answer, options)
+        return _from_file(cast(BinaryIO, image), limits, answer, options, deadline)
     raise InvalidImage(f"image: must be bytes, a PIL image or a numpy array, is {type(image).__name__}")
 
 
@@ -133,8 +139,9 @@ def _from_raster(
     options: PictureOptions,
 ) -> IdentifiedImage:
     """Names the pixels that a caller gave; `make` is called once their size, width and height, is known to be right."""
+    check_page(options.page_number(), 1)
     _check_size(size, limits, answer)
-    picture = reader.show(make(), options)
+    picture = show(make(), options)
     digest = hashlib.sha256(f"RGB {picture.pixels.shape}".encode())
     digest.update(picture.pixels.data)
     return IdentifiedImage(digest.hexdigest(), picture, options=options)
@@ -169,11 +176,15 @@ def _raster_of_array(array: NDArray[Any], options: PictureOptions) -> Raster:
 
 def _raster_of_image(image: Image.Image, options: PictureOptions) -> Raster:
     with decoding("a PIL image"):
-        return raster_of(image, options.background)
+        return raster_by_info(image, options.background)
 
 
 def _from_file(
-    source: bytes | BinaryIO, limits: Limits, answer: AnswerSize | None, options: PictureOptions
+    source: bytes | BinaryIO,
+    limits: Limits,
+    answer: AnswerSize | None,
+    options: PictureOptions,
+    deadline: Deadline | None,
 ) -> IdentifiedImage:
     file = _file_of(source)
     size = file.seek(0, io.SEEK_END)
@@ -181,7 +192,7 @@ def _from_file(
         raise InvalidImage("image: the file is empty")
     if size > limits.max_image_bytes:
         raise TooLarge(f"image: has {size} bytes, more than the {limits.max_image_bytes} that are accepted")
-    facts = reader.inspect(file, options, limits.max_pixels)
+    facts = reader.inspect(file, options, limits.max_pixels, _seconds_left(deadline))
     _check_size((facts.width, facts.height), limits, answer)
     file.seek(0)
     image_id = hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()
@@ -191,12 +202,22 @@ def _from_file(
     return IdentifiedImage(image_id, source, decoded_bytes, options=options, is_deep=facts.is_deep)
 
 
+def _seconds_left(deadline: Deadline | None) -> float | None:
+    if deadline is None:
+        return None
+    left_s = deadline.remaining()
+    if not left_s:
+        # Whoever waited for the picture has gone; it may have waited for a thread for long.
+        raise DeadlineExceeded("the request's deadline passed before its image was read")
+    return left_s
+
+
 def _file_of(source: bytes | BinaryIO) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _check_size(size: tuple[int, int], limits: Limits, answer: AnswerSize | None) -> None:
     width, height = size
-    reader.check_size(width, height, limits.max_pixels)
+    check_size(width, height, limits.max_pixels)
     if answer is not None:
         answer.check((height, width))

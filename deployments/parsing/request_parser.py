@@ -92,7 +92,7 @@ class RequestParser:
         prompt = prompt if prompt is not None else Prompt()
         self._segmenter.check(prompt)
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image, image_id, options=options)
+        identified = await self._segmenter.identify(image, image_id, options=options, deadline=deadline)
         call = SegmentCall(identified.image_id, prompt)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 
@@ -118,7 +118,7 @@ class RequestParser:
         """
         prompt = prompt if prompt is not None else AutomaticPrompt()
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image, image_id, options=options)
+        identified = await self._segmenter.identify(image, image_id, options=options, deadline=deadline)
         self._segmenter.check_grid(prompt, identified)
         call = AutoCall(identified.image_id, prompt, self._settings.limits.max_compact_numbers)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
@@ -195,7 +195,7 @@ class RequestParser:
             InvalidRequest, TooLarge, Unavailable: as `segment`.
         """
         deadline, model_id = self._segmenter.deadline(), self._segmenter.known_model_id(model_id)
-        identified = await self._segmenter.identify(image, options=options)
+        identified = await self._segmenter.identify(image, options=options, deadline=deadline)
         call = EmbedCall(identified.image_id)
         return await self._segmenter.ask(model_id, call, identified, deadline, StageTimes())
 

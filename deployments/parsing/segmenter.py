@@ -138,6 +138,7 @@ class Segmenter:
         image_id: str = "",
         size: AnswerSize | None = None,
         options: PictureOptions | None = None,
+        deadline: Deadline | None = None,
     ) -> IdentifiedImage:
         """Identifies a request's image: computes the id of the image that was sent, or takes the id that was given.
 
@@ -145,6 +146,7 @@ class Segmenter:
             InvalidRequest: there are both an image and an id, or neither, or the image, the id or the options are
                 malformed, or there are options beside an id.
             TooLarge: the image has too many bytes or pixels, or the answer would be too large.
+            Unavailable: the decoders are busy, or the deadline has passed.
         """
         if image is not None and image_id:
             raise InvalidRequest("image_id: is given as well as image; send one of them")
@@ -153,7 +155,7 @@ class Segmenter:
         if image_id:
             check_without_file(options, "image_id")
             return image_by_id(image_id)
-        return await self.off_loop(identify, image, self._settings.limits, size, options)
+        return await self.off_loop(identify, image, self._settings.limits, size, options, deadline)
 
     async def ask(
         self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
@@ -227,7 +229,7 @@ class Segmenter:
         with times.measure("parse"), span("decode image"):
             if image.fetch is not None:
                 return await image.fetch(deadline)
-            picture = await self.off_loop(image.read, self._settings.limits)
+            picture = await self.off_loop(image.read, self._settings.limits, deadline)
         if image.is_deep:
             while len(self._windows) >= MOST_WINDOWS:
                 self._windows.pop(next(iter(self._windows)))

@@ -1,11 +1,18 @@
-"""The orientation that EXIF metadata asks for."""
+"""The orientation that EXIF metadata ask for, and what turns pictures and samples upright; TIFF has the same."""
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 ORIENTATION = 0x0112
 SHORT = 3
+
+QUARTER_TURNS = {5, 6, 7, 8}
+"""The orientations that exchange width and height."""
 
 # What turns the stored picture upright, by the values of the EXIF standard, 4.6.5.1.
 TRANSPOSITIONS = {
@@ -16,6 +23,16 @@ TRANSPOSITIONS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+
+TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda rows: rows[:, ::-1],
+    3: lambda rows: rows[::-1, ::-1],
+    4: lambda rows: rows[::-1],
+    5: lambda rows: rows.swapaxes(0, 1),
+    6: lambda rows: rows.swapaxes(0, 1)[:, ::-1],
+    7: lambda rows: rows[::-1, ::-1].swapaxes(0, 1),
+    8: lambda rows: rows.swapaxes(0, 1)[::-1],
 }
 
 
@@ -46,6 +63,12 @@ def upright(image: Image.Image, value: int) -> Image.Image:
     return image.transpose(TRANSPOSITIONS[value]) if value in TRANSPOSITIONS else image
 
 
+def upright_samples(samples: NDArray[Any], value: int) -> NDArray[Any]:
+    """Returns samples, `H×W` or `H×W×C`, as they are looked at; of an unknown orientation, as they are."""
+    turn = TURNS.get(value)
+    return samples if turn is None else np.ascontiguousarray(turn(samples))
+
+
 def upright_size(size: tuple[int, int], value: int) -> tuple[int, int]:
     """Returns width and height of a picture of that stored size once it is upright."""
-    return (size[1], size[0]) if value >= 5 else size
+    return (size[1], size[0]) if value in QUARTER_TURNS else size

@@ -5,14 +5,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from deployments.errors import InvalidImage, InvalidRequest, ServiceError, TooLarge
 
 # Pillow's own guard against huge images: a warning beyond its limit, an error beyond twice the limit.
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
-# The errors besides UnidentifiedImageError that decoders raise on broken files.
+# The errors that decoders raise on broken files.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -43,7 +43,7 @@ def decoding(kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ServiceError, UnidentifiedImageError):
+    except ServiceError:
         raise
     except BOMBS as error:
         raise TooLarge(f"image: has more than the {Image.MAX_IMAGE_PIXELS} pixels that are accepted") from error

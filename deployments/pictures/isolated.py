@@ -4,24 +4,27 @@ That holds for crashes, endless loops and memory; a helper has the same rights a
 """
 
 import io
+import math
 import pickle
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
-from types import ModuleType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from PIL import Image
 
-from deployments.errors import InvalidImage, Overloaded, TooLarge
+from deployments.errors import DeadlineExceeded, InvalidImage, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.helper import receive, send
-from deployments.pictures.raster import Raster
+from deployments.pictures.raster import Picture
+from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
 T = TypeVar("T")
 
@@ -108,32 +111,42 @@ class Helpers:
         for _ in range(count):
             self._places.put(None)
 
-    def call(self, kind: str, function: Callable[..., T], *args: Any) -> T:
+    def call(self, kind: str, function: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
         """Runs a function in a helper; waits until one is free. To be called from a thread.
 
         Args:
             kind: what it decodes, with its article, for messages.
             function: of a module, so that the helper can import it.
             args: what can be pickled.
+            timeout_s: the time that the caller has for waiting and running together; None is no limit of its own.
 
         Raises:
             InvalidImage: the decoder crashed, or took too long.
             Overloaded: no helper became free in time.
+            DeadlineExceeded: the caller's own time ended before the decoder had.
             Exception: what the function raised.
         """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         try:
-            helper = self._places.get(timeout=self._timeout_s)
+            helper = self._places.get(timeout=_at_most(self._timeout_s, until))
         except queue.Empty as error:
+            if time.monotonic() >= until:
+                raise DeadlineExceeded(
+                    f"the request's deadline passed while waiting for a decoder of {kind}"
+                ) from error
             raise Overloaded("the decoders of rarer kinds of pictures are busy", self._timeout_s) from error
+        left_s = _at_most(self._timeout_s, until)
         try:
             helper = self._running(helper)
-            is_error, value = helper.call(function, args, self._timeout_s)
+            is_error, value = helper.call(function, args, left_s)
         except BaseException as error:
             if helper is not None:
                 helper.close()
             helper = None
             if isinstance(error, EOFError | ConnectionError):
                 raise InvalidImage(f"image: is {kind} on which the decoder crashed") from error
+            if isinstance(error, TimeoutError) and left_s < self._timeout_s:
+                raise DeadlineExceeded(f"the request's deadline passed while {kind} was decoded") from error
             if isinstance(error, TimeoutError):
                 raise InvalidImage(f"image: is {kind} that takes more than {self._timeout_s:g} s to decode") from error
             raise
@@ -162,61 +175,77 @@ class Helpers:
                     helper.close()
 
 
-class IsolatedReader:
-    """A reader whose work is done in a helper.
-
-    Args:
-        reader: a module that reads pictures, such as heif.py.
-        kind: what it reads, with its article.
-    """
-
-    def __init__(self, reader: ModuleType, kind: str) -> None:
-        self._reader = reader
-        self._kind = kind
-
-    def matches(self, head: bytes) -> bool:
-        """Whether the file is of this kind; decided in this process, since no decoder sees the bytes."""
-        matches: bool = self._reader.matches(head)
-        return matches
-
-    def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
-        """Returns the upright picture's width and height; see the reader for the errors, and Helpers.call."""
-        answer: tuple[int, int] = self._run(self._reader.size, file, options)
-        return answer
-
-    def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
-        """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
-        answer: Raster = self._run(self._reader.read, file, options)
-        return answer
-
-    def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
-        """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
-        answer: bool = self._run(self._reader.is_deep, file, options)
-        return answer
-
-    def _run(self, function: Callable[[BinaryIO, PictureOptions], Any], file: BinaryIO, options: PictureOptions) -> Any:
-        return HELPERS.call(self._kind, on_content, function, Image.MAX_IMAGE_PIXELS, _content(file), options)
+def _at_most(seconds: float, until: float) -> float:
+    """Returns the seconds until a point in time, from 0 to so many."""
+    return min(seconds, max(0.0, until - time.monotonic()))
 
 
 HELPERS = Helpers()
 """Those of this process. They end with it, since their connections do."""
 
 
-def _content(file: BinaryIO) -> pickle.PickleBuffer:
-    file.seek(0)
-    return pickle.PickleBuffer(file.read())
+class IsolatedReader:
+    """A reader whose work is done in a helper: the file goes there whole, and 3 bytes a pixel come back.
+
+    Samples of more than 8 bits are also windowed there, so that this process never holds them.
+
+    Args:
+        reader: a module that reads pictures, such as heif.py.
+        kind: what it reads, with its article.
+        helpers: where it is read; None is those of this process.
+    """
+
+    def __init__(self, reader: ReaderModule, kind: str, helpers: Helpers | None = None) -> None:
+        self._reader = reader
+        self._kind = kind
+        self._helpers = HELPERS if helpers is None else helpers
+
+    def matches(self, head: bytes) -> bool:
+        """Whether the file is of this kind; decided in this process, since no decoder sees the bytes."""
+        return self._reader.matches(head)
+
+    def facts(
+        self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
+    ) -> tuple[int, int, bool]:
+        """Runs `steps.facts_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
+        return self._run(facts_of, file, options, max_pixels, timeout_s)
+
+    def picture(
+        self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
+    ) -> Picture:
+        """Runs `steps.picture_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
+        return self._run(picture_of, file, options, max_pixels, timeout_s)
+
+    def _run(
+        self,
+        step: Callable[[ReaderModule, BinaryIO, PictureOptions, int], T],
+        file: BinaryIO,
+        options: PictureOptions,
+        max_pixels: int,
+        timeout_s: float | None,
+    ) -> T:
+        file.seek(0)
+        content = pickle.PickleBuffer(file.read())
+        arguments = (step, self._reader.__name__, content, options, max_pixels)
+        return self._helpers.call(self._kind, on_content, *arguments, timeout_s=timeout_s)
 
 
 def on_content(
-    function: Callable[[BinaryIO, PictureOptions], T], max_pixels: int | None, content: Any, options: PictureOptions
+    step: Callable[[ReaderModule, BinaryIO, PictureOptions, int], T],
+    reader: str,
+    content: Any,
+    options: PictureOptions,
+    max_pixels: int,
 ) -> T:
-    """Calls a reader's function with a file's bytes; this is what runs in the helper.
+    """Does a step with a file's bytes; this is what runs in the helper.
 
     Args:
-        function: of a reader.
-        max_pixels: Pillow's own guard against huge images, as in the calling process.
+        step: of steps.py.
+        reader: the name of the reader's module.
         content: the file's bytes.
         options: how it is read.
+        max_pixels: the most pixels that are accepted, also by Pillow's own guard against huge images.
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
-    return function(io.BytesIO(content), options)
+    module = cast(ReaderModule, import_module(reader))
+    return step(module, io.BytesIO(content), options, max_pixels)

@@ -85,8 +85,6 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         if samples.dtype == np.uint8:
             image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
             return Raster(shown(image, None, options.background), description=KIND)
-        if samples.shape[2] == 2:
-            samples = samples[:, :, [0, 0, 0, 1]]
         full = (0.0, 2.0**header.bits - 1) if header.bits and samples.dtype.kind == "u" else None
         return Raster(samples, description=KIND, full=full)
 

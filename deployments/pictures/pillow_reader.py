@@ -7,23 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import jpeg, kinds, png_chunks
-from deployments.pictures.colours import shown
 from deployments.pictures.exif import orientation, upright, upright_size
 from deployments.pictures.faults import check_page, decoding
+from deployments.pictures.pil_image import has_deep_samples, raster_formats, raster_of
 from deployments.pictures.raster import Raster
 
 EVERYDAY = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB")
 """Pillow's names of the formats whose decoders every browser has: they run in the service's own process."""
-
-# Formats of which Pillow reads only the metadata, or which it reads by running another program, or that are drawings.
-# IPTC is among them because it can wrap an image of any format, including the others.
-NOT_RASTER = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
 
 # Formats that other readers read.
 ELSEWHERE = {"TIFF", "AVIF", "HEIF"}
@@ -56,8 +51,7 @@ def _accepts(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> boo
 
 def rarer_formats() -> tuple[str, ...]:
     """Returns Pillow's names of the other formats that are read."""
-    Image.init()
-    return tuple(name for name in Image.OPEN if name not in NOT_RASTER | ELSEWHERE | {*EVERYDAY})
+    return tuple(name for name in raster_formats() if name not in ELSEWHERE | {*EVERYDAY})
 
 
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
@@ -85,22 +79,13 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
     with _opened(file) as opened, decoding(opened.kind):
         _seek(opened.image, options.page_number())
         image = upright(_loaded(opened, file, options.page_number()), opened.orientation)
-        if _has_deep_samples(image):
-            samples = np.asarray(image)
-            samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)[:, :, None]
-        else:
-            samples = shown(image, opened.profile, options.background)
-        return Raster(samples, description=opened.kind)
+        return raster_of(image, opened.profile, options.background, opened.kind)
 
 
 def is_deep(file: BinaryIO, _: PictureOptions) -> bool:
     """Returns whether samples have more than 8 bits, from the file's header; errors as `size`."""
     with _opened(file) as opened:
-        return _has_deep_samples(opened.image)
-
-
-def _has_deep_samples(image: Image.Image) -> bool:
-    return image.mode.startswith("I") or image.mode == "F"
+        return has_deep_samples(opened.image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +121,16 @@ def _opened(file: BinaryIO) -> Iterator[_Opened]:
 @contextmanager
 def _image(file: BinaryIO, head: bytes) -> Iterator[Image.Image]:
     formats = [*EVERYDAY, *rarer_formats()]
-    try:
-        with decoding("a picture"):
+    with decoding("a picture"):
+        try:
             image = Image.open(file, formats=formats)
-    except UnidentifiedImageError as error:
-        taken = [name for name in formats if Image.OPEN[name][1] and accepts((name,), head)]
-        if taken and not kinds.by_magic(head):
-            raise InvalidImage(
-                f"image: is a {taken[0]} file that is damaged or truncated, or of a sort not read"
-            ) from error
-        raise kinds.refusal(head) from error
+        except UnidentifiedImageError as error:
+            taken = [name for name in formats if Image.OPEN[name][1] and accepts((name,), head)]
+            if taken and not kinds.by_magic(head):
+                raise InvalidImage(
+                    f"image: is a {taken[0]} file that is damaged or truncated, or of a sort not read"
+                ) from error
+            raise kinds.refusal(head) from error
     with image:
         yield image
 

@@ -4,26 +4,29 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 
 from deployments.errors import InvalidImage
 from deployments.messages.picture_options import PictureOptions
-from deployments.pictures.exif import orientation
-from deployments.pictures.faults import BOMBS, DECODER_ERRORS, check_page, decoding
+from deployments.pictures import png_chunks
+from deployments.pictures.exif import orientation, upright_samples, upright_size
+from deployments.pictures.faults import check_page, decoding
 from deployments.pictures.raster import Raster
-from deployments.pictures.turns import QUARTER_TURNS, upright
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Of the first chunk, which every PNG begins with.
 HEADER, WIDTH, HEIGHT, DEPTH, COLOUR_TYPE = slice(12, 16), slice(16, 20), slice(20, 24), 24, 25
 
-CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+COLOUR_TYPES = {0, 2, 4, 6}
+"""Of 16 bits: grey, colours, and both with alpha."""
 
 
 def matches(head: bytes) -> bool:
     """Whether the file is a PNG of 16 bits, by its first bytes."""
-    return head.startswith(SIGNATURE) and head[HEADER] == b"IHDR" and len(head) > COLOUR_TYPE and head[DEPTH] == 16
+    return (
+        head.startswith(png_chunks.SIGNATURE)
+        and head[HEADER] == b"IHDR"
+        and len(head) > COLOUR_TYPE
+        and head[DEPTH] == 16
+    )
 
 
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
@@ -36,10 +39,10 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     check_page(options.page_number(), 1)
     file.seek(0)
     head = file.read(COLOUR_TYPE + 1)
-    if head[COLOUR_TYPE] not in CHANNELS:
+    if head[COLOUR_TYPE] not in COLOUR_TYPES:
         raise InvalidImage("image: is a damaged PNG file: its colour type does not exist")
     width, height = int.from_bytes(head[WIDTH], "big"), int.from_bytes(head[HEIGHT], "big")
-    return (height, width) if _orientation(file) in QUARTER_TURNS else (width, height)
+    return upright_size((width, height), _orientation(file))
 
 
 def read(file: BinaryIO, options: PictureOptions) -> Raster:
@@ -56,9 +59,9 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         if samples.dtype != np.uint16:
             raise InvalidImage(f"image: is a damaged PNG file: it decodes to {samples.dtype}")
     samples = samples.reshape(*samples.shape[:2], -1)
-    if samples.shape[2] == 2:
-        samples = samples[:, :, [0, 0, 0, 1]]
-    return Raster(upright(samples, _orientation(file)), description=f"PNG, {samples.shape[2]} channels of uint16")
+    return Raster(
+        upright_samples(samples, _orientation(file)), description=f"PNG, {samples.shape[2]} channels of uint16"
+    )
 
 
 def is_deep(*_: object) -> bool:
@@ -68,10 +71,4 @@ def is_deep(*_: object) -> bool:
 
 def _orientation(file: BinaryIO) -> int:
     """Returns EXIF's orientation; 1 if there is none, or none that can be read."""
-    file.seek(0)
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            return orientation(image.info.get("exif"))
-    # Metadata that cannot be read are no reason to refuse a picture; the pixels are decoded elsewhere.
-    except (*DECODER_ERRORS, *BOMBS):
-        return 1
+    return orientation(png_chunks.without_metadata(file).exif)

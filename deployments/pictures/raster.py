@@ -18,14 +18,15 @@ class Raster:
     """A picture's samples, upright.
 
     Attributes:
-        samples: `H×W×C` of any numeric type: 1 grey, 3 red, green and blue, 4 these and alpha (0 is transparent, the
-            end of `full` or of the type opaque, 1 for floats), not premultiplied.
+        samples: `H×W×C` of any numeric type: 1 grey, 2 grey and alpha, 3 red, green and blue, 4 these and
+            alpha (0 is transparent, the end of `full` or of the type opaque, 1 for floats), not premultiplied.
         valid: `H×W`, False where the picture has no data; None if it has data everywhere. These pixels do not count for
             the window, and are black unless the samples have 8 bits.
         window: the values that the file itself says are to be black and white.
         inverted: whether the lowest value is white.
         description: what the file is, for messages: `TIFF, 3 bands of uint16`.
         full: the lowest and highest value that a sample may have, if these are not the type's.
+        is_chosen: whether the samples are already those of the `bands` that were asked for.
     """
 
     samples: Samples
@@ -34,6 +35,7 @@ class Raster:
     inverted: bool = False
     description: str = ""
     full: tuple[float, float] | None = None
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True, eq=False)

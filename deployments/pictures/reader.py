@@ -1,12 +1,10 @@
 """Reads a picture from a file of any kind: finds out the kind by the first bytes, checks the size, then decodes it."""
 
-import math
-from dataclasses import dataclass, replace
-from typing import BinaryIO, Protocol
+from dataclasses import dataclass
+from typing import BinaryIO
 
 from PIL import Image
 
-from deployments.errors import InvalidImage, TooLarge
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import (
     camera_raw,
@@ -21,36 +19,15 @@ from deployments.pictures import (
     rarer_pillow_reader,
     tiff,
 )
-from deployments.pictures.faults import decoding
 from deployments.pictures.isolated import IsolatedReader
-from deployments.pictures.raster import Picture, Raster, choose_bands
-from deployments.pictures.window import shown
+from deployments.pictures.raster import Picture
+from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
-HEAD_BYTES = 65_536
-"""How much of a file the readers see to know it."""
-
-
-class PictureReader(Protocol):
-    """A module that reads some kinds of file. `file` can seek, and may stand anywhere."""
-
-    def matches(self, head: bytes, /) -> bool:
-        """Whether this reader reads the file, by its first bytes."""
-
-    def size(self, file: BinaryIO, options: PictureOptions, /) -> tuple[int, int]:
-        """Returns the upright picture's width and height, without decoding it."""
-
-    def read(self, file: BinaryIO, options: PictureOptions, /) -> Raster:
-        """Decodes the picture."""
-
-    def is_deep(self, file: BinaryIO, options: PictureOptions, /) -> bool:
-        """Returns whether samples may have other types than 8 bits, so that a window is chosen for them."""
-
-
-READERS: dict[str, PictureReader] = {
+READERS: dict[str, ReaderModule | IsolatedReader] = {
     "raw": IsolatedReader(camera_raw, "a camera raw file"),
     "tiff": IsolatedReader(tiff, "a TIFF file"),
     "png16": png16,
-    "netpbm": netpbm,
+    "netpbm": IsolatedReader(netpbm, "a PGM or PPM file"),
     "dicom": IsolatedReader(dicom, "a DICOM file"),
     "heif": IsolatedReader(heif, "a HEIC or AVIF picture"),
     "jxl": IsolatedReader(jxl, "a JPEG XL picture"),
@@ -59,9 +36,6 @@ READERS: dict[str, PictureReader] = {
     "rarer": IsolatedReader(rarer_pillow_reader, "a picture"),
 }
 """In the order in which they are asked: camera raw files are TIFF files too."""
-
-ALL_BANDS = {"tiff"}
-"""Readers that choose `bands` themselves."""
 
 
 @dataclass(frozen=True)
@@ -81,87 +55,53 @@ class PictureFacts:
     is_deep: bool
 
 
-def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int) -> PictureFacts:
+def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None) -> PictureFacts:
     """Reads a picture's header.
 
     Args:
         file: can seek.
         options: which page is meant.
         max_pixels: the most pixels that are accepted.
+        timeout_s: how long a decoder in a process of its own may take; None is its own limit.
 
     Raises:
         InvalidImage: the file is damaged, or of a kind that is not read.
         InvalidRequest: it has no such page.
         TooLarge: it has too many pixels.
+        Unavailable: the decoders in processes of their own are busy, or the time is over.
     """
     kind, reader = _reader_of(file, max_pixels)
-    with decoding("a file"):
-        width, height = reader.size(file, options)
-        check_size(width, height, max_pixels)
-        return PictureFacts(kind, width, height, reader.is_deep(file, options))
+    if isinstance(reader, IsolatedReader):
+        return PictureFacts(kind, *reader.facts(file, options, max_pixels, timeout_s))
+    return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
 
 
-def read(file: BinaryIO, options: PictureOptions, max_pixels: int) -> Picture:
+def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None) -> Picture:
     """Decodes a picture.
 
     Args:
         file: can seek.
         options: the page, the bands, and how they are shown.
         max_pixels: the most pixels that are accepted.
+        timeout_s: see `inspect`.
 
     Raises:
         InvalidImage: the file is damaged or truncated, or of a kind that is not read.
         InvalidRequest: it has no such page or band.
         TooLarge: it has too many pixels, or there is not enough memory for them.
+        Unavailable: see `inspect`.
     """
-    kind, reader = _reader_of(file, max_pixels)
-    with decoding("a file"):
-        check_size(*reader.size(file, options), max_pixels)
-        raster = reader.read(file, options)
-        height, width, _ = raster.samples.shape
-        check_size(width, height, max_pixels)
-        return show(raster, options, choose=kind not in ALL_BANDS)
+    _, reader = _reader_of(file, max_pixels)
+    if isinstance(reader, IsolatedReader):
+        return reader.picture(file, options, max_pixels, timeout_s)
+    return picture_of(reader, file, options, max_pixels)
 
 
-def show(raster: Raster, options: PictureOptions, choose: bool = True) -> Picture:
-    """Returns a raster as 8-bit RGB.
-
-    Args:
-        raster: the samples.
-        options: how they are shown.
-        choose: whether `bands` are still to be chosen.
-
-    Raises:
-        InvalidImage: the samples are complex numbers.
-        InvalidRequest: there is no such band.
-    """
-    if raster.samples.dtype.kind not in "biuf":
-        raise InvalidImage(f"image: is {raster.description}; only real numbers are a picture")
-    if choose and options.bands is not None:
-        chosen = choose_bands(options.bands, raster.samples.shape[2], raster.description)
-        raster = replace(raster, samples=raster.samples[:, :, chosen])
-    return shown(raster, options.window, options.background)
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Rejects a picture that is empty or too large.
-
-    Raises:
-        InvalidImage: it has no pixels.
-        TooLarge: it has too many.
-    """
-    if width < 1 or height < 1:
-        raise InvalidImage(f"image: is {width}×{height} pixels")
-    pixels = math.prod((width, height))
-    if pixels > max_pixels:
-        raise TooLarge(f"image: has {width}×{height} = {pixels} pixels, more than the {max_pixels} accepted")
-
-
-def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, PictureReader]:
-    # An image inside an icon file is decoded while the file is opened: the only guard against its size is Pillow's own.
+def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, ReaderModule | IsolatedReader]:
+    # Pillow's own guard, which is one for the whole process: some of its readers decode while they open a file.
     Image.MAX_IMAGE_PIXELS = max_pixels
     file.seek(0)
-    head = file.read(HEAD_BYTES)
+    head = file.read(kinds.HEAD_BYTES)
     for kind, reader in READERS.items():
         if reader.matches(head):
             return kind, reader

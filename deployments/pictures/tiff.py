@@ -19,11 +19,11 @@ from PIL import Image
 
 from deployments.errors import InvalidImage, TooLarge
 from deployments.messages.picture_options import PictureOptions
+from deployments.pictures.exif import upright_samples, upright_size
 from deployments.pictures.faults import decoding
-from deployments.pictures.pil_image import raster_of
+from deployments.pictures.pil_image import raster_by_info
 from deployments.pictures.raster import Raster, Samples, bands_text, choose_bands
 from deployments.pictures.tiff_directory import SIGNATURES, Directories, Directory
-from deployments.pictures.turns import QUARTER_TURNS, upright
 
 # tifffile tells of each oddity of a file, and uploads are odd at will.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -67,7 +67,7 @@ def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     """
     picture = _picture(file, options)
     width, height = picture.value(WIDTH, 0), picture.value(HEIGHT, 0)
-    return (height, width) if picture.value(ORIENTATION, 1) in QUARTER_TURNS else (width, height)
+    return upright_size((width, height), picture.value(ORIENTATION, 1))
 
 
 def is_deep(file: BinaryIO, options: PictureOptions) -> bool:
@@ -92,15 +92,15 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
     layout = Layout.of(picture)
     with decoding(f"a TIFF file ({layout.description})"):
         if layout.is_photograph and (options.bands is None or layout.photometric not in (0, 1, 2)):
-            return _by_pillow(data, picture, options, layout)
+            return replace(_by_pillow(data, picture, options, layout), is_chosen=True)
         raster = _by_bands(data, picture, options, layout)
         mask = directories.mask_of(picture)
         if mask is not None:
             masked = _samples(data, mask, Layout.of(mask), [0])[:, :, 0] > 0
             raster = replace(raster, valid=masked if raster.valid is None else masked & raster.valid)
     orientation = picture.value(ORIENTATION, 1)
-    valid = None if raster.valid is None else upright(raster.valid, orientation)
-    return replace(raster, samples=upright(raster.samples, orientation), valid=valid)
+    valid = None if raster.valid is None else upright_samples(raster.valid, orientation)
+    return replace(raster, samples=upright_samples(raster.samples, orientation), valid=valid, is_chosen=True)
 
 
 def _picture(file: BinaryIO, options: PictureOptions) -> Directory:
@@ -201,7 +201,7 @@ def _by_pillow(data: bytes, picture: Directory, options: PictureOptions, layout:
     try:
         with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
             image.seek(picture.place)
-            raster = raster_of(image, options.background)
+            raster = raster_by_info(image, options.background)
     except OSError as error:
         if "decoder" in str(error) or "cannot identify" in str(error):
             raise InvalidImage(
@@ -232,8 +232,6 @@ def _by_bands(data: bytes, picture: Directory, options: PictureOptions, layout: 
             _divide_by_alpha(samples)
         elif not _is_alpha(samples[:, :, -1]):
             samples = samples[:, :, :-1]
-        if samples.shape[2] == 2:
-            samples = samples[:, :, [0, 0, 0, 1]]
     else:
         samples = _samples(data, picture, layout, chosen)
     samples, valid = _without_no_data(samples, picture.text(NO_DATA), colours=len(chosen))

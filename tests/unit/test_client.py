@@ -322,6 +322,15 @@ def test_a_tools_file_names_the_file_that_the_image_was_read_from(tmp_path: Path
     assert b'name="points_per_side"\r\n\r\n4\r\n' in server.bodies[1]
 
 
+def test_a_file_whose_name_the_service_would_refuse_is_named_by_what_is_left(tmp_path: Path) -> None:
+    server = Server()
+    path = tmp_path / ("a" * 240 + "\n\udc80.png")
+    Image.new("RGB", (4, 4)).save(path, "PNG")
+    with Client("http://service", transport=httpx.MockTransport(server)) as client:
+        client.segment_as(path, "coco")
+    assert re.findall(rb'name="file_name"\r\n\r\n(.*?)\r\n', server.bodies[0]) == [b"a" * 196 + b".png"]
+
+
 def test_the_client_knows_the_formats_that_name_the_file() -> None:
     assert {kind for kind, traits in TRAITS.items() if "file_name" in traits.options} == TOOL_FORMATS
 

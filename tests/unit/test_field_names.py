@@ -117,3 +117,9 @@ def test_a_field_in_the_url_is_refused(name: str, meant: str) -> None:
 
 def test_a_very_long_name_is_not_compared_in_full() -> None:
     check_names(["x" * 2_000_000], [], SEGMENT)
+
+
+def test_of_a_url_with_very_many_names_some_are_compared() -> None:
+    names = (f"x{index}" for index in range(10**6))
+    check_names([], names, SEGMENT)
+    assert next(names) == "x64"

@@ -97,6 +97,13 @@ async def test_an_upgrade_without_a_body_is_answered_as_if_it_were_not_there() -
     assert answer.count(OF_NOTHING) == 2
 
 
+async def test_very_many_upgrades_at_once_are_answered_one_after_the_other() -> None:
+    many = b"GET /digest HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 900
+    async with server() as port:
+        answer = await exchange(port, many + CLOSING)
+    assert answer.count(OF_NOTHING) == 901
+
+
 async def test_nonsense_is_still_refused() -> None:
     async with server() as port:
         assert (await exchange(port, b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400 ")

@@ -3,25 +3,27 @@
 import ctypes
 import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from PIL import Image
 
-from deployments.errors import InvalidImage, InvalidRequest, Overloaded, TooLarge
+from deployments.errors import DeadlineExceeded, InvalidImage, InvalidRequest, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
-from deployments.pictures import pillow_reader
+from deployments.pictures import pillow_reader, reader, tiff
 from deployments.pictures.isolated import Helpers, IsolatedReader, on_content
-from deployments.pictures.raster import Raster
+from deployments.pictures.raster import Picture, Raster
 from harness.images import encoded, picture
 
 MEBIBYTE = 2**20
@@ -107,16 +109,41 @@ def test_a_reader_reads_in_another_process_as_in_this_one() -> None:
     isolated = IsolatedReader(pillow_reader, "a PNG file")
 
     assert isolated.matches(file)
-    assert isolated.size(io.BytesIO(file), PictureOptions()) == (40, 30)
-    assert not isolated.is_deep(io.BytesIO(file), PictureOptions())
+    assert isolated.facts(io.BytesIO(file), PictureOptions(), 1200) == (40, 30, False)
     np.testing.assert_array_equal(
-        isolated.read(io.BytesIO(file), PictureOptions()).samples,
+        isolated.picture(io.BytesIO(file), PictureOptions(), 1200).pixels,
         pillow_reader.read(io.BytesIO(file), PictureOptions()).samples,
     )
+    for step in (isolated.facts, isolated.picture):
+        with pytest.raises(TooLarge, match="image: has 40×30 = 1200 pixels, more than the 1199 accepted"):
+            step(io.BytesIO(file), PictureOptions(), 1199)
     with pytest.raises(InvalidRequest, match="page: is 4"):
-        isolated.read(io.BytesIO(file), PictureOptions(page=4))
+        isolated.picture(io.BytesIO(file), PictureOptions(page=4), 1200)
     with pytest.raises(InvalidImage, match="damaged or truncated"):
-        isolated.read(io.BytesIO(file[:300]), PictureOptions())
+        isolated.picture(io.BytesIO(file[:300]), PictureOptions(), 1200)
+
+
+def test_a_request_sends_its_file_once_to_be_measured_and_once_to_be_decoded() -> None:
+    class Counting(Helpers):
+        sent: ClassVar[list[int]] = []
+
+        def call(self, kind: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
+            self.sent.extend(arg.raw().nbytes for arg in args if isinstance(arg, pickle.PickleBuffer))
+            answer = super().call(kind, function, *args, timeout_s=timeout_s)
+            # No more than the pixels as they are shown comes back, whatever the samples are.
+            assert not isinstance(answer, Picture) or answer.pixels.dtype == np.uint8
+            return answer
+
+    deep = np.arange(1200, dtype=np.float64).reshape(30, 40)
+    file = io.BytesIO()
+    tifffile.imwrite(file, deep)
+    helpers = Counting(count=1, timeout_s=20)
+    isolated = IsolatedReader(tiff, "a TIFF file", helpers)
+
+    assert isolated.facts(file, PictureOptions(), 1200) == (40, 30, True)
+    assert isolated.picture(file, PictureOptions(window=(0, 1199)), 1200).pixels[29, 39].tolist() == [255] * 3
+    assert helpers.sent == [len(file.getvalue())] * 2
+    helpers.close()
 
 
 def test_a_helper_is_used_again(helpers: Helpers) -> None:
@@ -141,6 +168,13 @@ def test_an_error_of_the_service_comes_back_as_it_is(helpers: Helpers, error: Ex
 def test_any_other_error_is_about_the_file(helpers: Helpers, error: Exception | None) -> None:
     with pytest.raises(InvalidImage, match="image: is damaged or truncated: "):
         helpers.call("a test", strange) if error is None else helpers.call("a test", fail, error)
+
+
+def test_only_everyday_pictures_are_decoded_in_this_process() -> None:
+    here = {kind for kind, one in reader.READERS.items() if not isinstance(one, IsolatedReader)}
+
+    assert here == {"png16", "pillow"}
+    assert reader.inspect(io.BytesIO(b"P5 3 2 4095\n" + bytes(12)), PictureOptions(), 6).kind == "netpbm"
 
 
 # ---- crashes and limits
@@ -196,6 +230,20 @@ def test_what_takes_too_long_is_ended() -> None:
     helpers.close()
 
 
+def test_a_callers_own_deadline_is_kept_and_is_no_fault_of_the_file() -> None:
+    helpers = Helpers(count=1, timeout_s=20)
+    helpers.call("a test", process_id)
+    started = time.perf_counter()
+
+    with pytest.raises(DeadlineExceeded, match="passed while a FOO file was decoded"):
+        helpers.call("a FOO file", wait, 60, timeout_s=0.5)
+    with pytest.raises(DeadlineExceeded, match="while waiting for a decoder of a FOO file"):
+        Helpers(count=0, timeout_s=20).call("a FOO file", process_id, timeout_s=0.1)
+
+    assert time.perf_counter() - started < 10
+    helpers.close()
+
+
 def test_what_needs_too_much_memory_is_refused_and_does_no_harm() -> None:
     helpers = Helpers(count=1, timeout_s=20, memory_bytes=600 * MEBIBYTE)
     process = helpers.call("a test", process_id)
@@ -241,8 +289,12 @@ def test_a_helper_ends_with_its_process() -> None:
     assert not psutil.pid_exists(helper)
 
 
-def test_a_reader_gets_the_content_as_a_file() -> None:
-    def head(file: BinaryIO, options: PictureOptions) -> tuple[bytes, int]:
-        return file.read(3), options.page_number()
+def test_a_reader_gets_the_content_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def head(module: Any, file: BinaryIO, options: PictureOptions, max_pixels: int) -> tuple[Any, ...]:
+        return module, file.read(3), options.page_number(), max_pixels
 
-    assert on_content(head, Image.MAX_IMAGE_PIXELS, memoryview(b"abcdef"), PictureOptions(page=2)) == (b"abc", 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+
+    answer = on_content(head, pillow_reader.__name__, memoryview(b"abcdef"), PictureOptions(page=2), 9)
+
+    assert answer == (pillow_reader, b"abc", 2, 9)

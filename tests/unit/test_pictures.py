@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.io import MemoryFile
 
-from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.errors import DeadlineExceeded, InvalidImage, InvalidRequest, TooLarge
 from deployments.messages.picture_options import PictureOptions, Plane, window_text
+from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import identify
 from deployments.pictures import reader
-from deployments.pictures.raster import Picture
+from deployments.pictures.raster import Picture, Raster
+from deployments.pictures.steps import show
 from deployments.settings import Limits
 from harness.images import encoded, picture
 from tests.pictures import contrast, scene, tiff
@@ -492,6 +494,33 @@ def test_grey_with_alpha_of_16_bits() -> None:
         assert shown[0, 18].tolist() == [0, 9, 0]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_whichever_reader_it_comes_from_grey_with_alpha_is_three_colours(kind: Any) -> None:
+    samples = np.zeros((2, 3, 2), kind)
+    samples[:, 1:] = np.iinfo(kind).max
+    samples[:, 2, 1] = 0
+    samples[:, 0, 1] = np.iinfo(kind).max
+
+    shown = show(Raster(samples), PictureOptions(background=(0, 9, 0)))
+
+    assert shown.pixels[0].tolist() == [[0] * 3, [255] * 3, [0, 9, 0]]
+    # The second band is alpha.
+    alpha = show(Raster(samples), PictureOptions(bands=(2,), window="full"))
+    assert alpha.pixels[0].tolist() == [[255] * 3, [255] * 3, [0] * 3]
+
+
+def test_no_data_of_grey_with_alpha_is_black_in_all_colours() -> None:
+    array = np.full((20, 20, 2), 1.0, np.float32)
+    array[:, :10, 0] = np.linspace(0, 1, 10)
+    array[3, 5, 0] = -7
+    nodata = [(42113, "s", 0, "-7", True)]
+
+    shown = pixels(tiff(array, extrasamples=["unassalpha"], extratags=nodata))
+
+    assert shown[3, 5].tolist() == [0, 0, 0]
+    assert shown[0, 9].tolist() == [255, 255, 255]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_white_is_zero_is_inverted_at_every_depth(dtype: Any) -> None:
     array = scene(0, 60_000 if dtype == np.uint16 else 255, dtype)
@@ -592,6 +621,19 @@ def test_the_orientation_of_a_16_bit_png() -> None:
 
     assert (facts.kind, facts.width, facts.height) == ("png16", 320, 240)
     np.testing.assert_array_equal(pixels(data), of_array(upright).pixels)
+
+
+def test_the_orientation_of_a_16_bit_png_that_stands_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(scene(0, 900, np.uint16)), exif=exif)
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    behind = data[:at] + data[end:-12] + data[at:end] + data[-12:]
+
+    np.testing.assert_array_equal(pixels(behind), pixels(data))
+    facts = reader.inspect(io.BytesIO(behind), PictureOptions(), 10**6)
+    assert (facts.width, facts.height) == (240, 320)
 
 
 @pytest.mark.parametrize("compression", ["lerc", "jpeg2000", "webp", "png"])
@@ -935,3 +977,17 @@ def test_an_array_is_shown_as_its_tiff_is(dtype: str, channels: int) -> None:
     colours = {"planarconfig": "contig", "photometric": "rgb" if channels == 3 else "minisblack"}
 
     np.testing.assert_array_equal(of_array(array).pixels, pixels(tiff(as_file, **(colours if channels > 1 else {}))))
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 5), np.uint8), Image.new("L", (5, 4))])
+def test_an_array_or_a_pil_image_has_one_page(image: Any) -> None:
+    with pytest.raises(InvalidRequest, match="page: is 1, and the file has 1"):
+        identify(image, Limits(), options=PictureOptions(page=1))
+
+
+def test_a_file_is_not_read_for_a_request_that_is_over() -> None:
+    with pytest.raises(DeadlineExceeded):
+        identify(encoded(PICTURE), Limits(), deadline=Deadline(0))
+    identified = identify(encoded(PICTURE), Limits(), deadline=Deadline(9))
+    with pytest.raises(DeadlineExceeded):
+        identified.read(Limits(), Deadline(0))

@@ -94,7 +94,7 @@ class FormRequest(Request):
         """Yields the body, unpacked; what arrives and what it is unpacked to have the same limit."""
         too_large = TooLarge(f"body: has more than the {max_bytes} bytes that are accepted")
         announced = self.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > max_bytes:
+        if announced.isdecimal() and int(announced) > max_bytes:
             raise TooLarge(f"body: has {announced} bytes, more than the {max_bytes} that are accepted")
         packed = self._packed_stream(max_bytes, too_large)
         received = 0

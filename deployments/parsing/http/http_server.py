@@ -25,22 +25,29 @@ class MendedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parses what the client sent."""
         self._unset_keepalive_if_required()
+        # A loop, since a client may send a thousand such requests at once.
+        while data:
+            data = self._parse(data)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Parses as far as an Upgrade that is not followed; returns what is to be parsed after it."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            else:
-                self._go_on_without_upgrade(data[upgrade.args[0] :])
+            if not self._should_upgrade():
+                return self._without_upgrade(data[upgrade.args[0] :])
+            self.handle_websocket_upgrade()
+        return b""
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """Sets up a parser for what follows a head with an Upgrade; returns it behind a head without."""
         framing = [name + b": " + value for name, value in self.headers if name in FRAMING]
         self._reads_rest = True
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", rest]))
+        return b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", rest])
 
     def on_message_begin(self) -> None:
         """Begins a request."""

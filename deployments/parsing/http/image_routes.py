@@ -339,7 +339,7 @@ class ImageRoutes:
                 # The file is not read into memory: a large one stays on disk, where Starlette put it, until it is
                 # decoded.
                 file = None if sent.image is None else sent.image.file
-                identified = await self._segmenter.identify(file, sent.image_id or "", size, sent.options)
+                identified = await self._segmenter.identify(file, sent.image_id or "", size, sent.options, deadline)
         context.image_id = identified.image_id
         return identified
 
