@@ -181,20 +181,21 @@ class IsolatedReader:
 
     def size(self, file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
         """Returns the upright picture's width and height; see the reader for the errors, and Helpers.call."""
-        answer: tuple[int, int] = self._run(self._reader.size, file, options)
+        answer: tuple[int, int] = self.run(self._reader.size, file, options)
         return answer
 
     def read(self, file: BinaryIO, options: PictureOptions) -> Raster:
         """Returns the picture's samples; see the reader for the errors, and Helpers.call."""
-        answer: Raster = self._run(self._reader.read, file, options)
+        answer: Raster = self.run(self._reader.read, file, options)
         return answer
 
     def is_deep(self, file: BinaryIO, options: PictureOptions) -> bool:
         """Returns whether samples may have other types than 8 bits; see the reader for the errors, and Helpers.call."""
-        answer: bool = self._run(self._reader.is_deep, file, options)
+        answer: bool = self.run(self._reader.is_deep, file, options)
         return answer
 
-    def _run(self, function: Callable[[BinaryIO, PictureOptions], Any], file: BinaryIO, options: PictureOptions) -> Any:
+    def run(self, function: Callable[[BinaryIO, PictureOptions], T], file: BinaryIO, options: PictureOptions) -> T:
+        """Calls a function of any module with the file, in a helper; see it for the errors, and Helpers.call."""
         return HELPERS.call(self._kind, on_content, function, Image.MAX_IMAGE_PIXELS, _content(file), options)
 
 

@@ -6,12 +6,14 @@ from typing import BinaryIO, Protocol
 
 from PIL import Image
 
-from deployments.errors import InvalidImage, TooLarge
+from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import (
     camera_raw,
     deep_jpeg,
     dicom,
+    geotiff,
     heif,
     jxl,
     kinds,
@@ -46,9 +48,11 @@ class PictureReader(Protocol):
         """Returns whether samples may have other types than 8 bits, so that a window is chosen for them."""
 
 
+TIFF = IsolatedReader(tiff, "a TIFF file")
+
 READERS: dict[str, PictureReader] = {
     "raw": IsolatedReader(camera_raw, "a camera raw file"),
-    "tiff": IsolatedReader(tiff, "a TIFF file"),
+    "tiff": TIFF,
     "png16": png16,
     "netpbm": netpbm,
     "dicom": IsolatedReader(dicom, "a DICOM file"),
@@ -121,6 +125,23 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int) -> Picture:
         height, width, _ = raster.samples.shape
         check_size(width, height, max_pixels)
         return show(raster, options, choose=kind not in ALL_BANDS)
+
+
+def georeference(file: BinaryIO, options: PictureOptions) -> Georeference | NoGeoreference:
+    """Returns where a TIFF file's page lies on a map.
+
+    Args:
+        file: can seek; its kind is `tiff`.
+        options: which page is meant.
+
+    Raises:
+        Overloaded: no helper became free in time.
+    """
+    try:
+        return TIFF.run(geotiff.georeference, file, options)
+    except (InvalidImage, InvalidRequest, TooLarge) as error:
+        # Pictures are shown whatever is wrong with their places.
+        return NoGeoreference(f"its georeference cannot be read: {error}")
 
 
 def show(raster: Raster, options: PictureOptions, choose: bool = True) -> Picture:
