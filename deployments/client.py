@@ -1082,7 +1082,7 @@ class Client(_AnyClient[httpx.Client]):
 
         Args:
             image: see `segment`.
-            response_format: `json`, `rle`, `polygons`, `png`, `npz`, `geotiff`, or an annotation tool's, such as `coco`.
+            response_format: `json`, `rle`, `polygons`, `png`, `npz`, `geotiff`, or a tool's, such as `coco`.
             model_id: see `segment`.
             fields: those of `segment`, and `tolerance`, `coordinates`, `mask_index`, `label` and `file_name`. For a
                 tool, `file_name` is that of the path that the image was read from, if it was.

@@ -116,7 +116,7 @@ def _system(crs: str) -> CRS:
 
 
 def _unbroken(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns a ring whose longitudes do not jump, and may so leave -180 to 180; closed by way of the pole around it."""
+    """Returns a ring whose longitudes do not jump, so they may leave -180 to 180; around a pole, closed by way of it."""
     ring = ring[np.isfinite(ring[:, 0])]
     if len(ring) and (ring[0] != ring[-1]).any():
         ring = np.concatenate([ring, ring[:1]])
@@ -139,6 +139,8 @@ def _region(outer: NDArray[np.float64], holes: list[NDArray[np.float64]]) -> Any
 
 def _cut(region: Any) -> list[Any]:
     """Returns the polygons of a region, cut at the antimeridian and moved to between -180 and 180."""
+    if shapely.is_empty(region):
+        return []
     left, _, right, _ = shapely.bounds(region).round(DECIMALS)
     parts = []
     for turn in range(int(np.floor((left + 180) / 360)), int(np.ceil((right + 180) / 360))):

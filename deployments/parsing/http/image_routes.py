@@ -62,8 +62,8 @@ Tolerance = Annotated[
 CoordinatesOf = Annotated[
     Coordinates | None,
     Form(
-        description="For `polygons`: `pixels`, the default; or `map`, longitudes and latitudes in WGS 84 (RFC 7946), of "
-        "a GeoTIFF."
+        description="For `polygons`: `pixels`, the default; or `map`, longitudes and latitudes in WGS 84 (RFC 7946), "
+        "of a GeoTIFF."
     ),
 ]
 Label = Annotated[
