@@ -116,7 +116,7 @@ def _system(crs: str) -> CRS:
 
 
 def _unbroken(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns a ring whose longitudes do not jump, so they may leave -180 to 180; around a pole, closed by way of it."""
+    """Returns a ring whose longitudes do not jump, and may leave -180 to 180; around a pole, closed by way of it."""
     ring = ring[np.isfinite(ring[:, 0])]
     if len(ring) and (ring[0] != ring[-1]).any():
         ring = np.concatenate([ring, ring[:1]])
