@@ -66,8 +66,9 @@ TOOL_FORMATS = {
     "qupath",
     "davis",
     "napari",
+    "geotiff",
 }
-"""Formats of annotation tools, in which an answer names the image's file."""
+"""Formats of files, of annotation tools and of maps, in which an answer names the image's file."""
 
 LONGEST_NAME = 200
 """Characters of a file's name that the service accepts."""
@@ -662,7 +663,7 @@ class _AnyClient(Generic[Http]):
         self, source: AnyImage, response_format: str, fields: Mapping[str, Any], model_id: str | None
     ) -> _Steps[bytes]:
         source, form = _named(source, response_format, fields)
-        return (yield from self._post(ROUTE, source, form, model_id))[1].content
+        return (yield from self._post(ROUTE, source, form, model_id, _needs_file(form)))[1].content
 
     def _auto(self, source: AnyImage, options: Mapping[str, float], model_id: str | None) -> _Steps[EverythingResult]:
         # The service caches no crops.
@@ -673,8 +674,8 @@ class _AnyClient(Generic[Http]):
     def _auto_as(
         self, source: AnyImage, response_format: str, options: Mapping[str, Any], model_id: str | None
     ) -> _Steps[bytes]:
-        needs_image = options.get("crop_n_layers", 0) > 0
         source, form = _named(source, response_format, options)
+        needs_image = options.get("crop_n_layers", 0) > 0 or _needs_file(form)
         return (yield from self._post(f"{ROUTE}/auto", source, form, model_id, needs_image))[1].content
 
     def _embed(self, source: AnyImage, model_id: str | None) -> _Steps[str]:
@@ -803,6 +804,11 @@ def _named(source: AnyImage, response_format: str, fields: Mapping[str, Any]) ->
         if name:
             form.setdefault("file_name", name)
     return image, form
+
+
+def _needs_file(form: Mapping[str, Any]) -> bool:
+    """Whether an answer lies on a map: not every replica knows where the image of an id lies."""
+    return form.get("coordinates") == "map" or form["response_format"] == "geotiff"
 
 
 def _form(values: Mapping[str, Any]) -> _Parts:
@@ -1082,10 +1088,10 @@ class Client(_AnyClient[httpx.Client]):
 
         Args:
             image: see `segment`.
-            response_format: `json`, `rle`, `polygons`, `png`, `npz`, or an annotation tool's, such as `coco`.
+            response_format: `json`, `rle`, `polygons`, `png`, `npz`, `geotiff`, or a tool's, such as `coco`.
             model_id: see `segment`.
-            fields: those of `segment`, and `tolerance`, `mask_index`, `label` and `file_name`. For a tool, `file_name`
-                is that of the path that the image was read from, if it was.
+            fields: those of `segment`, and `tolerance`, `coordinates`, `mask_index`, `label` and `file_name`. For a
+                tool, `file_name` is that of the path that the image was read from, if it was.
         """
         return self._run(self._segment_as(image, response_format, fields, model_id))
 
@@ -1106,7 +1112,7 @@ class Client(_AnyClient[httpx.Client]):
             image: see `segment`.
             response_format: any of `segment_as` but `json`.
             model_id: see `segment`.
-            options: those of `auto`, and `tolerance`, `label` and `file_name`.
+            options: those of `auto`, and `tolerance`, `coordinates`, `label` and `file_name`.
         """
         return self._run(self._auto_as(image, response_format, options, model_id))
 

@@ -24,6 +24,7 @@ from deployments.encoding.response_encoder import encode_piece
 from deployments.errors import Overloaded
 from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat, ResponseFormat
 from deployments.messages.arrays import LOW_RES_SIZE, RgbArray
+from deployments.messages.georeference import Georeference
 from deployments.messages.pieces import cut
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
@@ -36,6 +37,9 @@ from tuning.capacity import Measured, Run, throughput, worth_growing
 
 FULL_HD = (1920, 1080)
 SAMPLE_EVERY_S = 0.002
+
+SOMEWHERE = Georeference((10.0, 0.0, 500_000.0, 0.0, -10.0, 5_500_000.0), "EPSG:32633", True)
+"""Of made-up masks."""
 
 Say = Callable[[str], None]
 
@@ -270,7 +274,8 @@ def made_up_masks() -> Segmentation:
 
 def encoded_bytes(masks: Segmentation, form: ResponseFormat) -> int:
     """Writes an answer as ResponseEncoder does, piece by piece; returns its size."""
-    return sum(map(len, _pieces(masks, AnswerFormat(form, return_logits=form == "json"))))
+    answer_format = AnswerFormat(form, return_logits=form == "json").placed(SOMEWHERE)
+    return sum(map(len, _pieces(masks, answer_format)))
 
 
 def _pieces(masks: Segmentation, answer_format: AnswerFormat) -> Iterator[bytes]:

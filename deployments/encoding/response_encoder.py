@@ -11,6 +11,7 @@ from deployments.encoding import (
     cvat,
     davis,
     frame_lines,
+    geotiff,
     json_text,
     labelme,
     labelstudio,
@@ -44,6 +45,7 @@ WRITERS: dict[ResponseFormat, Callable[[Any, AnswerFormat], bytes]] = {
     "qupath": qupath.write,
     "davis": davis.write,
     "napari": napari.write,
+    "geotiff": geotiff.write,
 }
 """The function that writes a piece in each format: a Band if the format is cut by rows, else a Part."""
 

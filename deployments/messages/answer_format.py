@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any, Literal, TypeAlias, get_args
 
 from deployments.errors import InvalidRequest, TooLarge
+from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.names import check_name, name_of_upload
 
 AutomaticFormat: TypeAlias = Literal[
@@ -24,6 +25,7 @@ AutomaticFormat: TypeAlias = Literal[
     "qupath",
     "davis",
     "napari",
+    "geotiff",
 ]
 """Formats for the masks of everything. Not `json`: its size depends on the number of masks, not known beforehand."""
 
@@ -36,7 +38,10 @@ VIDEO_FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 
 RESPONSE_FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 
-Option: TypeAlias = Literal["tolerance", "mask_index", "label", "file_name"]
+Coordinates: TypeAlias = Literal["pixels", "map"]
+"""Of polygons: in pixels, or longitudes and latitudes in WGS 84."""
+
+Option: TypeAlias = Literal["tolerance", "coordinates", "mask_index", "label", "file_name"]
 """Options that only some formats have."""
 
 
@@ -57,6 +62,7 @@ class Traits:
         options: those of AnswerFormat's options that say something in this format.
         suffix: of the file that a browser saves; "" where the answer does not propose a name.
         max_objects: how many objects the format can number; None if there is no limit.
+        is_georeferenced: whether an answer lies on a map, and so needs the picture's place there.
     """
 
     media_type: str
@@ -69,6 +75,7 @@ class Traits:
     options: frozenset[Option] = frozenset()
     suffix: str = ""
     max_objects: int | None = None
+    is_georeferenced: bool = False
 
 
 def _tool(media_type: str, suffix: str, *options: Option, **traits: Any) -> Traits:
@@ -88,7 +95,9 @@ JSON = "application/json"
 TRAITS: dict[ResponseFormat, Traits] = {
     "json": Traits(JSON, cut_by="rows", shrinks=True, is_full_text=True, holds_logits=True),
     "rle": Traits(JSON, cut_by="objects", holds_logits=True),
-    "polygons": Traits(JSON, cut_by="objects", shrinks=True, holds_logits=True, options=frozenset({"tolerance"})),
+    "polygons": Traits(
+        JSON, cut_by="objects", shrinks=True, holds_logits=True, options=frozenset({"tolerance", "coordinates"})
+    ),
     "png": Traits("image/png", holds_one_mask=True, options=frozenset({"mask_index"})),
     "npz": Traits("application/zip", holds_logits=True),
     "coco": _tool(JSON, ".json", "tolerance", "label"),
@@ -103,6 +112,7 @@ TRAITS: dict[ResponseFormat, Traits] = {
     "qupath": _tool("application/geo+json", ".geojson", "tolerance", "label"),
     "davis": replace(_tool("image/png", ".png", max_objects=255), shrinks=False),
     "napari": replace(_tool("image/tiff", ".tif", max_objects=65_535), shrinks=False),
+    "geotiff": replace(_tool("image/tiff", ".tif", max_objects=65_535, is_georeferenced=True), shrinks=False),
 }
 
 MAX_TOLERANCE = 100.0
@@ -128,6 +138,8 @@ class AnswerFormat:
         label: the category of the objects, in the formats that name it; None is `object`.
         file_name: for the formats of tools, the name of the image's file; None is `image`. Some hold it, and the
             answer's own name is made of it.
+        coordinates: for `polygons`, `map` for longitudes and latitudes in WGS 84; None is `pixels`.
+        georeference: where the picture lies, for answers that need it: see `placed`.
 
     Raises:
         InvalidRequest: an option is out of range, or does not apply to this format.
@@ -139,6 +151,8 @@ class AnswerFormat:
     mask_index: int | None = None
     label: str | None = None
     file_name: str | None = None
+    coordinates: Coordinates | None = None
+    georeference: Georeference | None = None
 
     def __post_init__(self) -> None:
         name = self.response_format
@@ -148,6 +162,8 @@ class AnswerFormat:
             if getattr(self, option) is not None and option not in self.traits.options:
                 takers = ", ".join(taker for taker, traits in TRAITS.items() if option in traits.options)
                 raise InvalidRequest(f"{option}: is for response_format {takers}, not for {name}")
+        if self.coordinates not in (None, *get_args(Coordinates)):
+            raise InvalidRequest(f"coordinates: must be {' or '.join(get_args(Coordinates))}")
         _check_tolerance(self.tolerance)
         check_name("label", self.label)
         check_name("file_name", self.file_name)
@@ -178,6 +194,43 @@ class AnswerFormat:
         if self.file_name is not None or "file_name" not in self.traits.options:
             return self
         return replace(self, file_name=name_of_upload(file_name or ""))
+
+    @property
+    def is_on_map(self) -> bool:
+        """Whether polygons are in longitudes and latitudes."""
+        return self.coordinates == "map"
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether the answer needs the picture's place on a map."""
+        return self.is_on_map or self.traits.is_georeferenced
+
+    def check_place(self) -> None:
+        """Rejects a format whose answer needs the picture's place, and that does not have it.
+
+        Raises:
+            InvalidRequest: there is no `georeference`.
+        """
+        if self.is_georeferenced and self.georeference is None:
+            raise InvalidRequest(f"georeference: is missing; response_format {self.response_format} needs it here")
+
+    def placed(self, place: Georeference | NoGeoreference) -> "AnswerFormat":
+        """Returns this format with the picture's place on a map, where the answer needs it.
+
+        Args:
+            place: what is known of it.
+
+        Raises:
+            InvalidRequest: it is not known, or cannot be brought to WGS 84.
+        """
+        if not self.is_georeferenced:
+            return self
+        asked = "coordinates: map" if self.is_on_map else f"response_format: {self.response_format}"
+        if isinstance(place, NoGeoreference):
+            raise InvalidRequest(f"{asked} needs a georeferenced image; {place.reason}")
+        if self.is_on_map and not place.has_wgs84:
+            raise InvalidRequest(f"{asked} is in WGS 84, to which the image's own coordinates cannot be brought")
+        return replace(self, georeference=place)
 
     def num_masks(self, num_objects: int, num_masks: int) -> int:
         """Returns how many masks an answer holds, of so many objects that have so many masks together."""

@@ -14,6 +14,7 @@ from PIL import Image
 from deployments.errors import DeadlineExceeded, InvalidImage, InvalidRequest, TooLarge
 from deployments.messages.arrays import RgbArray
 from deployments.messages.calls import AnswerSize
+from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.parsing.deadline import Deadline
 from deployments.pictures import reader
@@ -46,6 +47,7 @@ class IdentifiedImage:
         fetch: for a frame of a video, gets its pixels by a deadline; there is then no source.
         options: how the file is read.
         is_deep: whether samples may have other types than 8 bits, so that a window is chosen when they are decoded.
+        kind: of the file, see PictureFacts; "" if there is none.
     """
 
     image_id: str
@@ -54,6 +56,7 @@ class IdentifiedImage:
     fetch: Callable[[Deadline], Awaitable[RgbArray]] | None = None
     options: PictureOptions = field(default=DEFAULT)
     is_deep: bool = False
+    kind: str = ""
 
     @property
     def has_pixels(self) -> bool:
@@ -77,6 +80,20 @@ class IdentifiedImage:
         if isinstance(self.source, Picture):
             return self.source
         return reader.read(_file_of(self.source), self.options, limits.max_pixels, _seconds_left(deadline))
+
+    def georeference(self) -> Georeference | NoGeoreference:
+        """Returns where the picture lies on a map; reads no samples.
+
+        Raises:
+            Overloaded: no helper became free in time.
+        """
+        if self.fetch is not None:
+            return NoGeoreference("a video's frame has none")
+        if self.source is None:
+            return NoGeoreference("that of an image_id is not known here: send the file as image")
+        if isinstance(self.source, Picture) or self.kind != "tiff":
+            return NoGeoreference("only those of TIFF files are read")
+        return reader.georeference(_file_of(self.source), self.options)
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB; arguments and errors as `read`."""
@@ -199,7 +216,7 @@ def _from_file(
     if text := options.text():
         image_id = hashlib.sha256(f"{image_id}?{text}".encode()).hexdigest()
     decoded_bytes = 3 * facts.width * facts.height
-    return IdentifiedImage(image_id, source, decoded_bytes, options=options, is_deep=facts.is_deep)
+    return IdentifiedImage(image_id, source, decoded_bytes, options=options, is_deep=facts.is_deep, kind=facts.kind)
 
 
 def _seconds_left(deadline: Deadline | None) -> float | None:

@@ -177,6 +177,7 @@ class RequestParser:
         if not isinstance(answer_format, AnswerFormat):
             raise InvalidRequest(f"answer_format: must be an AnswerFormat, is {type(answer_format).__name__}")
         masks.check_format(answer_format)
+        answer_format.check_place()
         self._segmenter.size(masks.num_objects, masks.num_masks, answer_format).check(masks.image_size)
         pieces = self._encoder_calls.pull(masks, answer_format, self._segmenter.deadline())
         return b"".join([piece async for piece in pieces])

@@ -14,6 +14,7 @@ from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.arrays import RgbArray
 from deployments.messages.calls import AnswerSize, ModelCall
 from deployments.messages.everything import AutomaticPrompt
+from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.prompt import Prompt
 from deployments.parsing.byte_budget import ByteBudget
@@ -33,6 +34,9 @@ DECODING_THREADS = 4
 MOST_WINDOWS = 10_000
 """Pictures of more than 8 bits whose windows are remembered."""
 
+MOST_GEOREFERENCES = 10_000
+"""TIFF files whose georeferences are remembered."""
+
 
 class Segmenter:
     """Checks requests against the limits, reads images, and asks models.
@@ -51,6 +55,7 @@ class Segmenter:
         # checks or fill the memory.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-image")
         self._windows: dict[str, tuple[float, float] | None] = {}
+        self._georeferences: dict[str, Georeference | NoGeoreference] = {}
 
     def deadline(self, asked: str = "", elapsed_s: float = 0.0, timeout_s: float | None = None) -> Deadline:
         """Returns the deadline of a request that has just been read.
@@ -207,6 +212,24 @@ class Segmenter:
             async with AsyncExitStack() as held:
                 await self.decode(image, deadline, held, StageTimes())
         return self._windows.get(image.image_id)
+
+    async def georeference(self, image: IdentifiedImage) -> Georeference | NoGeoreference:
+        """Returns where an image lies on a map, or why that is not known.
+
+        It is known once the file was sent here: a replica that never saw the file of an `image_id` does not know it.
+
+        Raises:
+            Overloaded: a file's is read in a helper, and none became free in time.
+        """
+        if image.image_id in self._georeferences:
+            return self._georeferences[image.image_id]
+        if image.source is None or image.kind != "tiff":
+            return image.georeference()
+        found = await self.off_loop(image.georeference)
+        while len(self._georeferences) >= MOST_GEOREFERENCES:
+            self._georeferences.pop(next(iter(self._georeferences)))
+        self._georeferences[image.image_id] = found
+        return found
 
     async def decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes

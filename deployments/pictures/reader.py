@@ -1,15 +1,19 @@
 """Reads a picture from a file of any kind: finds out the kind by the first bytes, checks the size, then decodes it."""
 
+import pickle
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import Image
 
+from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import (
     camera_raw,
     deep_jpeg,
     dicom,
+    geotiff,
     heif,
     jxl,
     kinds,
@@ -19,7 +23,7 @@ from deployments.pictures import (
     rarer_pillow_reader,
     tiff,
 )
-from deployments.pictures.isolated import IsolatedReader
+from deployments.pictures.isolated import HELPERS, IsolatedReader
 from deployments.pictures.raster import Picture
 from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
@@ -95,6 +99,24 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
     if isinstance(reader, IsolatedReader):
         return reader.picture(file, options, max_pixels, timeout_s)
     return picture_of(reader, file, options, max_pixels)
+
+
+def georeference(file: BinaryIO, options: PictureOptions) -> Georeference | NoGeoreference:
+    """Returns where a TIFF file's page lies on a map.
+
+    Args:
+        file: can seek; its kind is `tiff`.
+        options: which page is meant.
+
+    Raises:
+        Overloaded: no helper became free in time.
+    """
+    file.seek(0)
+    try:
+        return HELPERS.call("a TIFF file", geotiff.georeference_of, pickle.PickleBuffer(file.read()), options)
+    except (InvalidImage, InvalidRequest, TooLarge) as error:
+        # Pictures are shown whatever is wrong with their places.
+        return NoGeoreference(f"its georeference cannot be read: {error}")
 
 
 def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, ReaderModule | IsolatedReader]:

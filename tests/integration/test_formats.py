@@ -153,7 +153,7 @@ def test_files_of_tools_hold_the_masks_of_each_object(path: str, client: httpx.C
     records = post(client, path, **fields, response_format="rle").json()["masks"]
     best = [record[0] if path == ROUTE else record for record in records]
     for kind in get_args(AutomaticFormat):
-        if not TRAITS[kind].one_mask_an_object:
+        if not TRAITS[kind].one_mask_an_object or TRAITS[kind].is_georeferenced:
             continue
         answer = post(client, path, **fields, response_format=kind)
         assert answer.status_code == 200, (kind, answer.text[:300])
@@ -324,7 +324,7 @@ def test_the_handle_can_do_the_same(client: httpx.Client) -> None:
     assert everything.num_masks == len(document["masks"])
     assert json.loads(handle.encode.remote(everything, AnswerFormat("rle")).result()) == document
     segmentation = handle.segment.remote(IMAGE, Prompt([[220, 240]], [1])).result()
-    for kind in RESPONSE_FORMATS:
+    for kind in (kind for kind in RESPONSE_FORMATS if not TRAITS[kind].is_georeferenced):
         file_name = "image.png" if "file_name" in TRAITS[kind].options else None
         form = AnswerFormat(kind, return_logits=kind == "json", file_name=file_name)
         assert handle.encode.remote(segmentation, form).result() == post(client, **POINT, response_format=kind).content
@@ -333,6 +333,8 @@ def test_the_handle_can_do_the_same(client: httpx.Client) -> None:
         (lambda: handle.auto.remote(IMAGE, AutomaticPrompt(points_per_side=200)), TooLarge),
         (lambda: handle.encode.remote(everything, AnswerFormat("json")), InvalidRequest),
         (lambda: handle.encode.remote(segmentation, AnswerFormat("png", mask_index=3)), InvalidRequest),
+        (lambda: handle.encode.remote(segmentation, AnswerFormat("geotiff")), InvalidRequest),
+        (lambda: handle.encode.remote(segmentation, AnswerFormat("polygons", coordinates="map")), InvalidRequest),
     ]
     for call, error in calls:
         with pytest.raises(error):

@@ -9,6 +9,11 @@ import httpx
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+from rasterio.crs import CRS
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
+from rasterio.warp import transform as warped
+from shapely.geometry import Point, shape
 
 from deployments.client import Client
 from harness.images import encoded, iou, picture
@@ -16,6 +21,7 @@ from tests.integration.conftest import Service
 from tests.pictures import scene, tiff
 
 ROUTE = "/segment-anything-2"
+UTM = Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_540_000.0)
 ROWS, COLUMNS = np.ogrid[:240, :320]
 DISC = (COLUMNS - 210) ** 2 + (ROWS - 90) ** 2 < 45**2
 
@@ -94,3 +100,41 @@ def test_the_client_says_how_a_picture_is_read(service: Service) -> None:
 
     assert iou(masks[0], DISC) > 0.9
     assert (masks[0] == masks[1]).all()
+
+
+def test_masks_of_a_geotiff_lie_on_the_map(client: httpx.Client) -> None:
+    image = geotiff(scene(260, 490, np.uint16))
+    polygons = post(client, image, **CLICK | {"response_format": "polygons"}, coordinates="map")
+    assert polygons.status_code == 200, polygons.text
+    disc = shape(polygons.json()["masks"][0]["segmentation"])
+    # The middle of the disc, 10 m a pixel.
+    [x], [y] = warped("EPSG:32633", "EPSG:4326", [500_000 + 2100.0], [5_540_000 - 900.0])
+    assert disc.contains(Point(x, y))
+    assert disc.centroid.distance(Point(x, y)) < 0.0005
+
+    answer = post(client, image, **CLICK | {"response_format": "geotiff"})
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''image.tif"
+    with MemoryFile(answer.content) as memory, memory.open() as file:
+        assert (file.crs, file.transform) == (CRS.from_epsg(32633), UTM)
+        assert iou(file.read(1) > 0, DISC) > 0.9
+
+
+@pytest.mark.parametrize(
+    "fields", [{"response_format": "polygons", "coordinates": "map"}, {"response_format": "geotiff"}]
+)
+def test_without_a_georeference_there_is_no_map(fields: dict[str, str], client: httpx.Client) -> None:
+    answer = post(client, tiff(scene(260, 490, np.uint16)), **CLICK | fields)
+    assert answer.status_code == 400
+    assert answer.json()["detail"]["msg"].startswith(
+        "coordinates: " if "coordinates" in fields else "response_format: "
+    )
+
+
+def geotiff(samples: Any) -> bytes:
+    height, width = samples.shape[:2]
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=width, height=height, count=1, dtype=samples.dtype, crs="EPSG:32633", transform=UTM
+        ) as file:
+            file.write(samples.reshape(height, width), 1)
+        return bytes(memory.getbuffer())

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
         height, width = masks.image_size
         Image.new("RGB", (width, height)).save(folder / name / "image.png")
         for kind, traits in TRAITS.items():
-            if traits.one_mask_an_object:
+            if traits.one_mask_an_object and not traits.is_georeferenced:
                 form = AnswerFormat(kind, file_name="image.png")
                 text = b"".join(encode_piece(piece, form) for piece in cut(masks, form, 5_000_000))
                 (folder / name / f"{kind}{traits.suffix}").write_bytes(text)

@@ -335,6 +335,18 @@ def test_the_client_knows_the_formats_that_name_the_file() -> None:
     assert {kind for kind, traits in TRAITS.items() if "file_name" in traits.options} == TOOL_FORMATS
 
 
+def test_answers_on_a_map_always_have_the_file() -> None:
+    server = Server()
+    with Client("http://service", transport=httpx.MockTransport(server)) as client:
+        for _ in range(2):
+            client.segment_as(IMAGE, "polygons", coordinates="map")
+            client.segment_as(IMAGE, "geotiff")
+            client.auto_as(IMAGE, "geotiff")
+        client.segment_as(IMAGE, "polygons", coordinates="pixels")
+    assert [b'name="image"' in body for body in server.bodies] == [True] * 6 + [False]
+    assert b'name="coordinates"\r\n\r\nmap\r\n' in server.bodies[0]
+
+
 def test_files_arrays_and_pil_images_are_accepted(tmp_path: Path) -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     Image.fromarray(pixels).save(tmp_path / "image.bmp")

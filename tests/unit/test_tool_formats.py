@@ -35,7 +35,7 @@ many = settings(max_examples=40, deadline=None, suppress_health_check=list(Healt
 BuildSegmentation = Callable[..., Segmentation]
 Read = Callable[[bytes, tuple[int, int]], list[Mask]]
 
-TOOLS = [name for name, traits in TRAITS.items() if traits.one_mask_an_object]
+TOOLS = [name for name, traits in TRAITS.items() if traits.one_mask_an_object and not traits.is_georeferenced]
 HOSTILE = "\"<é&'>]]> \\ 犬"
 
 

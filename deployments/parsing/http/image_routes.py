@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import InvalidRequest
-from deployments.messages.answer_format import TRAITS, AnswerFormat, AutomaticFormat, ResponseFormat
+from deployments.messages.answer_format import TRAITS, AnswerFormat, AutomaticFormat, Coordinates, ResponseFormat
 from deployments.messages.calls import AnswerSize, AutoCall, EmbedCall, SegmentCall
 from deployments.messages.everything import AutomaticPrompt
 from deployments.messages.mask_set import MaskSet
@@ -59,14 +59,21 @@ Tolerance = Annotated[
         "100. If not given, 1 for `polygons` and 0 for the others."
     ),
 ]
+CoordinatesOf = Annotated[
+    Coordinates | None,
+    Form(
+        description="For `polygons`: `pixels`, the default; or `map`, longitudes and latitudes in WGS 84 (RFC 7946), "
+        "of a GeoTIFF."
+    ),
+]
 Label = Annotated[
     str | None, Form(description="For formats of annotation tools: the category of the objects; `object` if not given.")
 ]
 FileName = Annotated[
     str | None,
     Form(
-        description="For formats of annotation tools: the name of the image's file that is written; that of the upload "
-        "if not given."
+        description="For formats of annotation tools and `geotiff`: the name of the image's file that is written; "
+        "that of the upload if not given."
     ),
 ]
 
@@ -232,11 +239,12 @@ class ImageRoutes:
         ] = True,
         response_format: Annotated[ResponseFormat, Form(description="How masks are written.")] = "json",
         tolerance: Tolerance = None,
+        coordinates: CoordinatesOf = None,
         mask_index: Annotated[
             int | None,
             Form(
-                description="For `png` and formats of annotation tools: the only mask to write, numbered over all "
-                "objects and their candidates; if not given, the best, for the tools the best of each object."
+                description="For `png`, `geotiff` and formats of annotation tools: the only mask to write, numbered "
+                "over all objects and their candidates; if not given, the best, for the tools the best of each object."
             ),
         ] = None,
         label: Label = None,
@@ -249,7 +257,7 @@ class ImageRoutes:
         logits = return_logits and (
             TRAITS[response_format].is_full_text or bool((await request.form()).get("return_logits"))
         )
-        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index, label, file_name)
+        answer_format = AnswerFormat(response_format, logits, tolerance, mask_index, label, file_name, coordinates)
         fields = {
             "point_coords": point_coords,
             "point_labels": point_labels,
@@ -263,6 +271,7 @@ class ImageRoutes:
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         size = self._segmenter.size(prompt.num_objects, prompt.num_masks, answer_format)
         identified = await self._identify(sent, context, deadline, size)
+        answer_format = answer_format.placed(await self._segmenter.georeference(identified))
         call = SegmentCall(identified.image_id, prompt, size)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         window = await self._segmenter.window(identified, deadline)
@@ -283,17 +292,21 @@ class ImageRoutes:
             bool, Form(description="Low-resolution logits too; for `rle`, `polygons` and `npz`.")
         ] = False,
         tolerance: Tolerance = None,
+        coordinates: CoordinatesOf = None,
         label: Label = None,
         file_name: FileName = None,
     ) -> Response:
         """Segments everything in an image, and answers in the requested format."""
         context, deadline = context_of(request), deadline_of(request, self._segmenter)
         context.response_format = response_format
-        answer_format = AnswerFormat(response_format, return_logits, tolerance, label=label, file_name=file_name)
+        answer_format = AnswerFormat(
+            response_format, return_logits, tolerance, label=label, file_name=file_name, coordinates=coordinates
+        )
         sent = SentImage(image, image_id, video_id, frame_index, options)
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         identified = await self._identify(sent, context, deadline)
         self._segmenter.check_grid(prompt, identified)
+        answer_format = answer_format.placed(await self._segmenter.georeference(identified))
         call = AutoCall(identified.image_id, prompt, self._limits.max_compact_numbers)
         masks = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         window = await self._segmenter.window(identified, deadline)
@@ -314,6 +327,8 @@ class ImageRoutes:
         context.model_id = model_id = self._segmenter.known_model_id(model_id)
         sent = SentImage(image, None, video_id, frame_index, options)
         identified = await self._identify(sent, context, deadline)
+        # Remembered for prompts that name the image by its id.
+        await self._segmenter.georeference(identified)
         call = EmbedCall(identified.image_id)
         embedded = await self._segmenter.ask(model_id, call, identified, deadline, context.timing)
         window = await self._segmenter.window(identified, deadline)

@@ -23,10 +23,10 @@ class Rle(BaseModel):
 
 
 class MultiPolygon(BaseModel):
-    """GeoJSON in pixels: polygons, each an outer ring and the rings of its holes, closed."""
+    """GeoJSON in pixels or in WGS 84: polygons, each an outer ring and the rings of its holes, closed."""
 
     type: Literal["MultiPolygon"]
-    coordinates: list[list[list[list[int]]]]
+    coordinates: list[list[list[list[int | float]]]]
 
 
 class Record(BaseModel):
@@ -342,7 +342,7 @@ ANSWER_HEADERS: dict[str, Any] = {
 FILE_HEADERS: dict[str, Any] = {
     "Content-Disposition": {
         "schema": {"type": "string"},
-        "description": "With formats of annotation tools: a name for the file, made of the image's.",
+        "description": "With formats of annotation tools and `geotiff`: a name for the file, made of the image's.",
     },
 }
 
