@@ -1,7 +1,7 @@
 """Writes masks as polygons: GeoJSON MultiPolygons in pixels, or in longitudes and latitudes.
 
-Coordinates in pixels run along the edges of pixels: see contours.py. Rings are closed; outer rings run counterclockwise as seen
-with y upwards (RFC 7946), holes clockwise.
+Coordinates in pixels run along the edges of pixels: see contours.py. Rings are closed; outer rings run counterclockwise
+as seen with y upwards (RFC 7946), holes clockwise.
 """
 
 from functools import partial

@@ -148,8 +148,14 @@ def _cut(region: Any) -> list[Any]:
         if left < 360 * turn - 180 or right > 360 * turn + 180:
             within = shapely.intersection(region, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
         moved = shapely.transform(within, lambda corners, turn=turn: corners - np.array([360.0 * turn, 0.0]))
-        parts += [part for part in shapely.get_parts(_flat(moved)) if part.geom_type == "Polygon" and part.area > 0]
-    return parts
+        parts += _polygons(moved)
+    # What reaches around a pole begins and ends at the same meridian, where its pieces meet.
+    return _polygons(shapely.union_all(parts)) if len(parts) > 1 else parts
+
+
+def _polygons(geometry: Any) -> list[Any]:
+    """Returns the polygons in a geometry that have an area."""
+    return [part for part in shapely.get_parts(_flat(geometry)) if part.geom_type == "Polygon" and part.area > 0]
 
 
 def _flat(geometry: Any) -> Any:

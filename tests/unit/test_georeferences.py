@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-from deployments.pictures.turns import TURNS, upright
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -27,6 +26,7 @@ from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.images import identify, image_by_id
 from deployments.parsing.segmenter import Segmenter
 from deployments.pictures import geotiff, reader
+from deployments.pictures.exif import TURNS, upright_samples
 from deployments.settings import Limits, ServiceSettings
 from tests.masks import GivenMasks, Mask
 
@@ -139,7 +139,7 @@ def test_place_is_that_of_the_upright_picture(orientation: int) -> None:
     place = place_of(file_of(by_tifffile(AREA_KEYS, tags=[(274, "H", 1, orientation)])))
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     stored = np.stack([500_000 + 10 * columns, 5_540_000 - 10 * rows], axis=2)
-    shown = upright(stored, orientation)
+    shown = upright_samples(stored, orientation)
     a, b, c, d, e, f = place.transform
     rows, columns = np.mgrid[: shown.shape[0], : shown.shape[1]] + 0.5
     np.testing.assert_array_equal(shown[..., 0], a * columns + b * rows + c)
@@ -261,7 +261,9 @@ def test_polygons_around_a_pole_reach_up_to_it() -> None:
 def test_corners_outside_of_the_projection_are_left_out() -> None:
     # The full disc of a geostationary satellite: the corners of the picture are in space.
     crs = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=-75 +sweep=x +ellps=GRS80 +units=m")
-    place = Georeference((271_000.0, 0.0, -5_420_000.0, 0.0, -271_000.0, 5_420_000.0), crs.to_wkt("WKT2_2019"), True)
+    place = Georeference(
+        (271_000.0, 0.0, -5_420_000.0, 0.0, -271_000.0, 5_420_000.0), crs.to_wkt(version="WKT2_2019"), True
+    )
     mask = box_mask(10, 10, 30, 30, (40, 40)) | box_mask(0, 0, 12, 12, (40, 40))
     geometry = on_map(mask, place)
     assert np.isfinite(
