@@ -130,7 +130,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The service, on a cluster that has only its head at first."""
-    with autoscaling_nodes({"num_cpus": 2}, {"CPU": 0, "GPU": 1}, MAX_NODES):
+    with autoscaling_nodes({"num_cpus": 3}, {"CPU": 0, "GPU": 1}, MAX_NODES):
         assert len(living_nodes()) == 1
         yield deploy(document())
 

@@ -163,6 +163,7 @@ def test_no_request_is_lost_where_a_whole_node_dies(service: Running) -> None:
     assert under_load(service, "a worker node killed", kill_node, 25).lost == []
 
 
+@pytest.mark.long
 def test_no_request_is_lost_while_the_service_is_updated(service: Running) -> None:
     changed: dict[str, Any] = {"user_config": {"max_batch_size": 4}}
     updates = {

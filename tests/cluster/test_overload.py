@@ -17,7 +17,7 @@ from harness.processes import ProcessTree
 from tests.cluster import nodes
 from tests.integration.conftest import DEMO
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 DEADLINE_S = 20.0
 OFFERED = 8.0

@@ -134,11 +134,10 @@ def whole(timeout_s: float = 120) -> None:
 @pytest.mark.parametrize(
     ("act", "asked_by"),
     [
-        (lambda: kill(MODEL, 2), "HTTP"),
-        (kill_across, "HTTP"),
-        (lambda: kill("RequestParser"), "client"),
+        pytest.param(lambda: kill(MODEL, 2), "HTTP", id="both model replicas", marks=pytest.mark.long),
+        pytest.param(kill_across, "HTTP", id="a model replica, all readers and encoders"),
+        pytest.param(lambda: kill("RequestParser"), "client", id="a parser, our client"),
     ],
-    ids=["both model replicas", "a model replica, all readers and encoders", "a parser, our client"],
 )
 def test_no_mask_is_lost_or_changed_where_it_dies(service: Running, act: Callable[[], None], asked_by: str) -> None:
     whole()
