@@ -25,6 +25,7 @@ def write(part: Part, answer_format: AnswerFormat) -> bytes:
     tolerance = DEFAULT_TOLERANCE if answer_format.tolerance is None else answer_format.tolerance
     geometry: Geometry = partial(segmentation, tolerance=tolerance)
     if answer_format.is_on_map:
+        assert answer_format.georeference is not None, "checked when the answer began"
         geometry = partial(map_segmentation, tolerance=tolerance, georeference=answer_format.georeference)
     return encode_part(part, geometry, answer_format.return_logits)
 

@@ -227,7 +227,8 @@ class IsolatedReader:
         file.seek(0)
         content = pickle.PickleBuffer(file.read())
         arguments = (step, self._reader.__name__, content, options, max_pixels)
-        return self._helpers.call(self._kind, on_content, *arguments, timeout_s=timeout_s)
+        answer: T = self._helpers.call(self._kind, on_content, *arguments, timeout_s=timeout_s)
+        return answer
 
 
 def on_content(

@@ -19,7 +19,6 @@ from deployments.encoding.response_encoder import encode_piece
 from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import AnswerFormat, ResponseFormat
 from deployments.messages.georeference import Georeference, NoGeoreference
-from deployments.messages.mask_set import MaskSet
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.pieces import cut
 from deployments.parsing.byte_budget import ByteBudget
@@ -92,7 +91,7 @@ def box_mask(left: int, top: int, right: int, bottom: int, size: tuple[int, int]
     return mask
 
 
-def written(masks: MaskSet, kind: ResponseFormat, place: Georeference | NoGeoreference, **options: Any) -> bytes:
+def written(masks: Any, kind: ResponseFormat, place: Georeference | NoGeoreference, **options: Any) -> bytes:
     form = AnswerFormat(kind, **options).placed(place)
     return b"".join(encode_piece(piece, form) for piece in cut(masks, form, 5_000_000))
 

@@ -489,7 +489,8 @@ def test_a_zip_of_pictures_in_the_order_of_their_numbers(tmp_path: Path) -> None
 def test_all_pictures_of_a_zip_are_shown_in_the_window_of_the_first(tmp_path: Path) -> None:
     bright = np.tile(np.arange(0, 10_000, 100, dtype=np.uint16), (100, 1))
     plain = np.tile(np.arange(100, dtype=np.uint8), (100, 1))
-    pictures = {f"{index}.png": encoded(Image.fromarray(one)) for index, one in enumerate((bright, bright // 2, plain))}
+    greys: list[NDArray[Any]] = [bright, bright // 2, plain]
+    pictures = {f"{index}.png": encoded(Image.fromarray(grey)) for index, grey in enumerate(greys)}
     zipped(tmp_path / "a.zip", pictures)
 
     first, second, third = (frame.pixels for frame in read(tmp_path / "a.zip"))
