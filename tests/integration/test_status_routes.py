@@ -28,6 +28,7 @@ FORM_FIELDS = {
     "background",
     "label",
     "file_name",
+    "coordinates",
 }
 
 
