@@ -81,11 +81,14 @@ class IdentifiedImage:
             return self.source
         return reader.read(_file_of(self.source), self.options, limits.max_pixels, _seconds_left(deadline))
 
-    def georeference(self) -> Georeference | NoGeoreference:
+    def georeference(self, deadline: Deadline | None = None) -> Georeference | NoGeoreference:
         """Returns where the picture lies on a map; reads no samples.
 
+        Args:
+            deadline: see `identify`.
+
         Raises:
-            Overloaded: no helper became free in time.
+            Unavailable: the decoders are busy, or the deadline has passed.
         """
         if self.fetch is not None:
             return NoGeoreference("a video's frame has none")
@@ -93,7 +96,7 @@ class IdentifiedImage:
             return NoGeoreference("that of an image_id is not known here: send the file as image")
         if isinstance(self.source, Picture) or self.kind != "tiff":
             return NoGeoreference("only those of TIFF files are read")
-        return reader.georeference(_file_of(self.source), self.options)
+        return reader.georeference(_file_of(self.source), self.options, _seconds_left(deadline))
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB; arguments and errors as `read`."""

@@ -31,11 +31,8 @@ Result = TypeVar("Result")
 
 DECODING_THREADS = 4
 
-MOST_WINDOWS = 10_000
-"""Pictures of more than 8 bits whose windows are remembered."""
-
-MOST_GEOREFERENCES = 10_000
-"""TIFF files whose georeferences are remembered."""
+MOST_REMEMBERED = 10_000
+"""Pictures of more than 8 bits whose windows are remembered, and TIFF files whose georeferences are."""
 
 
 class Segmenter:
@@ -213,22 +210,20 @@ class Segmenter:
                 await self.decode(image, deadline, held, StageTimes())
         return self._windows.get(image.image_id)
 
-    async def georeference(self, image: IdentifiedImage) -> Georeference | NoGeoreference:
+    async def georeference(self, image: IdentifiedImage, deadline: Deadline) -> Georeference | NoGeoreference:
         """Returns where an image lies on a map, or why that is not known.
 
         It is known once the file was sent here: a replica that never saw the file of an `image_id` does not know it.
 
         Raises:
-            Overloaded: a file's is read in a helper, and none became free in time.
+            Unavailable: the decoders are busy, or the deadline has passed.
         """
         if image.image_id in self._georeferences:
             return self._georeferences[image.image_id]
         if image.source is None or image.kind != "tiff":
             return image.georeference()
-        found = await self.off_loop(image.georeference)
-        while len(self._georeferences) >= MOST_GEOREFERENCES:
-            self._georeferences.pop(next(iter(self._georeferences)))
-        self._georeferences[image.image_id] = found
+        found = await self.off_loop(image.georeference, deadline)
+        _remember(self._georeferences, image.image_id, found)
         return found
 
     async def decode(
@@ -254,9 +249,7 @@ class Segmenter:
                 return await image.fetch(deadline)
             picture = await self.off_loop(image.read, self._settings.limits, deadline)
         if image.is_deep:
-            while len(self._windows) >= MOST_WINDOWS:
-                self._windows.pop(next(iter(self._windows)))
-            self._windows[image.image_id] = picture.window
+            _remember(self._windows, image.image_id, picture.window)
         return picture.pixels
 
     async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
@@ -273,6 +266,13 @@ def check_without_file(options: PictureOptions | None, name: str) -> None:
     if options is not None and (text := options.text()):
         field = text.partition("=")[0]
         raise InvalidRequest(f"{field}: goes with image, and not with {name}, which names a picture as it was read")
+
+
+def _remember(memory: dict[str, T], image_id: str, value: T) -> None:
+    """Keeps what is known of an image; what was noted first makes room."""
+    while len(memory) >= MOST_REMEMBERED:
+        memory.pop(next(iter(memory)))
+    memory[image_id] = value
 
 
 def _positive(text: str) -> float | None:

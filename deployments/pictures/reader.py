@@ -101,19 +101,23 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
     return picture_of(reader, file, options, max_pixels)
 
 
-def georeference(file: BinaryIO, options: PictureOptions) -> Georeference | NoGeoreference:
+def georeference(
+    file: BinaryIO, options: PictureOptions, timeout_s: float | None = None
+) -> Georeference | NoGeoreference:
     """Returns where a TIFF file's page lies on a map.
 
     Args:
         file: can seek; its kind is `tiff`.
         options: which page is meant.
+        timeout_s: see `inspect`.
 
     Raises:
-        Overloaded: no helper became free in time.
+        Unavailable: see `inspect`.
     """
     file.seek(0)
+    content = pickle.PickleBuffer(file.read())
     try:
-        return HELPERS.call("a TIFF file", geotiff.georeference_of, pickle.PickleBuffer(file.read()), options)
+        return HELPERS.call("a TIFF file", geotiff.georeference_of, content, options, timeout_s=timeout_s)
     except (InvalidImage, InvalidRequest, TooLarge) as error:
         # Pictures are shown whatever is wrong with their places.
         return NoGeoreference(f"its georeference cannot be read: {error}")

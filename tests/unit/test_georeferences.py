@@ -16,12 +16,13 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as warped
 
 from deployments.encoding.response_encoder import encode_piece
-from deployments.errors import InvalidRequest
+from deployments.errors import DeadlineExceeded, InvalidRequest
 from deployments.messages.answer_format import AnswerFormat, ResponseFormat
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.pieces import cut
 from deployments.parsing.byte_budget import ByteBudget
+from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import identify, image_by_id
 from deployments.parsing.segmenter import Segmenter
 from deployments.pictures import geotiff, reader
@@ -143,6 +144,13 @@ def test_place_is_that_of_the_upright_picture(orientation: int) -> None:
     rows, columns = np.mgrid[: shown.shape[0], : shown.shape[1]] + 0.5
     np.testing.assert_array_equal(shown[..., 0], a * columns + b * rows + c)
     np.testing.assert_array_equal(shown[..., 1], d * columns + e * rows + f)
+
+
+def test_a_deadline_that_has_passed_ends_the_reading() -> None:
+    data = by_rasterio("EPSG:32632", ROTATED)
+    image = identify(data, Limits())
+    with pytest.raises(DeadlineExceeded):
+        image.georeference(Deadline(0))
 
 
 def test_no_georeference_is_told_by_its_reason() -> None:
@@ -330,11 +338,11 @@ async def test_a_place_is_remembered_for_the_image_id() -> None:
     segmenter = Segmenter(ServiceSettings(), cast(Any, None), ByteBudget(2**30, "too many images"))
     sent = await segmenter.identify(by_rasterio("EPSG:32633", UTM))
     named = await segmenter.identify(None, sent.image_id)
-    unknown = await segmenter.georeference(named)
-    found = await segmenter.georeference(sent)
+    unknown = await segmenter.georeference(named, Deadline(10))
+    found = await segmenter.georeference(sent, Deadline(10))
     assert isinstance(unknown, NoGeoreference)
     assert isinstance(found, Georeference)
-    assert await segmenter.georeference(named) == found
+    assert await segmenter.georeference(named, Deadline(10)) == found
 
 
 @pytest.mark.parametrize("kind", ["rle", "qupath", "geotiff"])
