@@ -45,17 +45,27 @@ TEXTS: dict[str, list[Any]] = {
     "box": ["[1,2,30,20]", "[[1,2,30,20],[0,0,9,9]]", "[9,9,1,1]"],
     "model_id": ["", "", "sam2-demo", "sam2-demo"],
     "mask_input": ["", "", "null"],
+    "window": ["", "auto", "full", "10,200"],
+    "bands": ["", "", "1", "1,2,3"],
+    "page": ["", "", "0"],
+    "background": ["", "white", "#102030"],
+    "coordinates": ["", "", "pixel"],
+    "label": ["", "thing"],
+    "file_name": ["", "picture.png"],
+    "video_id": ["", "", "", None, None, None],
+    "frame_index": ["", "", "", None, None, None],
 }
+# What the document cannot say: without it, a picture is asked about at a thousand points.
+FEW_POINTS = {"points_per_side": "2"}
+mostly = st.sampled_from([True, True, True, False])
 
 
-def form(body: dict[str, Any], draw: Callable[[Any], Any]) -> list[Any]:
+def form(body: dict[str, Any], few: dict[str, str], draw: Callable[[Any], Any]) -> list[Any]:
     """A generated body as multipart parts: half of its texts sensible ones, and mostly an image that is one."""
     parts: list[Any] = []
     # The document cannot say that there must be one if there is no image_id.
-    image = {"image": None} if draw(st.sampled_from([True, True, True, False])) else {}
-    # Left out, it would mean a thousand points.
-    few = {"points_per_side": "2"} if "points_per_batch" in body or "box_nms_thresh" in body else {}
-    for name, value in (body | image | few).items():
+    image = {"image": None} if draw(mostly) else {}
+    for name, value in (few | body | image).items():
         text = draw(st.sampled_from([*TEXTS.get(name, []), value])) if name in TEXTS else value
         if name == "image":
             parts.append((name, ("image", draw(st.sampled_from(IMAGES)))))
@@ -65,11 +75,10 @@ def form(body: dict[str, Any], draw: Callable[[Any], Any]) -> list[Any]:
     return parts or [("nothing", (None, b""))]
 
 
-def in_json(body: dict[str, Any], draw: Callable[[Any], Any]) -> dict[str, Any]:
+def in_json(body: dict[str, Any], few: dict[str, str], draw: Callable[[Any], Any]) -> dict[str, Any]:
     """The same as JSON, where values may also stay what the document says."""
-    few = {"points_per_side": 2} if "points_per_batch" in body or "box_nms_thresh" in body else {}
-    document = {name: draw(st.sampled_from([*TEXTS.get(name, []), value])) for name, value in (body | few).items()}
-    if draw(st.sampled_from([True, True, True, False])):
+    document = {name: draw(st.sampled_from([*TEXTS.get(name, []), value])) for name, value in (few | body).items()}
+    if draw(mostly):
         document["image"] = base64.b64encode(draw(st.sampled_from(IMAGES))).decode()
     return document
 
@@ -94,10 +103,11 @@ def test_requests_made_from_the_document_get_what_it_promises(service: Service) 
         @given(case=operation.as_strategy(), data=st.data())
         def exchange(case: Any, data: st.DataObject) -> None:
             if isinstance(case.body, dict):
-                is_json = case.media_type == "application/json"
-                content: Any = (
-                    {"json": in_json(case.body, data.draw)} if is_json else {"files": form(case.body, data.draw)}
-                )
+                few = FEW_POINTS if case.operation.path.endswith("/auto") and data.draw(mostly) else {}
+                if case.media_type == "application/json":
+                    content: Any = {"json": in_json(case.body, few, data.draw)}
+                else:
+                    content = {"files": form(case.body, few, data.draw)}
                 request = client.build_request("POST", case.formatted_path, **content)
                 # Schemathesis looks at it too.
                 request.read()
