@@ -1,5 +1,6 @@
 """What `/hardware/…` says of a node: the machine, and the part of it that the service may use."""
 
+import platform
 from types import SimpleNamespace
 
 import psutil
@@ -30,7 +31,7 @@ def container_on_a_large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("usable_cores", "cpu_quota", "memory_limit"):
         monkeypatch.setattr(hardware, name, lambda name=name: ALLOWED[name])
     monkeypatch.setattr(hardware, "available_memory", lambda: ALLOWED["memory_available"])
-    monkeypatch.setattr(hardware.platform, "node", lambda: "box")
+    monkeypatch.setattr(platform, "node", lambda: "box")
     monkeypatch.setattr(psutil, "cpu_count", lambda: 64)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 12.5)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=256_000, available=200_000))

@@ -138,7 +138,8 @@ def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
 def test_an_avif_is_decoded_by_as_many_threads_as_there_are_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     file = encoded(PICTURE, "AVIF", quality=95)
     threads: list[int] = []
-    decoder = AvifImagePlugin._avif.AvifDecoder
+    plugin: Any = AvifImagePlugin
+    decoder = plugin._avif.AvifDecoder
 
     def noted(data: bytes, codec: str, max_threads: int) -> Any:
         threads.append(max_threads)

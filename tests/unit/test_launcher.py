@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from huggingface_hub import constants
 
 from deployments import launcher
@@ -55,7 +56,7 @@ def test_a_ray_of_its_own_has_the_cores_that_may_be_used_here(
     asked: list[Any] = []
     monkeypatch.setattr(launcher, "usable_cores", lambda: 3)
     monkeypatch.setattr(launcher, "ray_address", lambda: address)
-    monkeypatch.setattr(launcher.ray, "init", lambda **options: asked.append(options["num_cpus"]))
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["num_cpus"]))
 
     launcher._start_ray()
 
