@@ -26,6 +26,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from deployments.config_file import default_path, read_config
 from deployments.environment import prepare_environment, ray_address
 from deployments.errors import ModelLoadError
+from deployments.machine import usable_cores
 from deployments.model_status import read_statuses
 from deployments.settings import (
     APP_NAME,
@@ -175,6 +176,8 @@ def _start_ray() -> None:
     try:
         ray.init(
             address=address or "local",
+            # Ray's own count knows neither affinities nor the quotas of cgroups further up, and makes 0 of half a core.
+            num_cpus=None if address else usable_cores(),
             namespace="serve",
             include_dashboard=None if address else False,
             log_to_driver=False,

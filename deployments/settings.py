@@ -72,7 +72,8 @@ class ModelSettings(Settings):
         default=None,
         ge=1,
         le=1024,
-        description="Threads that torch uses in each replica on the CPU. Default: all cores of the node.",
+        description="Threads that torch uses in each replica on the CPU. Default: all cores of the node; in a "
+        "container as many as its CPU quota and its cpuset allow.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -330,7 +331,8 @@ class Sam2ModelConfig(Settings):
         default=None,
         ge=0,
         description="Memory for embeddings in each replica; 0 remembers none. Default: on a GPU, half of the free "
-        "memory of the replica's share; on a CPU, an eighth of the node's free memory, at most 2 GiB.",
+        "memory of the replica's share; on a CPU, an eighth of the memory that is free on the node and in "
+        "its container, at most 2 GiB.",
     )
     cache_ttl_s: float | None = Field(
         default=None,

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+from deployments.machine import memory_limit, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "ray", "sam2", "numpy", "fastapi", "uvicorn", "httpx", "orjson", "pillow")
@@ -23,9 +24,9 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpuinfo("model name") or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "cpu_flags": {flag: flag in flags for flag in MATRIX_FLAGS},
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(memory_limit() / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average_at_start": os.getloadavg()[0],
         "python": platform.python_version(),

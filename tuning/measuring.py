@@ -6,7 +6,6 @@ Images are 1080p. Times are medians of a few runs, after one that warms up and w
 import ctypes
 import io
 import itertools
-import os
 import statistics
 import threading
 import time
@@ -22,6 +21,7 @@ from PIL import Image
 
 from deployments.encoding.response_encoder import encode_piece
 from deployments.errors import Overloaded
+from deployments.machine import available_memory, usable_cores
 from deployments.messages.answer_format import RESPONSE_FORMATS, AnswerFormat, ResponseFormat
 from deployments.messages.arrays import LOW_RES_SIZE, RgbArray
 from deployments.messages.georeference import Georeference
@@ -29,7 +29,13 @@ from deployments.messages.pieces import cut
 from deployments.messages.prompt import Prompt
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
 from deployments.model.checkpoints import load_model
-from deployments.model.devices import choose_precision, cuda_context_bytes, default_cache_bytes, start_device
+from deployments.model.devices import (
+    choose_precision,
+    cuda_context_bytes,
+    default_cache_bytes,
+    limit_compilers,
+    start_device,
+)
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.parsing.images import identify
 from deployments.settings import Limits, ModelSettings, RequestParserConfig, use_compile_cache
@@ -65,6 +71,8 @@ def measure(settings: ModelSettings, effort: Effort, say: Say) -> Measured:
     memory, context = _memory(device)
     model = load_model(settings, lambda what, *_: say(what))
     use_compile_cache(settings.compile_cache)
+    if settings.torch_compile:
+        limit_compilers()
     compiled = settings.compile_batch_sizes if settings.torch_compile else ()
     engine = Engine(model, device, choose_precision(settings.precision, device), compiled)
     engine.warm_up()
@@ -75,7 +83,7 @@ def measure(settings: ModelSettings, effort: Effort, say: Say) -> Measured:
     return Measured(
         model_id=settings.model_id,
         on_gpu=device.type == "cuda",
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         memory_bytes=memory,
         context_bytes=context,
         weights_bytes=sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers())),
@@ -94,7 +102,7 @@ def _memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory, cuda_context_bytes(device)
     resident = psutil.Process().memory_info().rss
-    return psutil.virtual_memory().available + resident, resident
+    return available_memory() + resident, resident
 
 
 # ---- runs of the model
@@ -166,7 +174,7 @@ def _failed_allocations(device: torch.device) -> int:
 
 def _would_fill_memory(device: torch.device, last: Run) -> bool:
     """Whether a run of twice the size could take a CPU's memory from others: nothing there says no in time."""
-    return device.type != "cuda" and 8 * last.memory_bytes > psutil.virtual_memory().available
+    return device.type != "cuda" and 8 * last.memory_bytes > available_memory()
 
 
 def _median_seconds(call: Callable[[], object], effort: Effort) -> float:

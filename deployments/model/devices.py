@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import pynvml
 import torch
 
 from deployments.errors import ModelLoadError
+from deployments.machine import available_memory, usable_cores
 
 CPU_CACHE_LIMIT_BYTES = 2 * 2**30
 """The most of the CPU's memory that an embedding cache takes by default."""
@@ -29,12 +29,12 @@ def start_device(device: str, gpu_fraction: float, torch_threads: int | None) ->
     Args:
         device: `auto`, `cpu` or `cuda`.
         gpu_fraction: share of the GPU that Ray assigned; also caps this process's GPU memory.
-        torch_threads: CPU threads; None takes all cores, although Ray sets one thread for a fraction of a CPU.
+        torch_threads: CPU threads; None takes all usable cores, although Ray sets one thread for a fraction of a CPU.
 
     Raises:
         ModelLoadError: a GPU is requested and torch finds none.
     """
-    torch.set_num_threads(torch_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(torch_threads or usable_cores())
     if device == "cpu" or (device == "auto" and gpu_fraction == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -136,6 +136,16 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
 
 
+def limit_compilers() -> None:
+    """Has torch.compile start no more compilers at a time than there are usable cores. Call before compiling.
+
+    Its own default, up to 32, does not know of quotas; each is a process that holds some hundred megabytes.
+    """
+    from torch._inductor import config
+
+    config.compile_threads = min(config.compile_threads or 1, usable_cores())
+
+
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
     """Returns how many images are embedded, and how many prompts decoded, in one run by default."""
     return (8, 16) if device.type == "cuda" else (1, objects_at_once(device))
@@ -150,10 +160,11 @@ def default_cache_bytes(device: torch.device) -> int:
     """Returns the default size of the embedding cache in bytes. Call after the model is loaded and warmed up.
 
     On a GPU, half of what is then free in this process's share of the memory; the other half is for activations. On the
-    CPU, whose memory is shared with other processes, an eighth of the available memory, up to 2 GiB.
+    CPU, whose memory is shared with other processes, an eighth of the available memory, up to 2 GiB; in a container, of
+    what is available below its limit.
     """
     if device.type != "cuda":
-        return min(psutil.virtual_memory().available // 8, CPU_CACHE_LIMIT_BYTES)
+        return min(available_memory() // 8, CPU_CACHE_LIMIT_BYTES)
     free_on_gpu, total = torch.cuda.mem_get_info(device)
     share = int(total * torch.cuda.get_per_process_memory_fraction(device))
     return max(0, min(share - torch.cuda.memory_reserved(device), free_on_gpu) // 2)

@@ -52,13 +52,21 @@ def load_engine(
     # Imported here: they bring torch, which takes seconds, and app.py imports this file without loading a model.
     import deployments.model.automatic_masks  # noqa: F401 imported early, so that the first AutoCall need not wait
     from deployments.model.checkpoints import load_model
-    from deployments.model.devices import choose_precision, default_batch_sizes, default_cache_bytes, start_device
+    from deployments.model.devices import (
+        choose_precision,
+        default_batch_sizes,
+        default_cache_bytes,
+        limit_compilers,
+        start_device,
+    )
     from deployments.model.engine import Engine
 
     model = load_model(settings, report)
     report("compiling and warming up" if settings.torch_compile else "warming up", 0, 0)
     device = start_device(settings.device, gpu_fraction, settings.torch_threads)
     use_compile_cache(settings.compile_cache)
+    if settings.torch_compile:
+        limit_compilers()
     batch_sizes = settings.compile_batch_sizes if settings.torch_compile else ()
     engine = Engine(model, device, choose_precision(settings.precision, device), batch_sizes)
     engine.warm_up()

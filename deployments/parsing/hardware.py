@@ -6,9 +6,14 @@ from typing import Any
 import psutil
 import pynvml
 
+from deployments.machine import available_memory, cpu_quota, memory_limit, usable_cores
+
 
 def node_hardware() -> dict[str, Any]:
-    """Returns the hardware of the node that this runs on; `gpus` is empty where there is no NVIDIA driver."""
+    """Returns the hardware of the node that this runs on; `gpus` is empty where there is no NVIDIA driver.
+
+    Beside the machine's processors and memory, the part of them that this service may use: see machine.py.
+    """
     memory = psutil.virtual_memory()
     return {
         "hostname": platform.node(),
@@ -16,6 +21,10 @@ def node_hardware() -> dict[str, Any]:
         "cpu_utilization": psutil.cpu_percent(interval=0.1),
         "memory_total": memory.total,
         "memory_free": memory.available,
+        "usable_cores": usable_cores(),
+        "cpu_quota": cpu_quota(),
+        "memory_limit": memory_limit(),
+        "memory_available": available_memory(),
         "gpus": _gpus(),
     }
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError, features
 
 from deployments.errors import InvalidImage
+from deployments.machine import usable_cores
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.colours import shown
 from deployments.pictures.exif import orientation, upright, upright_size
@@ -92,6 +93,8 @@ def _opened(file: BinaryIO, page: int) -> Iterator[tuple[Any, str, int]]:
 
 def _avif(file: BinaryIO) -> Any:
     try:
+        # Its default does not know of a container's CPU quota.
+        AvifImagePlugin.DEFAULT_MAX_THREADS = usable_cores()
         return Image.open(file, formats=["AVIF"])
     except UnidentifiedImageError as error:
         raise InvalidImage(f"image: is {AVIF} that is damaged or truncated, or of a sort not read") from error

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from PIL import Image
 
 from deployments.errors import DeadlineExceeded, InvalidImage, Overloaded, TooLarge
+from deployments.machine import memory_limit
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.helper import receive, send
 from deployments.pictures.raster import Picture
@@ -34,7 +35,7 @@ TIMEOUT_S = 60.0
 """How long a decoder may take, and how long a call waits for a helper that is free."""
 
 MEMORY_BYTES = 3 * 2**30
-"""What a helper may hold: pictures of 63 megapixels took up to 1.6 GB (camera raw 1.1, AVIF 1.3, DICOM 1.6)."""
+"""What a helper may hold at most: pictures of 63 megapixels took 1.6 GB (camera raw 1.1, AVIF 1.3, DICOM 1.6)."""
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -98,12 +99,12 @@ class Helpers:
     Args:
         count: how many functions run at a time.
         timeout_s: how long one may take.
-        memory_bytes: what one may hold.
+        memory_bytes: what one may hold; None is MEMORY_BYTES, or less where all of them together would exceed the
+            memory limit of the container or the machine.
     """
 
-    def __init__(
-        self, count: int = NUM_HELPERS, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
-    ) -> None:
+    def __init__(self, count: int = NUM_HELPERS, timeout_s: float = TIMEOUT_S, memory_bytes: int | None = None) -> None:
+        self._count = count
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         # The last that was used comes first: the others may never be started.
@@ -164,7 +165,8 @@ class Helpers:
             return helper
         if helper is not None:
             helper.close()
-        return Helper(self._memory_bytes)
+        # Beyond the limit of a container the kernel would end processes, and not only this one.
+        return Helper(self._memory_bytes or min(MEMORY_BYTES, memory_limit() // self._count))
 
     def close(self) -> None:
         """Ends all processes that are not at work."""

@@ -60,6 +60,9 @@ def test_hardware_covers_every_node(service: Service) -> None:
     stats = get(service, "/hardware/stats").json()
     assert len(info["nodes"]) == len(stats["nodes"]) == 1
     assert info["nodes"][0]["memory_total"] > 2**30
+    assert 1 <= info["nodes"][0]["usable_cores"] <= info["nodes"][0]["cpu_count"]
+    assert 0 < info["nodes"][0]["memory_available"] < info["nodes"][0]["memory_limit"]
+    assert info["nodes"][0]["memory_limit"] <= info["nodes"][0]["memory_total"]
     assert info["nodes"][0]["error"] == ""
     assert len(info["gpu_info"]) == len(stats["gpu_stats"]) == info["nodes"][0]["gpu_count"]
 

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
+from torch._inductor import config as inductor_config
 
 from deployments.errors import ModelLoadError
 from deployments.model import devices
@@ -83,6 +83,29 @@ def test_the_cuda_context_is_taken_off_the_share(monkeypatch: pytest.MonkeyPatch
     assert shares == [pytest.approx(0.4)]
 
 
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize(("setting", "threads"), [(None, 3), (5, 5)])
+def test_torch_starts_a_thread_for_each_usable_core_unless_the_setting_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, setting: int | None, threads: int
+) -> None:
+    monkeypatch.setattr(devices, "usable_cores", lambda: 3)
+
+    start_device("cpu", 0.0, setting)
+
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("cores", "compilers"), [(3, 3), (64, 32)])
+def test_no_more_compilers_run_than_there_are_usable_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, compilers: int
+) -> None:
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
+
+    with inductor_config.patch(compile_threads=32):
+        devices.limit_compilers()
+        assert inductor_config.compile_threads == compilers
+
+
 # ---- precision
 
 
@@ -132,7 +155,7 @@ def test_a_gpu_runs_bfloat16_unless_it_would_emulate_it(
 def test_a_cache_takes_an_eighth_of_the_cpus_free_memory_within_bounds(
     monkeypatch: pytest.MonkeyPatch, available: int, expected: int
 ) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(devices, "available_memory", lambda: available)
 
     assert default_cache_bytes(CPU) == expected
 

@@ -1,12 +1,13 @@
 """HEIC and AVIF: upright as their container says, their colours, their pages."""
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image, features
+from PIL import AvifImagePlugin, Image, features
 
 from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
@@ -132,6 +133,25 @@ def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
 
     with pytest.raises(InvalidImage, match="damaged or truncated"):
         heif.read(io.BytesIO(file[: int(share * len(file))]), PictureOptions())
+
+
+def test_an_avif_is_decoded_by_as_many_threads_as_there_are_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded(PICTURE, "AVIF", quality=95)
+    threads: list[int] = []
+    plugin: Any = AvifImagePlugin
+    decoder = plugin._avif.AvifDecoder
+
+    def noted(data: bytes, codec: str, max_threads: int) -> Any:
+        threads.append(max_threads)
+        return decoder(data, codec, max_threads)
+
+    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
+    monkeypatch.setattr(AvifImagePlugin, "_avif", SimpleNamespace(AvifDecoder=noted))
+    monkeypatch.setattr(heif, "usable_cores", lambda: 3)
+
+    heif.read(io.BytesIO(file), PictureOptions())
+
+    assert set(threads) == {3}
 
 
 def test_an_avif_that_calls_itself_heif_first_is_an_avif() -> None:

@@ -22,17 +22,18 @@ ROOMS = {"parsing", "frames", "model", "encoding", "page"}
 # The pictures of a zip or an animation are read as other pictures are, by the same rules.
 ALSO = {"parsing": {"pictures"}, "frames": {"parsing.images", "pictures"}}
 
-SHARED = {"messages", "telemetry", "errors", "settings", "model_status"}
+SHARED = {"messages", "telemetry", "errors", "settings", "model_status", "machine"}
 
 # What each other module, or folder, may import of ours.
 OWN_IMPORTS = {
     "errors": set[str](),
     "client": set[str](),
+    "machine": set[str](),
     "model_status": set[str](),
     "telemetry": {"telemetry"},
     "settings": {"errors"},
     "messages": {"messages", "errors"},
-    "pictures": {"pictures", "messages", "errors"},
+    "pictures": {"pictures", "messages", "errors", "machine"},
     "app": {
         "settings",
         "parsing.http.ingress",
@@ -44,7 +45,7 @@ OWN_IMPORTS = {
     },
     "environment": set[str](),
     "config_file": {"environment", "settings"},
-    "launcher": {"config_file", "environment", "settings", "model_status", "errors", "model.checkpoints"},
+    "launcher": {"config_file", "environment", "settings", "model_status", "errors", "machine", "model.checkpoints"},
     "__main__": {"launcher"},
 }
 

@@ -4,6 +4,7 @@ import ctypes
 import io
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 
 from deployments.errors import DeadlineExceeded, InvalidImage, InvalidRequest, Overloaded, TooLarge
 from deployments.messages.picture_options import PictureOptions
-from deployments.pictures import pillow_reader, reader, tiff
+from deployments.pictures import isolated, pillow_reader, reader, tiff
 from deployments.pictures.isolated import Helpers, IsolatedReader, on_content
 from deployments.pictures.raster import Picture, Raster
 from harness.images import encoded, picture
@@ -63,6 +64,10 @@ def wait(seconds: float) -> None:
 
 def hold(count: int) -> int:
     return int(np.ones(count, np.uint8)[::4096].sum())
+
+
+def most_memory() -> int:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
 
 
 def fail(error: BaseException) -> None:
@@ -253,6 +258,17 @@ def test_what_needs_too_much_memory_is_refused_and_does_no_harm() -> None:
         helpers.call("a test", hold, 2000 * MEBIBYTE)
 
     assert helpers.call("a test", process_id) == process
+    helpers.close()
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1200 * MEBIBYTE, 600 * MEBIBYTE), (64 * 2**30, 3 * 2**30)])
+def test_all_helpers_together_stay_below_a_containers_memory_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int, share: int
+) -> None:
+    monkeypatch.setattr(isolated, "memory_limit", lambda: limit)
+    helpers = Helpers(count=2, timeout_s=20)
+
+    assert helpers.call("a test", most_memory) == share
     helpers.close()
 
 

@@ -4,8 +4,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from huggingface_hub import constants
 
 from deployments import launcher
@@ -45,6 +47,20 @@ def test_a_wrong_config_is_refused_before_anything_starts(
     assert "args.defualt_model" in capsys.readouterr().err
     assert launcher.main(["--config", str(tmp_path / "gone.yaml")]) == 1
     assert "gone.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("address", "cores"), [(None, 3), ("10.0.0.1:6379", None)])
+def test_a_ray_of_its_own_has_the_cores_that_may_be_used_here(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, cores: int | None
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(launcher, "usable_cores", lambda: 3)
+    monkeypatch.setattr(launcher, "ray_address", lambda: address)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["num_cpus"]))
+
+    launcher._start_ray()
+
+    assert asked == [cores]
 
 
 def test_a_port_in_use_is_named(

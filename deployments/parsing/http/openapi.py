@@ -296,10 +296,21 @@ class Node(BaseModel):
 
     node_id: str
     hostname: str = ""
-    cpu_count: int = 0
+    cpu_count: int = Field(default=0, description="Processors of the machine, whatever a container may use of them.")
     cpu_utilization: float = 0.0
-    memory_total: int = 0
-    memory_free: int = 0
+    memory_total: int = Field(default=0, description="Of the machine.")
+    memory_free: int = Field(default=0, description="Of the machine.")
+    usable_cores: int = Field(
+        default=0, description="Cores that the service may use there: its affinity, and its CPU quota rounded up."
+    )
+    cpu_quota: float | None = Field(
+        default=None, description="CPU seconds a second that the container's limits allow; null if they set none."
+    )
+    memory_limit: int = Field(default=0, description="The container's limit, or the machine's memory where it is less.")
+    memory_available: int = Field(
+        default=0,
+        description="What can be taken now below the limit; file pages that can be dropped count as free.",
+    )
     gpu_count: int = 0
     error: str = Field(default="", description="Why the node did not answer.")
 
