@@ -9,6 +9,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,12 +74,32 @@ class Helper:
 
         Raises:
             EOFError, ConnectionError: the process died.
-            TimeoutError: the function took too long.
+            TimeoutError: the call took too long; the process is ended.
         """
-        send(self._connection, (function, args, timeout_s))
-        if not self._connection.poll(timeout_s):
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self.process.kill()
+
+        # A process that hangs while it reads or writes holds up what is sent or received, which have no time-out of
+        # their own; its end ends them.
+        timer = threading.Timer(timeout_s, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            send(self._connection, (function, args, timeout_s))
+            outcome: tuple[bool, Any] = receive(self._connection)
+        except (EOFError, ConnectionError) as error:
+            if expired.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if expired.is_set():
+            # The answer came in the very moment in which the process was ended.
             raise TimeoutError
-        outcome: tuple[bool, Any] = receive(self._connection)
         return outcome
 
     def is_alive(self) -> bool:
