@@ -39,7 +39,7 @@ READERS: dict[str, ReaderModule | IsolatedReader] = {
     "pillow": pillow_reader,
     "rarer": IsolatedReader(rarer_pillow_reader, "a picture"),
 }
-"""In the order in which they are asked: camera raw files are TIFF files too."""
+"""In the order in which they are asked. Camera raw files that are TIFF files too are told before."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, ReaderModule | Iso
     Image.MAX_IMAGE_PIXELS = max_pixels
     file.seek(0)
     head = file.read(kinds.HEAD_BYTES)
+    if camera_raw.is_raw_tiff(file):
+        return "raw", READERS["raw"]
     for kind, reader in READERS.items():
         if reader.matches(head):
             return kind, reader
