@@ -63,6 +63,11 @@ class IdentifiedImage:
         """Whether the request can supply the image's pixels."""
         return self.source is not None or self.fetch is not None
 
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the file is decoded in a process of its own."""
+        return reader.is_isolated_kind(self.kind)
+
     def read(self, limits: Limits, deadline: Deadline | None = None) -> Picture:
         """Returns the upright picture, and the window in which its samples are shown.
 
@@ -112,6 +117,16 @@ def image_by_id(image_id: str) -> IdentifiedImage:
     if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
         raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")
     return IdentifiedImage(image_id, None)
+
+
+def is_isolated(image: ImageInput | BinaryIO) -> bool:
+    """Returns whether an image is a file that is decoded in a process of its own; reads its first bytes.
+
+    Of what is no file, or of a kind that is not read, `identify` tells what is wrong, without such a process.
+    """
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return reader.is_isolated(io.BytesIO(image))
+    return isinstance(image, io.IOBase) and reader.is_isolated(cast(BinaryIO, image))
 
 
 def identify(

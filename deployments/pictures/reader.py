@@ -74,7 +74,8 @@ def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s:
         TooLarge: it has too many pixels.
         Unavailable: the decoders in processes of their own are busy, or the time is over.
     """
-    kind, reader = _reader_of(file, max_pixels)
+    kind, reader = _reader_of(file)
+    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
         return PictureFacts(kind, *reader.facts(file, options, max_pixels, timeout_s))
     return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
@@ -95,7 +96,8 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
         TooLarge: it has too many pixels, or there is not enough memory for them.
         Unavailable: see `inspect`.
     """
-    _, reader = _reader_of(file, max_pixels)
+    _, reader = _reader_of(file)
+    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
         return reader.picture(file, options, max_pixels, timeout_s)
     return picture_of(reader, file, options, max_pixels)
@@ -123,9 +125,25 @@ def georeference(
         return NoGeoreference(f"its georeference cannot be read: {error}")
 
 
-def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, ReaderModule | IsolatedReader]:
-    # Pillow's own guard, which is one for the whole process: some of its readers decode while they open a file.
+def is_isolated(file: BinaryIO) -> bool:
+    """Whether a file, which can seek, is decoded in a process of its own; no decoder sees its bytes."""
+    try:
+        return isinstance(_reader_of(file)[1], IsolatedReader)
+    except InvalidImage:
+        return False
+
+
+def is_isolated_kind(kind: str) -> bool:
+    """Whether files of a kind, see PictureFacts, are decoded in processes of their own."""
+    return isinstance(READERS.get(kind), IsolatedReader)
+
+
+def _guard(max_pixels: int) -> None:
+    """Sets Pillow's own guard, which is one for the whole process: some of its readers decode while they open files."""
     Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def _reader_of(file: BinaryIO) -> tuple[str, ReaderModule | IsolatedReader]:
     file.seek(0)
     head = file.read(kinds.HEAD_BYTES)
     if camera_raw.is_raw_tiff(file):
