@@ -12,7 +12,7 @@ from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
-from rasterio.transform import Affine
+from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform as warped
 
 from deployments.encoding.response_encoder import encode_piece
@@ -156,11 +156,56 @@ def test_a_deadline_that_has_passed_ends_the_reading() -> None:
 def test_no_georeference_is_told_by_its_reason() -> None:
     assert "has no georeference" in reason_of(file_of({"data": np.zeros((4, 4), np.uint8)}))
     assert "which coordinate reference system" in reason_of(by_rasterio(None, UTM))
-    points = [GroundControlPoint(row, column, column, -row) for row, column in ((0, 0), (0, 9), (9, 0), (9, 9))]
-    assert "control points" in reason_of(by_rasterio("EPSG:4326", None, gcps=points))
     assert "inverted" in reason_of(
         file_of(by_tifffile(AREA_KEYS, tags=[])).replace(np.float64(10.0).tobytes(), bytes(8), 1)
     )
+
+
+def control_points(transform: Affine, places: list[tuple[float, float]], off: float = 0.0) -> list[GroundControlPoint]:
+    """Points where a transform has them; the first is off by some pixels to the right."""
+    on_map = [transform @ (column + off * (index == 0), row) for index, (column, row) in enumerate(places)]
+    return [GroundControlPoint(row, column, *there) for (column, row), there in zip(places, on_map, strict=True)]
+
+
+CORNERS = [(0.0, 0.0), (60.0, 0.0), (0.0, 40.0), (60.0, 40.0), (31.5, 7.25)]
+
+
+@pytest.mark.parametrize(("crs", "transform"), [("EPSG:32633", UTM), ("EPSG:32632", ROTATED), ("EPSG:4326", DEGREES)])
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_control_points_are_met_by_a_transform_of_least_squares(crs: str, transform: Affine, off: float) -> None:
+    points = control_points(transform, CORNERS, off)
+
+    place = place_of(by_rasterio(crs, None, gcps=points))
+
+    assert CRS.from_wkt(place.crs) == CRS.from_user_input(crs)
+    columns, rows = ~transform @ np.array([Affine(*place.transform) @ corner for corner in CORNERS]).T
+    # The normal equations, by hand.
+    known = np.array([(column, row, 1.0) for column, row in CORNERS])
+    shift = known @ np.linalg.inv(known.T @ known) @ known.T[:, 0] * off
+    np.testing.assert_allclose(columns, known[:, 0] + shift, atol=1e-6)
+    np.testing.assert_allclose(rows, known[:, 1], atol=1e-6)
+    if not off:
+        np.testing.assert_allclose(place.transform, tuple(from_gcps(points))[:6], rtol=1e-9, atol=1e-9)
+
+
+def test_control_points_that_no_transform_meets_are_refused_by_their_distance() -> None:
+    bent = reason_of(by_rasterio("EPSG:32633", None, gcps=control_points(UTM, CORNERS, off=4.0)))
+    assert "5 control points are met by no affine transform" in bent
+    assert "0.5 are accepted" in bent
+    line = control_points(UTM, [(0.0, 0.0), (10.0, 10.0), (20.0, 20.0), (40.0, 40.0)])
+    assert "4 control points lie on a line" in reason_of(by_rasterio("EPSG:32633", None, gcps=line))
+    assert "fewer than three" in reason_of(by_rasterio("EPSG:32633", None, gcps=control_points(UTM, CORNERS[:2])))
+    unknown = by_rasterio(None, None, gcps=control_points(UTM, CORNERS))
+    assert "which coordinate reference system" in reason_of(unknown)
+
+
+def test_control_points_of_pixel_is_point_are_centres() -> None:
+    values = [v for x, y in CORNERS for v in (x, y, 0.0, 500_000 + 10 * x, 5_540_000 - 10 * y, 0.0)]
+    for keys, left, top in ((AREA_KEYS, 500_000, 5_540_000), (POINT_KEYS, 499_995, 5_540_005)):
+        page = {"data": np.zeros((HEIGHT, WIDTH), np.uint8)}
+        tags = [(33922, "d", len(values), tuple(values)), (34735, "H", len(keys), keys)]
+        place = place_of(file_of(page | {"extratags": tags}))
+        np.testing.assert_allclose(place.transform, (10, 0, left, 0, -10, top), atol=1e-6)
 
 
 def test_broken_files_and_other_kinds_have_none() -> None:
