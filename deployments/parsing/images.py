@@ -48,6 +48,7 @@ class IdentifiedImage:
         options: how the file is read.
         is_deep: whether samples may have other types than 8 bits, so that a window is chosen when they are decoded.
         kind: of the file, see PictureFacts; "" if there is none.
+        place: of the file, likewise.
     """
 
     image_id: str
@@ -57,6 +58,7 @@ class IdentifiedImage:
     options: PictureOptions = field(default=DEFAULT)
     is_deep: bool = False
     kind: str = ""
+    place: Georeference | NoGeoreference = reader.ONLY_TIFF
 
     @property
     def has_pixels(self) -> bool:
@@ -86,22 +88,14 @@ class IdentifiedImage:
             return self.source
         return reader.read(_file_of(self.source), self.options, limits.max_pixels, _seconds_left(deadline))
 
-    def georeference(self, deadline: Deadline | None = None) -> Georeference | NoGeoreference:
-        """Returns where the picture lies on a map; reads no samples.
-
-        Args:
-            deadline: see `identify`.
-
-        Raises:
-            Unavailable: the decoders are busy, or the deadline has passed.
-        """
+    @property
+    def georeference(self) -> Georeference | NoGeoreference:
+        """Where the picture lies on a map, or why that is not known."""
         if self.fetch is not None:
             return NoGeoreference("a video's frame has none")
         if self.source is None:
             return NoGeoreference("that of an image_id is not known here: send the file as image")
-        if isinstance(self.source, Picture) or self.kind != "tiff":
-            return NoGeoreference("only those of TIFF files are read")
-        return reader.georeference(_file_of(self.source), self.options, _seconds_left(deadline))
+        return self.place
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB; arguments and errors as `read`."""
@@ -234,7 +228,15 @@ def _from_file(
     if text := options.text():
         image_id = hashlib.sha256(f"{image_id}?{text}".encode()).hexdigest()
     decoded_bytes = 3 * facts.width * facts.height
-    return IdentifiedImage(image_id, source, decoded_bytes, options=options, is_deep=facts.is_deep, kind=facts.kind)
+    return IdentifiedImage(
+        image_id,
+        source,
+        decoded_bytes,
+        options=options,
+        is_deep=facts.is_deep,
+        kind=facts.kind,
+        place=facts.place,
+    )
 
 
 def _seconds_left(deadline: Deadline | None) -> float | None:

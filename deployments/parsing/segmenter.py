@@ -152,9 +152,13 @@ class Segmenter:
             check_without_file(options, "image_id")
             return image_by_id(image_id)
         arguments = (image, self._settings.limits, size, options, deadline)
-        if await self.off_loop(is_isolated, image):
-            return await self._threads.run_isolated(deadline, identify, *arguments)
-        return await self.off_loop(identify, *arguments)
+        if not await self.off_loop(is_isolated, image):
+            return await self.off_loop(identify, *arguments)
+        identified = await self._threads.run_isolated(deadline, identify, *arguments)
+        if identified.kind == "tiff":
+            # For prompts that name the image by its id.
+            _remember(self._georeferences, identified.image_id, identified.georeference)
+        return identified
 
     async def ask(
         self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
@@ -207,21 +211,12 @@ class Segmenter:
                 await self.decode(image, deadline, held, StageTimes())
         return self._windows.get(image.image_id)
 
-    async def georeference(self, image: IdentifiedImage, deadline: Deadline) -> Georeference | NoGeoreference:
+    def georeference(self, image: IdentifiedImage) -> Georeference | NoGeoreference:
         """Returns where an image lies on a map, or why that is not known.
 
         It is known once the file was sent here: a replica that never saw the file of an `image_id` does not know it.
-
-        Raises:
-            Unavailable: the decoders are busy, or the deadline has passed.
         """
-        if image.image_id in self._georeferences:
-            return self._georeferences[image.image_id]
-        if image.source is None or image.kind != "tiff":
-            return image.georeference()
-        found = await self._threads.run_isolated(deadline, image.georeference, deadline)
-        _remember(self._georeferences, image.image_id, found)
-        return found
+        return self._georeferences.get(image.image_id, image.georeference)
 
     async def decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes

@@ -17,6 +17,7 @@ import numpy as np
 
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
+from deployments.pictures.steps import ReaderModule, facts_of
 from deployments.pictures.tiff import HEIGHT, ORIENTATION, WIDTH
 from deployments.pictures.tiff_directory import Directories
 
@@ -49,9 +50,16 @@ STORED_PLACES: dict[int, Callable[[int, int], Six]] = {
 """For each orientation but 1, of the stored width and height: from a place in the upright picture to the stored one."""
 
 
-def georeference_of(content: Any, options: PictureOptions) -> Georeference | NoGeoreference:
-    """As `georeference`, of a file's bytes."""
-    return georeference(io.BytesIO(content), options)
+def placed_facts_of(
+    reader: ReaderModule, file: BinaryIO, options: PictureOptions, max_pixels: int
+) -> tuple[int, int, bool, Georeference | NoGeoreference]:
+    """Returns what `steps.facts_of` does, and where the page lies; a picture is shown whatever is wrong with that."""
+    facts = facts_of(reader, file, options, max_pixels)
+    try:
+        return *facts, georeference(file, options)
+    except Exception as error:
+        # Not all of rasterio's errors have a base of their own.
+        return *facts, NoGeoreference(f"its georeference cannot be read: {error}")
 
 
 def georeference(file: BinaryIO, options: PictureOptions) -> Georeference | NoGeoreference:

@@ -229,22 +229,23 @@ class IsolatedReader:
         self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
     ) -> tuple[int, int, bool]:
         """Runs `steps.facts_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
-        return self._run(facts_of, file, options, max_pixels, timeout_s)
+        return self.run(facts_of, file, options, max_pixels, timeout_s)
 
     def picture(
         self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
     ) -> Picture:
         """Runs `steps.picture_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
-        return self._run(picture_of, file, options, max_pixels, timeout_s)
+        return self.run(picture_of, file, options, max_pixels, timeout_s)
 
-    def _run(
+    def run(
         self,
         step: Callable[[ReaderModule, BinaryIO, PictureOptions, int], T],
         file: BinaryIO,
         options: PictureOptions,
         max_pixels: int,
-        timeout_s: float | None,
+        timeout_s: float | None = None,
     ) -> T:
+        """Runs a step, a module's function, with the reader there; see `Helpers.call` for `timeout_s` and errors."""
         file.seek(0)
         content = pickle.PickleBuffer(file.read())
         arguments = (step, self._reader.__name__, content, options, max_pixels)

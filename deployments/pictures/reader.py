@@ -1,12 +1,11 @@
 """Reads a picture from a file of any kind: finds out the kind by the first bytes, checks the size, then decodes it."""
 
-import pickle
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import Image
 
-from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.errors import InvalidImage
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import (
@@ -23,7 +22,7 @@ from deployments.pictures import (
     rarer_pillow_reader,
     tiff,
 )
-from deployments.pictures.isolated import HELPERS, IsolatedReader
+from deployments.pictures.isolated import IsolatedReader
 from deployments.pictures.raster import Picture
 from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
@@ -42,6 +41,9 @@ READERS: dict[str, ReaderModule | IsolatedReader] = {
 """In the order in which they are asked. Camera raw files that are TIFF files too are told before."""
 
 
+ONLY_TIFF = NoGeoreference("only those of TIFF files are read")
+
+
 @dataclass(frozen=True)
 class PictureFacts:
     """What is known of a picture before it is decoded.
@@ -51,12 +53,14 @@ class PictureFacts:
         width: of the upright picture, in pixels.
         height: of the upright picture, in pixels.
         is_deep: whether its samples may have more than 8 bits.
+        place: where it lies on a map.
     """
 
     kind: str
     width: int
     height: int
     is_deep: bool
+    place: Georeference | NoGeoreference = ONLY_TIFF
 
 
 def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None) -> PictureFacts:
@@ -77,6 +81,9 @@ def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s:
     kind, reader = _reader_of(file)
     _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
+        if kind == "tiff":
+            # One call for both: to send a file to a helper twice costs more than to read these tags.
+            return PictureFacts(kind, *reader.run(geotiff.placed_facts_of, file, options, max_pixels, timeout_s))
         return PictureFacts(kind, *reader.facts(file, options, max_pixels, timeout_s))
     return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
 
@@ -101,28 +108,6 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
     if isinstance(reader, IsolatedReader):
         return reader.picture(file, options, max_pixels, timeout_s)
     return picture_of(reader, file, options, max_pixels)
-
-
-def georeference(
-    file: BinaryIO, options: PictureOptions, timeout_s: float | None = None
-) -> Georeference | NoGeoreference:
-    """Returns where a TIFF file's page lies on a map.
-
-    Args:
-        file: can seek; its kind is `tiff`.
-        options: which page is meant.
-        timeout_s: see `inspect`.
-
-    Raises:
-        Unavailable: see `inspect`.
-    """
-    file.seek(0)
-    content = pickle.PickleBuffer(file.read())
-    try:
-        return HELPERS.call("a TIFF file", geotiff.georeference_of, content, options, timeout_s=timeout_s)
-    except (InvalidImage, InvalidRequest, TooLarge) as error:
-        # Pictures are shown whatever is wrong with their places.
-        return NoGeoreference(f"its georeference cannot be read: {error}")
 
 
 def is_isolated(file: BinaryIO) -> bool:

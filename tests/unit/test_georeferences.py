@@ -16,17 +16,17 @@ from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform as warped
 
 from deployments.encoding.response_encoder import encode_piece
-from deployments.errors import DeadlineExceeded, InvalidRequest
+from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import AnswerFormat, ResponseFormat
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.pieces import cut
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import identify, image_by_id
 from deployments.parsing.segmenter import Segmenter
-from deployments.pictures import geotiff, reader
+from deployments.pictures import geotiff, reader, tiff
 from deployments.pictures.exif import TURNS, upright_samples
+from deployments.pictures.isolated import Helpers, IsolatedReader
 from deployments.settings import Limits, ServiceSettings
 from tests.masks import GivenMasks, Mask
 
@@ -146,13 +146,6 @@ def test_place_is_that_of_the_upright_picture(orientation: int) -> None:
     np.testing.assert_array_equal(shown[..., 1], d * columns + e * rows + f)
 
 
-def test_a_deadline_that_has_passed_ends_the_reading() -> None:
-    data = by_rasterio("EPSG:32632", ROTATED)
-    image = identify(data, Limits())
-    with pytest.raises(DeadlineExceeded):
-        image.georeference(Deadline(0))
-
-
 def test_no_georeference_is_told_by_its_reason() -> None:
     assert "has no georeference" in reason_of(file_of({"data": np.zeros((4, 4), np.uint8)}))
     assert "which coordinate reference system" in reason_of(by_rasterio(None, UTM))
@@ -208,12 +201,20 @@ def test_control_points_of_pixel_is_point_are_centres() -> None:
         np.testing.assert_allclose(place.transform, (10, 0, left, 0, -10, top), atol=1e-6)
 
 
-def test_broken_files_and_other_kinds_have_none() -> None:
-    data = by_rasterio("EPSG:32633", UTM)
-    assert isinstance(reader.georeference(io.BytesIO(data), PictureOptions()), Georeference)
-    found = reader.georeference(io.BytesIO(data[:20]), PictureOptions())
-    assert isinstance(found, NoGeoreference)
-    assert "cannot be read" in found.reason
+def test_a_place_that_cannot_be_read_does_not_hinder_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr(geotiff, "georeference", fail)
+
+    *facts, place = geotiff.placed_facts_of(tiff, io.BytesIO(by_rasterio("EPSG:32633", UTM)), PictureOptions(), 10**6)
+
+    assert facts == [WIDTH, HEIGHT, False]
+    assert isinstance(place, NoGeoreference)
+    assert "cannot be read: of a library" in place.reason
+
+
+def test_only_tiff_files_have_a_place() -> None:
     png = io.BytesIO()
     Image.new("L", (4, 4)).save(png, "PNG")
     limits = Limits()
@@ -222,10 +223,28 @@ def test_broken_files_and_other_kinds_have_none() -> None:
         (identify(np.zeros((4, 4), np.uint8), limits), "only those of TIFF"),
         (image_by_id("0" * 64), "send the file"),
     ):
-        found = image.georeference()
-        assert isinstance(found, NoGeoreference)
-        assert reason in found.reason
-    assert isinstance(identify(data, limits).georeference(), Georeference)
+        assert isinstance(image.georeference, NoGeoreference)
+        assert reason in image.georeference.reason
+
+
+def test_the_place_comes_with_the_size_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Helpers):
+        calls = 0
+
+        def call(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return super().call(*args, **options)
+
+    helpers = Counting(count=1, timeout_s=20)
+    monkeypatch.setitem(reader.READERS, "tiff", IsolatedReader(tiff, "a TIFF file", helpers))
+
+    image = identify(by_rasterio("EPSG:32633", UTM), Limits())
+
+    assert isinstance(image.georeference, Georeference)
+    assert image.georeference.transform == tuple(UTM)[:6]
+    assert image.decoded_bytes == 3 * WIDTH * HEIGHT
+    assert helpers.calls == 1
+    helpers.close()
 
 
 # ---- polygons on the map
@@ -383,11 +402,10 @@ async def test_a_place_is_remembered_for_the_image_id() -> None:
     segmenter = Segmenter(ServiceSettings(), cast(Any, None), ByteBudget(2**30, "too many images"))
     sent = await segmenter.identify(by_rasterio("EPSG:32633", UTM))
     named = await segmenter.identify(None, sent.image_id)
-    unknown = await segmenter.georeference(named, Deadline(10))
-    found = await segmenter.georeference(sent, Deadline(10))
-    assert isinstance(unknown, NoGeoreference)
+    found = segmenter.georeference(sent)
     assert isinstance(found, Georeference)
-    assert await segmenter.georeference(named, Deadline(10)) == found
+    assert segmenter.georeference(named) == found
+    assert isinstance(segmenter.georeference(image_by_id("0" * 64)), NoGeoreference)
 
 
 @pytest.mark.parametrize("kind", ["rle", "qupath", "geotiff"])
