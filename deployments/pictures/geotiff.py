@@ -6,7 +6,6 @@ transforms are from the corners of pixels: where the file's are from centres (Pi
 a pixel. It knows nothing of TIFF's orientation, so its transform is that of the stored rows.
 """
 
-import io
 import math
 import re
 import warnings
@@ -108,7 +107,8 @@ def _by_gdal(data: bytes, offset: int) -> tuple[Six | NoGeoreference, str]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(f"GTIFF_DIR:off:{offset}:{memory.name}", driver="GTiff") as page:
             points, crs = page.gcps
-            if points:
+            # Of a scale that is 0, GDAL makes one control point.
+            if len(points) > 1:
                 transform: Six | NoGeoreference = _fitted(points)
             else:
                 transform, crs = tuple(page.transform)[:6], page.crs
