@@ -1,4 +1,4 @@
-"""The frames of an animated picture or the pages of a TIFF, which Pillow composes: in this process, or in a helper's."""
+"""The frames of an animated picture or the pages of a TIFF, by Pillow: in this process, or in a helper."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Reads where a GeoTIFF lies on a map: the affine transform and the coordinate reference system of a page.
 
-GDAL (by rasterio) interprets the tags, of ModelPixelScale, ModelTiepoint, ModelTransformation and the GeoKeys. Tiepoints
-without a scale are control points; an affine transform is fitted to them by least squares. GDAL's
-transforms are from the corners of pixels: where the file's are from centres (PixelIsPoint), GDAL has moved them by half
-a pixel. It knows nothing of TIFF's orientation, so its transform is that of the stored rows.
+GDAL (by rasterio) interprets the tags, of ModelPixelScale, ModelTiepoint, ModelTransformation and the GeoKeys. Several
+tiepoints without a scale are control points; an affine transform is fitted to them by least squares. GDAL's transforms
+and control points count from the corners of pixels: where the file's are from centres (PixelIsPoint), GDAL has moved
+them by half a pixel. It knows nothing of TIFF's orientation, so its transform is that of the stored rows.
 """
 
 import math
