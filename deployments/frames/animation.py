@@ -1,106 +1,101 @@
-"""Animation: animated pictures and the pages of a TIFF, read by Pillow, which composes their frames."""
+"""Animation: animated pictures and the pages of a TIFF as videos."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from deployments.errors import InvalidImage, InvalidVideo, TooLarge
+from deployments.errors import InvalidImage, InvalidVideo
+from deployments.frames.animation_frames import ANIMATIONS, AnimationFrames, IsolatedFrames, opened_as
 from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.video import VideoFacts
-from deployments.pictures.faults import BOMBS, DECODER_ERRORS, decoding
-from deployments.pictures.pil_image import raster_by_info, raster_formats
-from deployments.pictures.raster import Picture
-from deployments.pictures.steps import show
+from deployments.pictures.faults import DECODER_ERRORS
+from deployments.pictures.isolated import HELPERS
 from deployments.settings import Limits
 
-ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
-"""Pillow's names of the formats of which it reads all frames."""
 
-
-def is_animation(path: Path) -> bool:
+def is_animation(path: Path, kind: str = "") -> bool:
     """Returns whether Pillow reads the file as one of the formats that may hold several pictures.
 
+    Args:
+        path: of the file.
+        kind: what the file is, with its article, if a helper process reads it; "" if this one does.
+
     Raises:
-        InvalidVideo: it is a still picture.
+        InvalidVideo: it is a still picture, or the decoder crashed on it.
         TooLarge: it has so many pixels that Pillow refuses it.
     """
     try:
-        with Image.open(path, formats=raster_formats()) as image:
-            # To count the frames may take long, and is done once, when the file is opened to be read.
-            name, is_animated = image.format, getattr(image, "is_animated", False)
-    except BOMBS as error:
-        raise TooLarge(f"video: its frames have more than the pixels that are accepted: {error}") from error
-    except DECODER_ERRORS:
+        opened = HELPERS.call(kind, opened_as, path) if kind else opened_as(path)
+    except InvalidImage as error:
+        path.stat()
+        raise InvalidVideo(f"video: {error.message.removeprefix('image: ')}") from error
+    if opened is None:
         return False
+    name, is_animated = opened
     if not is_animated or name not in ANIMATIONS:
         raise InvalidVideo(f"video: is a still picture ({name}); send it as `image` to the routes for images")
     return True
 
 
 class Animation(Video):
-    """An animated GIF, WebP, PNG or AVIF, or the pages of a TIFF."""
+    """An animated GIF, WebP, PNG or AVIF, or the pages of a TIFF.
 
-    def __init__(self, path: Path, limits: Limits, max_frames: int) -> None:
-        self._file = path.open("rb")
+    Args:
+        path: of the file.
+        limits: the limits of a video.
+        max_frames: the most frames.
+        kind: see `is_animation`.
+    """
+
+    def __init__(self, path: Path, limits: Limits, max_frames: int, kind: str = "") -> None:
+        self._frames: AnimationFrames | IsolatedFrames | None = None
+        self._options = PictureOptions()
         try:
-            image: Any = Image.open(self._file, formats=ANIMATIONS)
-            self._image, self._options = image, PictureOptions()
-            self._first = int(bool(image.info.get("default_image")))
-            count = image.n_frames - self._first
-            width, height = image.size
-            checked(VideoFacts(width, height, count, None), limits, max_frames)
-            first = self._picture(0)
+            self._frames = frames = IsolatedFrames(path, kind) if kind else AnimationFrames(path)
+            checked(VideoFacts(*frames.size, frames.count, None), limits, max_frames)
+            first = frames.picture(0, self._options)
             # All frames are shown in the window of the first: a mask follows what keeps its brightness.
             self._options = PictureOptions(window=first.window or "auto")
             height, width, _ = first.pixels.shape
-            self._times = self._start_times(count)
+            self._times = _start_times(frames)
+        except FileNotFoundError:
+            self.close()
+            raise
         except (InvalidImage, *DECODER_ERRORS) as error:
             self.close()
-            cause = error.message.removeprefix("image: ") if isinstance(error, InvalidImage) else error
+            cause = error.message.removeprefix("image: ") if isinstance(error, InvalidImage) else str(error)
+            cause = cause.removeprefix("is damaged or truncated: ")
             raise InvalidVideo(f"video: is damaged or truncated: {cause}") from error
         except BaseException:
             self.close()
             raise
-        fps = (count - 1) / self._times[-1] if self._times and self._times[-1] > 0 else None
-        self.facts = VideoFacts(width, height, count, fps, times=np.array(self._times) if self._times else None)
-
-    def _start_times(self, count: int) -> list[float]:
-        """Returns when each frame is shown, in seconds; [] for a TIFF, whose pages have no times."""
-        if self._image.format == "TIFF":
-            return []
-        times, time_s = [], 0.0
-        for index in range(count):
-            times.append(time_s)
-            self._image.seek(self._first + index)
-            if self._image.format in ("WEBP", "AVIF"):
-                # Only then does Pillow know for how long the frame is shown.
-                self._image.load()
-            time_s += self._image.info.get("duration", 0) / 1000
-        return times
+        fps = (frames.count - 1) / self._times[-1] if self._times and self._times[-1] > 0 else None
+        self.facts = VideoFacts(width, height, frames.count, fps, times=np.array(self._times) if self._times else None)
 
     def frames(self, start: int, stop: int, step: int = 1) -> Iterator[VideoFrame]:
         """See Video."""
+        assert self._frames is not None
         for index in range(start, min(stop, self.facts.num_frames), step):
             try:
-                pixels = self._picture(index).pixels
+                pixels = self._frames.picture(index, self._options).pixels
+            except FileNotFoundError:
+                raise
             except (InvalidImage, *DECODER_ERRORS) as error:
                 raise missing_frame(index) from error
             time_s = self._times[index] if self._times else None
             yield VideoFrame(index, time_s, of_one_size(pixels, self.facts, index))
 
-    def _picture(self, index: int) -> Picture:
-        if self._image.format == "PNG" and self._first + index < self._image.tell():
-            # Pillow 13.0 goes back in an animated PNG only once, and then finds "frame sequence errors".
-            self._image = Image.open(self._file, formats=ANIMATIONS)
-        self._image.seek(self._first + index)
-        # As an image that is sent by itself: also upright, and 16 bits as 8.
-        with decoding("a frame"):
-            return show(raster_by_info(self._image, self._options.background), self._options)
-
     def close(self) -> None:
         """See Video."""
-        self._file.close()
+        if self._frames is not None:
+            self._frames.close()
+
+
+def _start_times(frames: AnimationFrames | IsolatedFrames) -> list[float]:
+    """Returns when each frame is shown, in seconds; [] for a TIFF, whose pages have no times."""
+    if frames.format == "TIFF":
+        return []
+    return list(accumulate(map(frames.duration_s, range(frames.count)), initial=0.0))[:-1]

@@ -7,6 +7,7 @@ from deployments.frames.animation import Animation, is_animation
 from deployments.frames.film import Film
 from deployments.frames.video import Video
 from deployments.frames.zipped_pictures import ZippedPictures
+from deployments.pictures import heif, tiff
 from deployments.settings import Limits
 
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -21,11 +22,19 @@ def open_video(path: Path, limits: Limits, max_frames: int) -> Video:
         TooLarge: frames have too many pixels, or there are too many frames.
     """
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(256)
     if not start:
         raise InvalidVideo("video: the file is empty")
     if start.startswith(ZIP_MAGICS):
         return ZippedPictures(path, limits, max_frames)
-    if is_animation(path):
-        return Animation(path, limits, max_frames)
+    kind = _isolated_kind(start)
+    if is_animation(path, kind):
+        return Animation(path, limits, max_frames, kind)
     return Film(path, limits, max_frames)
+
+
+def _isolated_kind(head: bytes) -> str:
+    """Returns what a file is, with its article, if helper processes read it as those of single images do; else ""."""
+    if tiff.matches(head):
+        return "a TIFF file"
+    return heif.AVIF if heif.is_avif(head) else ""

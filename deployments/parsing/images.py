@@ -48,6 +48,7 @@ class IdentifiedImage:
         options: how the file is read.
         is_deep: whether samples may have other types than 8 bits, so that a window is chosen when they are decoded.
         kind: of the file, see PictureFacts; "" if there is none.
+        place: of the file, likewise.
     """
 
     image_id: str
@@ -57,11 +58,17 @@ class IdentifiedImage:
     options: PictureOptions = field(default=DEFAULT)
     is_deep: bool = False
     kind: str = ""
+    place: Georeference | NoGeoreference = reader.ONLY_TIFF
 
     @property
     def has_pixels(self) -> bool:
         """Whether the request can supply the image's pixels."""
         return self.source is not None or self.fetch is not None
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the file is decoded in a process of its own."""
+        return reader.is_isolated_kind(self.kind)
 
     def read(self, limits: Limits, deadline: Deadline | None = None) -> Picture:
         """Returns the upright picture, and the window in which its samples are shown.
@@ -81,22 +88,14 @@ class IdentifiedImage:
             return self.source
         return reader.read(_file_of(self.source), self.options, limits.max_pixels, _seconds_left(deadline))
 
-    def georeference(self, deadline: Deadline | None = None) -> Georeference | NoGeoreference:
-        """Returns where the picture lies on a map; reads no samples.
-
-        Args:
-            deadline: see `identify`.
-
-        Raises:
-            Unavailable: the decoders are busy, or the deadline has passed.
-        """
+    @property
+    def georeference(self) -> Georeference | NoGeoreference:
+        """Where the picture lies on a map, or why that is not known."""
         if self.fetch is not None:
             return NoGeoreference("a video's frame has none")
         if self.source is None:
             return NoGeoreference("that of an image_id is not known here: send the file as image")
-        if isinstance(self.source, Picture) or self.kind != "tiff":
-            return NoGeoreference("only those of TIFF files are read")
-        return reader.georeference(_file_of(self.source), self.options, _seconds_left(deadline))
+        return self.place
 
     def decode(self, limits: Limits) -> RgbArray:
         """Returns the upright image, `H×W×3` uint8 RGB; arguments and errors as `read`."""
@@ -112,6 +111,16 @@ def image_by_id(image_id: str) -> IdentifiedImage:
     if not isinstance(image_id, str) or not IMAGE_ID.fullmatch(image_id):
         raise InvalidRequest("image_id: must be the 64 hexadecimal digits of a SHA-256, as X-Image-Id has them")
     return IdentifiedImage(image_id, None)
+
+
+def is_isolated(image: ImageInput | BinaryIO) -> bool:
+    """Returns whether an image is a file that is decoded in a process of its own; reads its first bytes.
+
+    Of what is no file, or of a kind that is not read, `identify` tells what is wrong, without such a process.
+    """
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return reader.is_isolated(io.BytesIO(image))
+    return isinstance(image, io.IOBase) and reader.is_isolated(cast(BinaryIO, image))
 
 
 def identify(
@@ -219,7 +228,15 @@ def _from_file(
     if text := options.text():
         image_id = hashlib.sha256(f"{image_id}?{text}".encode()).hexdigest()
     decoded_bytes = 3 * facts.width * facts.height
-    return IdentifiedImage(image_id, source, decoded_bytes, options=options, is_deep=facts.is_deep, kind=facts.kind)
+    return IdentifiedImage(
+        image_id,
+        source,
+        decoded_bytes,
+        options=options,
+        is_deep=facts.is_deep,
+        kind=facts.kind,
+        place=facts.place,
+    )
 
 
 def _seconds_left(deadline: Deadline | None) -> float | None:

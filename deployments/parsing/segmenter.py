@@ -1,12 +1,9 @@
 """Segmenter: the steps from an image and a prompt to a model's answer, which HTTP requests and handle calls share."""
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 from deployments.errors import InvalidImage, InvalidPrompt, InvalidRequest, TooLarge, UnknownModel
@@ -19,7 +16,8 @@ from deployments.messages.picture_options import PictureOptions
 from deployments.messages.prompt import Prompt
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
-from deployments.parsing.images import IdentifiedImage, ImageInput, identify, image_by_id
+from deployments.parsing.decoding_threads import DecodingThreads
+from deployments.parsing.images import IdentifiedImage, ImageInput, identify, image_by_id, is_isolated
 from deployments.parsing.model_calls import ModelCalls, Sources
 from deployments.parsing.stage_times import StageTimes
 from deployments.pictures.raster import Picture
@@ -28,8 +26,6 @@ from deployments.telemetry.tracing import span
 
 T = TypeVar("T")
 Result = TypeVar("Result")
-
-DECODING_THREADS = 4
 
 MOST_REMEMBERED = 10_000
 """Pictures of more than 8 bits whose windows are remembered, and TIFF files whose georeferences are."""
@@ -48,9 +44,7 @@ class Segmenter:
         self._settings = settings
         self._calls = calls
         self._pixels_budget = pixels_budget
-        # These few threads are used in place of asyncio's shared ones: a burst of large images must not delay health
-        # checks or fill the memory.
-        self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-image")
+        self._threads = DecodingThreads()
         self._windows: dict[str, tuple[float, float] | None] = {}
         self._georeferences: dict[str, Georeference | NoGeoreference] = {}
 
@@ -157,7 +151,14 @@ class Segmenter:
         if image_id:
             check_without_file(options, "image_id")
             return image_by_id(image_id)
-        return await self.off_loop(identify, image, self._settings.limits, size, options, deadline)
+        arguments = (image, self._settings.limits, size, options, deadline)
+        if not await self.off_loop(is_isolated, image):
+            return await self.off_loop(identify, *arguments)
+        identified = await self._threads.run_isolated(deadline, identify, *arguments)
+        if identified.kind == "tiff":
+            # For prompts that name the image by its id.
+            _remember(self._georeferences, identified.image_id, identified.georeference)
+        return identified
 
     async def ask(
         self, model_id: str, call: ModelCall[Result], image: IdentifiedImage, deadline: Deadline, times: StageTimes
@@ -210,21 +211,12 @@ class Segmenter:
                 await self.decode(image, deadline, held, StageTimes())
         return self._windows.get(image.image_id)
 
-    async def georeference(self, image: IdentifiedImage, deadline: Deadline) -> Georeference | NoGeoreference:
+    def georeference(self, image: IdentifiedImage) -> Georeference | NoGeoreference:
         """Returns where an image lies on a map, or why that is not known.
 
         It is known once the file was sent here: a replica that never saw the file of an `image_id` does not know it.
-
-        Raises:
-            Unavailable: the decoders are busy, or the deadline has passed.
         """
-        if image.image_id in self._georeferences:
-            return self._georeferences[image.image_id]
-        if image.source is None or image.kind != "tiff":
-            return image.georeference()
-        found = await self.off_loop(image.georeference, deadline)
-        _remember(self._georeferences, image.image_id, found)
-        return found
+        return self._georeferences.get(image.image_id, image.georeference)
 
     async def decode(
         self, image: IdentifiedImage, deadline: Deadline, held: AsyncExitStack, times: StageTimes
@@ -247,14 +239,17 @@ class Segmenter:
         with times.measure("parse"), span("decode image"):
             if image.fetch is not None:
                 return await image.fetch(deadline)
-            picture = await self.off_loop(image.read, self._settings.limits, deadline)
+            if image.is_isolated:
+                picture = await self._threads.run_isolated(deadline, image.read, self._settings.limits, deadline)
+            else:
+                picture = await self.off_loop(image.read, self._settings.limits, deadline)
         if image.is_deep:
             _remember(self._windows, image.image_id, picture.window)
         return picture.pixels
 
     async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Runs a function in one of the decoding threads, so that it does not delay other requests."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoding, partial(function, *args))
+        return await self._threads.run(function, *args)
 
 
 def check_without_file(options: PictureOptions | None, name: str) -> None:

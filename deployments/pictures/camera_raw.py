@@ -34,20 +34,14 @@ RAW_COMPRESSIONS = {32767, 34713, 32770, 32772, 65535}
 
 TYPE_BYTES = {1: 1, 3: 2, 4: 4, 13: 4}
 MAX_DIRECTORIES = 32
+MAX_ENTRIES = 1024
 QUARTER_TURN = 4
 """The bit of LibRaw's `flip` that exchanges width and height."""
 
 
 def matches(head: bytes) -> bool:
-    """Whether the file is camera raw.
-
-    A TIFF is one if it is a DNG, or if one of its pictures holds samples behind a colour filter array, or compressed
-    as only cameras do; a camera's name in it does not make it one.
-
-    Args:
-        head: its first bytes; the directories of a TIFF are looked for in them only.
-    """
-    return any(head[offset:].startswith(signature) for offset, signature in SIGNATURES) or _is_raw_tiff(head)
+    """Whether the file is camera raw by its first bytes; of a TIFF, `is_raw_tiff` tells."""
+    return any(head[offset:].startswith(signature) for offset, signature in SIGNATURES)
 
 
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
@@ -95,7 +89,17 @@ def _opened(file: BinaryIO, page: int) -> Iterator[Any]:
         raise InvalidImage(f"image: is {KIND} that LibRaw does not read: {error}") from error
 
 
-def _is_raw_tiff(head: bytes) -> bool:
+def is_raw_tiff(file: BinaryIO) -> bool:
+    """Whether a file is a TIFF that holds camera raw, wherever in it its directories are.
+
+    A TIFF is camera raw if it is a DNG, or if one of its pictures holds samples behind a colour filter array, or
+    compressed as only cameras do; a camera's name in it does not make it one.
+
+    Args:
+        file: can seek.
+    """
+    file.seek(0)
+    head = file.read(8)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
     if order is None or len(head) < 8:
         return False
@@ -103,7 +107,7 @@ def _is_raw_tiff(head: bytes) -> bool:
     for _ in range(MAX_DIRECTORIES):
         if not waiting:
             return False
-        tags, following = _directory(head, order, waiting.pop())
+        tags, following = _directory(file, order, waiting.pop())
         if (
             DNG_VERSION in tags
             or tags.get(PHOTOMETRIC) == (COLOUR_FILTER_ARRAY,)
@@ -114,21 +118,29 @@ def _is_raw_tiff(head: bytes) -> bool:
     return False
 
 
-def _directory(head: bytes, order: str, offset: int) -> tuple[dict[int, tuple[int, ...]], list[int]]:
-    """A TIFF directory's whole numbers by their tags, and where the next directory is; empty beyond `head`."""
+def _directory(file: BinaryIO, order: str, offset: int) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+    """A TIFF directory's whole numbers by their tags, and where the next one is; what is there, if it is cut off."""
     tags: dict[int, tuple[int, ...]] = {}
     try:
-        (entries,) = struct.unpack_from(f"{order}H", head, offset)
-        for entry in range(entries):
-            at = offset + 2 + 12 * entry
-            tag, kind, count = struct.unpack_from(f"{order}HHI", head, at)
+        (entries,) = struct.unpack(f"{order}H", _bytes_at(file, offset, 2))
+        if entries > MAX_ENTRIES:
+            return tags, []
+        table = _bytes_at(file, offset + 2, 12 * entries + 4)
+        for at in range(0, 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", table, at)
             if kind not in TYPE_BYTES or count > MAX_DIRECTORIES:
                 continue
             length = count * TYPE_BYTES[kind]
-            (elsewhere,) = struct.unpack_from(f"{order}I", head, at + 8)
+            (elsewhere,) = struct.unpack_from(f"{order}I", table, at + 8)
+            value = table[at + 8 : at + 8 + length] if length <= 4 else _bytes_at(file, elsewhere, length)
             code = {1: "B", 2: "H", 4: "I"}[TYPE_BYTES[kind]]
-            tags[tag] = struct.unpack_from(f"{order}{count}{code}", head, at + 8 if length <= 4 else elsewhere)
-        (following,) = struct.unpack_from(f"{order}I", head, offset + 2 + 12 * entries)
+            tags[tag] = struct.unpack(f"{order}{count}{code}", value)
+        (following,) = struct.unpack_from(f"{order}I", table, 12 * entries)
     except struct.error:
         return tags, []
     return tags, [following] if following else []
+
+
+def _bytes_at(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)

@@ -25,6 +25,11 @@ def matches(head: bytes) -> bool:
     return bool(_kind(head))
 
 
+def is_avif(head: bytes) -> bool:
+    """Whether the file is AVIF, a still picture or an animation."""
+    return _kind(head) == AVIF
+
+
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
     """Returns width and height as the picture is shown, after the container's rotation, mirroring and cropping.
 

@@ -9,6 +9,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,12 +75,32 @@ class Helper:
 
         Raises:
             EOFError, ConnectionError: the process died.
-            TimeoutError: the function took too long.
+            TimeoutError: the call took too long; the process is ended.
         """
-        send(self._connection, (function, args, timeout_s))
-        if not self._connection.poll(timeout_s):
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self.process.kill()
+
+        # A process that hangs while it reads or writes holds up what is sent or received, which have no time-out of
+        # their own; its end ends them.
+        timer = threading.Timer(timeout_s, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            send(self._connection, (function, args, timeout_s))
+            outcome: tuple[bool, Any] = receive(self._connection)
+        except (EOFError, ConnectionError) as error:
+            if expired.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+        if expired.is_set():
+            # The answer came in the very moment in which the process was ended.
             raise TimeoutError
-        outcome: tuple[bool, Any] = receive(self._connection)
         return outcome
 
     def is_alive(self) -> bool:
@@ -210,22 +231,23 @@ class IsolatedReader:
         self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
     ) -> tuple[int, int, bool]:
         """Runs `steps.facts_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
-        return self._run(facts_of, file, options, max_pixels, timeout_s)
+        return self.run(facts_of, file, options, max_pixels, timeout_s)
 
     def picture(
         self, file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None
     ) -> Picture:
         """Runs `steps.picture_of`; see there, and `Helpers.call` for `timeout_s` and further errors."""
-        return self._run(picture_of, file, options, max_pixels, timeout_s)
+        return self.run(picture_of, file, options, max_pixels, timeout_s)
 
-    def _run(
+    def run(
         self,
         step: Callable[[ReaderModule, BinaryIO, PictureOptions, int], T],
         file: BinaryIO,
         options: PictureOptions,
         max_pixels: int,
-        timeout_s: float | None,
+        timeout_s: float | None = None,
     ) -> T:
+        """Runs a step, a module's function, with the reader there; see `Helpers.call` for `timeout_s` and errors."""
         file.seek(0)
         content = pickle.PickleBuffer(file.read())
         arguments = (step, self._reader.__name__, content, options, max_pixels)

@@ -1,12 +1,11 @@
 """Reads a picture from a file of any kind: finds out the kind by the first bytes, checks the size, then decodes it."""
 
-import pickle
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import Image
 
-from deployments.errors import InvalidImage, InvalidRequest, TooLarge
+from deployments.errors import InvalidImage
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import (
@@ -23,7 +22,7 @@ from deployments.pictures import (
     rarer_pillow_reader,
     tiff,
 )
-from deployments.pictures.isolated import HELPERS, IsolatedReader
+from deployments.pictures.isolated import IsolatedReader
 from deployments.pictures.raster import Picture
 from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
@@ -39,7 +38,10 @@ READERS: dict[str, ReaderModule | IsolatedReader] = {
     "pillow": pillow_reader,
     "rarer": IsolatedReader(rarer_pillow_reader, "a picture"),
 }
-"""In the order in which they are asked: camera raw files are TIFF files too."""
+"""In the order in which they are asked. Camera raw files that are TIFF files too are told before."""
+
+
+ONLY_TIFF = NoGeoreference("only those of TIFF files are read")
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class PictureFacts:
         width: of the upright picture, in pixels.
         height: of the upright picture, in pixels.
         is_deep: whether its samples may have more than 8 bits.
+        place: where it lies on a map.
     """
 
     kind: str
     width: int
     height: int
     is_deep: bool
+    place: Georeference | NoGeoreference = ONLY_TIFF
 
 
 def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None) -> PictureFacts:
@@ -74,8 +78,12 @@ def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s:
         TooLarge: it has too many pixels.
         Unavailable: the decoders in processes of their own are busy, or the time is over.
     """
-    kind, reader = _reader_of(file, max_pixels)
+    kind, reader = _reader_of(file)
+    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
+        if kind == "tiff":
+            # One call for both: to send a file to a helper twice costs more than to read these tags.
+            return PictureFacts(kind, *reader.run(geotiff.placed_facts_of, file, options, max_pixels, timeout_s))
         return PictureFacts(kind, *reader.facts(file, options, max_pixels, timeout_s))
     return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
 
@@ -95,39 +103,36 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
         TooLarge: it has too many pixels, or there is not enough memory for them.
         Unavailable: see `inspect`.
     """
-    _, reader = _reader_of(file, max_pixels)
+    _, reader = _reader_of(file)
+    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
         return reader.picture(file, options, max_pixels, timeout_s)
     return picture_of(reader, file, options, max_pixels)
 
 
-def georeference(
-    file: BinaryIO, options: PictureOptions, timeout_s: float | None = None
-) -> Georeference | NoGeoreference:
-    """Returns where a TIFF file's page lies on a map.
-
-    Args:
-        file: can seek; its kind is `tiff`.
-        options: which page is meant.
-        timeout_s: see `inspect`.
-
-    Raises:
-        Unavailable: see `inspect`.
-    """
-    file.seek(0)
-    content = pickle.PickleBuffer(file.read())
+def is_isolated(file: BinaryIO) -> bool:
+    """Whether a file, which can seek, is decoded in a process of its own; no decoder sees its bytes."""
     try:
-        return HELPERS.call("a TIFF file", geotiff.georeference_of, content, options, timeout_s=timeout_s)
-    except (InvalidImage, InvalidRequest, TooLarge) as error:
-        # Pictures are shown whatever is wrong with their places.
-        return NoGeoreference(f"its georeference cannot be read: {error}")
+        return isinstance(_reader_of(file)[1], IsolatedReader)
+    except InvalidImage:
+        return False
 
 
-def _reader_of(file: BinaryIO, max_pixels: int) -> tuple[str, ReaderModule | IsolatedReader]:
-    # Pillow's own guard, which is one for the whole process: some of its readers decode while they open a file.
+def is_isolated_kind(kind: str) -> bool:
+    """Whether files of a kind, see PictureFacts, are decoded in processes of their own."""
+    return isinstance(READERS.get(kind), IsolatedReader)
+
+
+def _guard(max_pixels: int) -> None:
+    """Sets Pillow's own guard, which is one for the whole process: some of its readers decode while they open files."""
     Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def _reader_of(file: BinaryIO) -> tuple[str, ReaderModule | IsolatedReader]:
     file.seek(0)
     head = file.read(kinds.HEAD_BYTES)
+    if camera_raw.is_raw_tiff(file):
+        return "raw", READERS["raw"]
     for kind, reader in READERS.items():
         if reader.matches(head):
             return kind, reader

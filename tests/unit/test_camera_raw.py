@@ -1,6 +1,7 @@
 """Camera raw: the developed picture and never its preview; ordinary TIFF files are left to others."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import tifffile
 from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import camera_raw
+from deployments.pictures.reader import inspect
 from harness.images import encoded, picture
 
 HEIGHT, WIDTH = 96, 128
@@ -60,7 +62,7 @@ def dng(orientation: int = 1, preview: Any = None) -> bytes:
 
 
 def read(data: bytes) -> Any:
-    assert camera_raw.matches(data[:65536])
+    assert camera_raw.is_raw_tiff(io.BytesIO(data))
     pixels = camera_raw.read(io.BytesIO(data), DEFAULT).samples
     assert camera_raw.size(io.BytesIO(data), DEFAULT) == pixels.shape[1::-1]
     assert pixels.dtype == np.uint8
@@ -150,6 +152,7 @@ def tiff(**options: Any) -> bytes:
 )
 def test_other_files_are_not_taken(data: bytes) -> None:
     assert not camera_raw.matches(data[:65536])
+    assert not camera_raw.is_raw_tiff(io.BytesIO(data))
 
 
 def test_a_tiff_with_a_preview_first_is_not_taken() -> None:
@@ -158,4 +161,26 @@ def test_a_tiff_with_a_preview_first_is_not_taken() -> None:
         writer.write(np.zeros((8, 8, 3), np.uint8), photometric="rgb", subfiletype=1, subifds=1)
         writer.write(np.zeros((64, 64, 3), np.uint8), photometric="rgb")
 
-    assert not camera_raw.matches(buffer.getvalue())
+    assert not camera_raw.is_raw_tiff(buffer)
+
+
+def directory_last(data: bytes, gap: int) -> bytes:
+    """The file with a copy of its first directory behind everything else, which alone its header names."""
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    [offset] = struct.unpack_from(f"{order}I", data, 4)
+    [entries] = struct.unpack_from(f"{order}H", data, offset)
+    whole = data + bytes(gap + len(data) % 2)
+    header = whole[:4] + struct.pack(f"{order}I", len(whole)) + whole[8:]
+    return header[:offset] + bytes(2) + header[offset + 2 :] + data[offset : offset + 2 + 12 * entries + 4]
+
+
+def test_a_dng_whose_directory_ends_the_file_is_no_plain_tiff() -> None:
+    usual, late = dng(), directory_last(dng(), gap=100_000)
+
+    facts = inspect(io.BytesIO(late), DEFAULT, 10**6)
+
+    assert facts.kind == "raw"
+    assert (facts.width, facts.height) == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(read(late), read(usual))
+    plain = directory_last(tiff(photometric="rgb"), gap=100_000)
+    assert inspect(io.BytesIO(plain), DEFAULT, 10**6).kind == "tiff"

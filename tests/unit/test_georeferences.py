@@ -12,21 +12,21 @@ from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
-from rasterio.transform import Affine
+from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform as warped
 
 from deployments.encoding.response_encoder import encode_piece
-from deployments.errors import DeadlineExceeded, InvalidRequest
+from deployments.errors import InvalidRequest
 from deployments.messages.answer_format import AnswerFormat, ResponseFormat
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
 from deployments.messages.pieces import cut
 from deployments.parsing.byte_budget import ByteBudget
-from deployments.parsing.deadline import Deadline
 from deployments.parsing.images import identify, image_by_id
 from deployments.parsing.segmenter import Segmenter
-from deployments.pictures import geotiff, reader
+from deployments.pictures import geotiff, reader, tiff
 from deployments.pictures.exif import TURNS, upright_samples
+from deployments.pictures.isolated import Helpers, IsolatedReader
 from deployments.settings import Limits, ServiceSettings
 from tests.masks import GivenMasks, Mask
 
@@ -146,29 +146,74 @@ def test_place_is_that_of_the_upright_picture(orientation: int) -> None:
     np.testing.assert_array_equal(shown[..., 1], d * columns + e * rows + f)
 
 
-def test_a_deadline_that_has_passed_ends_the_reading() -> None:
-    data = by_rasterio("EPSG:32632", ROTATED)
-    image = identify(data, Limits())
-    with pytest.raises(DeadlineExceeded):
-        image.georeference(Deadline(0))
-
-
 def test_no_georeference_is_told_by_its_reason() -> None:
     assert "has no georeference" in reason_of(file_of({"data": np.zeros((4, 4), np.uint8)}))
     assert "which coordinate reference system" in reason_of(by_rasterio(None, UTM))
-    points = [GroundControlPoint(row, column, column, -row) for row, column in ((0, 0), (0, 9), (9, 0), (9, 9))]
-    assert "control points" in reason_of(by_rasterio("EPSG:4326", None, gcps=points))
     assert "inverted" in reason_of(
         file_of(by_tifffile(AREA_KEYS, tags=[])).replace(np.float64(10.0).tobytes(), bytes(8), 1)
     )
 
 
-def test_broken_files_and_other_kinds_have_none() -> None:
-    data = by_rasterio("EPSG:32633", UTM)
-    assert isinstance(reader.georeference(io.BytesIO(data), PictureOptions()), Georeference)
-    found = reader.georeference(io.BytesIO(data[:20]), PictureOptions())
-    assert isinstance(found, NoGeoreference)
-    assert "cannot be read" in found.reason
+def control_points(transform: Affine, places: list[tuple[float, float]], off: float = 0.0) -> list[GroundControlPoint]:
+    """Points where a transform has them; the first is off by some pixels to the right."""
+    on_map = [transform @ (column + off * (index == 0), row) for index, (column, row) in enumerate(places)]
+    return [GroundControlPoint(row, column, *there) for (column, row), there in zip(places, on_map, strict=True)]
+
+
+CORNERS = [(0.0, 0.0), (60.0, 0.0), (0.0, 40.0), (60.0, 40.0), (31.5, 7.25)]
+
+
+@pytest.mark.parametrize(("crs", "transform"), [("EPSG:32633", UTM), ("EPSG:32632", ROTATED), ("EPSG:4326", DEGREES)])
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_control_points_are_met_by_a_transform_of_least_squares(crs: str, transform: Affine, off: float) -> None:
+    points = control_points(transform, CORNERS, off)
+
+    place = place_of(by_rasterio(crs, None, gcps=points))
+
+    assert CRS.from_wkt(place.crs) == CRS.from_user_input(crs)
+    columns, rows = ~transform @ np.array([Affine(*place.transform) @ corner for corner in CORNERS]).T
+    # The normal equations, by hand.
+    known = np.array([(column, row, 1.0) for column, row in CORNERS])
+    shift = known @ np.linalg.inv(known.T @ known) @ known.T[:, 0] * off
+    np.testing.assert_allclose(columns, known[:, 0] + shift, atol=1e-6)
+    np.testing.assert_allclose(rows, known[:, 1], atol=1e-6)
+    if not off:
+        np.testing.assert_allclose(place.transform, tuple(from_gcps(points))[:6], rtol=1e-9, atol=1e-9)
+
+
+def test_control_points_that_no_transform_meets_are_refused_by_their_distance() -> None:
+    bent = reason_of(by_rasterio("EPSG:32633", None, gcps=control_points(UTM, CORNERS, off=4.0)))
+    assert "5 control points are met by no affine transform" in bent
+    assert "0.5 are accepted" in bent
+    line = control_points(UTM, [(0.0, 0.0), (10.0, 10.0), (20.0, 20.0), (40.0, 40.0)])
+    assert "4 control points lie on a line" in reason_of(by_rasterio("EPSG:32633", None, gcps=line))
+    assert "fewer than three" in reason_of(by_rasterio("EPSG:32633", None, gcps=control_points(UTM, CORNERS[:2])))
+
+
+def test_control_points_of_pixel_is_point_are_centres() -> None:
+    values = [v for x, y in CORNERS for v in (x, y, 0.0, 500_000 + 10 * x, 5_540_000 - 10 * y, 0.0)]
+    for keys, left, top in ((AREA_KEYS, 500_000, 5_540_000), (POINT_KEYS, 499_995, 5_540_005)):
+        page = {"data": np.zeros((HEIGHT, WIDTH), np.uint8)}
+        tags = [(33922, "d", len(values), tuple(values)), (34735, "H", len(keys), keys)]
+        place = place_of(file_of(page | {"extratags": tags}))
+        np.testing.assert_allclose(place.transform, (10, 0, left, 0, -10, top), atol=1e-6)
+    assert "which coordinate reference system" in reason_of(file_of(page | {"extratags": tags[:1]}))
+
+
+def test_a_place_that_cannot_be_read_does_not_hinder_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr(geotiff, "georeference", fail)
+
+    *facts, place = geotiff.placed_facts_of(tiff, io.BytesIO(by_rasterio("EPSG:32633", UTM)), PictureOptions(), 10**6)
+
+    assert facts == [WIDTH, HEIGHT, False]
+    assert isinstance(place, NoGeoreference)
+    assert "cannot be read: of a library" in place.reason
+
+
+def test_only_tiff_files_have_a_place() -> None:
     png = io.BytesIO()
     Image.new("L", (4, 4)).save(png, "PNG")
     limits = Limits()
@@ -177,10 +222,28 @@ def test_broken_files_and_other_kinds_have_none() -> None:
         (identify(np.zeros((4, 4), np.uint8), limits), "only those of TIFF"),
         (image_by_id("0" * 64), "send the file"),
     ):
-        found = image.georeference()
-        assert isinstance(found, NoGeoreference)
-        assert reason in found.reason
-    assert isinstance(identify(data, limits).georeference(), Georeference)
+        assert isinstance(image.georeference, NoGeoreference)
+        assert reason in image.georeference.reason
+
+
+def test_the_place_comes_with_the_size_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Helpers):
+        calls = 0
+
+        def call(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return super().call(*args, **options)
+
+    helpers = Counting(count=1, timeout_s=20)
+    monkeypatch.setitem(reader.READERS, "tiff", IsolatedReader(tiff, "a TIFF file", helpers))
+
+    image = identify(by_rasterio("EPSG:32633", UTM), Limits())
+
+    assert isinstance(image.georeference, Georeference)
+    assert image.georeference.transform == tuple(UTM)[:6]
+    assert image.decoded_bytes == 3 * WIDTH * HEIGHT
+    assert helpers.calls == 1
+    helpers.close()
 
 
 # ---- polygons on the map
@@ -338,11 +401,10 @@ async def test_a_place_is_remembered_for_the_image_id() -> None:
     segmenter = Segmenter(ServiceSettings(), cast(Any, None), ByteBudget(2**30, "too many images"))
     sent = await segmenter.identify(by_rasterio("EPSG:32633", UTM))
     named = await segmenter.identify(None, sent.image_id)
-    unknown = await segmenter.georeference(named, Deadline(10))
-    found = await segmenter.georeference(sent, Deadline(10))
-    assert isinstance(unknown, NoGeoreference)
+    found = segmenter.georeference(sent)
     assert isinstance(found, Georeference)
-    assert await segmenter.georeference(named, Deadline(10)) == found
+    assert segmenter.georeference(named) == found
+    assert isinstance(segmenter.georeference(image_by_id("0" * 64)), NoGeoreference)
 
 
 @pytest.mark.parametrize("kind", ["rle", "qupath", "geotiff"])

@@ -249,6 +249,28 @@ def test_a_callers_own_deadline_is_kept_and_is_no_fault_of_the_file() -> None:
     helpers.close()
 
 
+def test_a_helper_that_hangs_while_it_reads_its_input_is_ended_in_time(helpers: Helpers) -> None:
+    process = helpers.call("a test", process_id)
+    os.kill(process, signal.SIGSTOP)
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            # More than the socket holds.
+            helpers.call("a FOO file", echo, bytes(20 * MEBIBYTE), timeout_s=0.5)
+        except DeadlineExceeded as error:
+            caught.append(error)
+
+    # A thread of its own, so that a call that never ends fails the test only.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert len(caught) == 1
+    assert not psutil.pid_exists(process)
+    assert helpers.call("a test", process_id) != process
+
+
 def test_what_needs_too_much_memory_is_refused_and_does_no_harm() -> None:
     helpers = Helpers(count=1, timeout_s=20, memory_bytes=600 * MEBIBYTE)
     process = helpers.call("a test", process_id)

@@ -1,6 +1,7 @@
 """Video files, made here with PyAV and Pillow: every frame, its time, its pixels, and how bad files are refused."""
 
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.errors import InvalidVideo, ServiceError, TooLarge
-from deployments.frames import film, zipped_pictures
+from deployments.frames import animation_frames, film, zipped_pictures
 from deployments.frames.decode import open_video
 from deployments.frames.video import VideoFrame
 from deployments.messages.picture_options import PictureOptions
@@ -477,6 +478,30 @@ def test_pages_of_a_tiff(tmp_path: Path) -> None:
     frames = read(tmp_path / "a.tif")
     assert [number_of(frame.pixels) for frame in frames] == [0, 1, 2, 3]
     assert [frame.time_s for frame in frames] == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.tif"])
+def test_avif_and_tiff_are_decoded_in_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    animate(tmp_path / name, [numbered(index) for index in range(4)])
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it is opened here"))
+    with open_video(tmp_path / name, Limits(), 100) as video:
+        assert [number_of(frame.pixels) for frame in video.frames(3, 4)] == [3]
+        assert [number_of(frame.pixels) for frame in video.frames(0, 4, 2)] == [0, 2]
+        monkeypatch.setattr(animation_frames, "_picture_of", crash)
+        with pytest.raises(InvalidVideo, match=r"^video: frame 1 cannot be decoded"):
+            list(video.frames(1, 2))
+        monkeypatch.undo()
+        assert [number_of(frame.pixels) for frame in video.frames(1, 2)] == [1]
+        (tmp_path / name).unlink()
+        with pytest.raises(FileNotFoundError):
+            list(video.frames(1, 2))
+
+
+def crash(*_: object) -> None:
+    """Ends the process in which it runs, as native code does that fails."""
+    os._exit(1)
 
 
 def test_a_zip_of_pictures_in_the_order_of_their_numbers(tmp_path: Path) -> None:
