@@ -118,14 +118,14 @@ def _joined(rings: list[Ring], bridges: list[Bridge]) -> Ring:
     return distinct(np.concatenate(pieces))
 
 
-def _in_order(ring: Ring, start: int, bridges: list[Bridge]) -> list[tuple[int, Bridge]]:
-    """Sorts bridges as one comes to them, with the corner before each, on a ring that now begins with corner `start`."""
+def _in_order(turned: Ring, start: int, bridges: list[Bridge]) -> list[tuple[int, Bridge]]:
+    """Sorts a ring's bridges, with the corner before each, as one comes to them on the way from the corner `start`."""
 
     def place(at: tuple[int, Bridge]) -> tuple[int, float]:
         edge, bridge = at
-        return edge, float(np.hypot(*(bridge.landing - ring[edge])))
+        return edge, float(np.hypot(*(bridge.landing - turned[edge])))
 
-    return sorted((((bridge.edge - start) % len(ring), bridge) for bridge in bridges), key=place)
+    return sorted((((bridge.edge - start) % len(turned), bridge) for bridge in bridges), key=place)
 
 
 # ---- bridges to holes

@@ -1,8 +1,9 @@
 """Writes the labels of an image for training YOLO's segmentation: a line for each object, `class x1 y1 x2 y2 …`.
 
 Coordinates are from 0 to 1, and run through the border's pixels: loaders fill a polygon together with the pixels on its
-line. They find the pixel of a corner by rounding down (ultralytics) or to the nearest (supervision). A line holds one ring, so holes are reached by bridges, and the regions of a mask are joined by
-the shortest ones; such a bridge between regions becomes a line of one pixel.
+line. They find the pixel of a corner by rounding down (ultralytics) or to the nearest (supervision). A line holds one
+ring, so holes are reached by bridges, and the regions of a mask are joined by the shortest ones; such a bridge between
+regions becomes a line of one pixel.
 """
 
 from deployments.encoding.bridges import Ring, single_ring

@@ -1,7 +1,8 @@
 """Reads the files of write_files.py with the tools' own code, and compares their masks with those that went in.
 
 It runs in an environment of the tools, without this project. Tools are imported without their `__init__`, which would
-need their windows, networks and servers. Of ultralytics, which needs torch, one function is taken from its source. What a reader imports but does not use for these files is replaced.
+need their windows, networks and servers. Of ultralytics, which needs torch, one function is taken from its source.
+What a reader imports but does not use for these files is replaced.
 """
 
 import ast

@@ -43,16 +43,33 @@ function withHole(whole, hole) {
   return inserted(whole, edge, [x, height], hole, start);
 }
 
-// Joins a part by the shortest line between corners.
-function withPart(whole, part) {
-  let [edge, start, shortest] = [0, 0, Infinity];
-  whole.forEach(([x, y], at) => {
-    part.forEach(([partX, partY], place) => {
-      const length = (x - partX) ** 2 + (y - partY) ** 2;
-      if (length < shortest) [edge, start, shortest] = [at, place, length];
+// Returns the shortest line between corners of two rings: its squared length, its end on the one, its place on the other.
+function shortestLine(ring, part) {
+  let line = { length: Infinity };
+  for (const landing of ring) {
+    part.forEach(([x, y], start) => {
+      const length = (landing[0] - x) ** 2 + (landing[1] - y) ** 2;
+      if (length < line.length) line = { length, landing, start };
     });
-  });
-  return inserted(whole, edge, whole[edge], part, start);
+  }
+  return line;
+}
+
+// Joins parts, always the nearest next: then no bridge crosses another.
+function joined([first, ...others]) {
+  let whole = first;
+  const left = new Map(others.map((part) => [part, shortestLine(first, part)]));
+  while (left.size) {
+    const [part, { landing, start }] = [...left].reduce((one, other) => (other[1].length < one[1].length ? other : one));
+    const edge = whole.findIndex(([x, y]) => x === landing[0] && y === landing[1]);
+    whole = inserted(whole, edge, landing, part, start);
+    left.delete(part);
+    for (const [other, known] of left) {
+      const line = shortestLine(part, other);
+      if (line.length < known.length) left.set(other, line);
+    }
+  }
+  return whole;
 }
 
 const topOf = (ring) => ring.reduce((top, [, y]) => Math.min(top, y), Infinity);
@@ -63,7 +80,7 @@ export function singleRing(mask) {
     const [outer, ...holes] = rings.map(centres);
     return holes.sort((one, other) => topOf(one) - topOf(other)).reduce(withHole, outer);
   });
-  const ring = parts.reduce(withPart);
+  const ring = joined(parts);
   while (ring.length < 3) ring.push(ring.at(-1));
   return ring;
 }
