@@ -1,7 +1,7 @@
 """Writes COCO's files: a dataset, with polygons or with run lengths, and a list of results.
 
 pycocotools' `frPyObjects` fills polygons along the edges of pixels, and those that are not simplified come back as the
-same mask. COCO's polygons have no holes: see rings.py.
+same mask. COCO's polygons have no holes: see bridges.py.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.encoding import rle
+from deployments.encoding.bridges import Ring
 from deployments.encoding.objects import MaskedObject, json_text, objects_of, tolerance_of
-from deployments.encoding.rings import Ring, edge_rings
+from deployments.encoding.rings import edge_rings
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.pieces import Part
 

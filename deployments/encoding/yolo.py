@@ -1,23 +1,30 @@
 """Writes the labels of an image for training YOLO's segmentation: a line for each object, `class x1 y1 x2 y2 …`.
 
-Coordinates are from 0 to 1, and run through the centres of pixels: ultralytics fills a polygon together with the
-pixels on its line. A line holds one ring, so holes are reached by bridges, and the regions of a mask are joined by
-the shortest ones; such a bridge between regions becomes a line of one pixel.
+Coordinates are from 0 to 1, and run through the border's pixels: loaders fill a polygon together with the pixels on its
+line. They find the pixel of a corner by rounding down (ultralytics) or to the nearest (supervision). A line holds one
+ring, so holes are reached by bridges, and the regions of a mask are joined by the shortest ones; such a bridge between
+regions becomes a line of one pixel.
 """
 
+from deployments.encoding.bridges import Ring, single_ring
 from deployments.encoding.objects import objects_of, tolerance_of
-from deployments.encoding.rings import Ring, centre_rings, single_ring
+from deployments.encoding.rings import centre_rings
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.pieces import Part
 
 CLASS = 0
+
+PLACE_IN_PIXEL = 0.25
+"""Where corners lie in their pixels, in both directions. Both ways of rounding find the pixel from there; from its
+centre, the latter finds one of four pixels, by the digits that float32 cuts off."""
 
 
 def write(part: Part, answer_format: AnswerFormat) -> bytes:
     """The lines of a part's objects."""
     height, width = part.masks.image_size
     tolerance = tolerance_of(answer_format)
-    lines = (_line(single_ring(centre_rings(one.mask, tolerance)) / (width, height)) for one in objects_of(part))
+    rings = (single_ring(centre_rings(one.mask, tolerance)) - 0.5 + PLACE_IN_PIXEL for one in objects_of(part))
+    lines = (_line(ring / (width, height)) for ring in rings)
     return "".join(lines).encode()
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
@@ -21,11 +22,12 @@ from rasterio import features
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from deployments.encoding.davis import davis_palette
 from harness.browser import NoBrowser, Page, launch
 from harness.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, WRONG_CHECKPOINT, Service
 from tests.relay import relay
-from tests.unit.test_tool_formats import read_cvat, read_labelme, read_labelstudio, read_qupath
+from tests.unit.test_tool_formats import read_cvat, read_labelme, read_labelstudio, read_qupath, read_yolo
 
 DEMO_FOLDER = Path(__file__).parents[2] / "deployments" / "model" / "demo"
 EXAMPLE = DEMO_FOLDER / "example.png"
@@ -349,6 +351,19 @@ def test_every_download_is_read_by_common_libraries(example: Page) -> None:
         found = read(data_of_tool, SIZE)
         assert len(found) == 2
         assert np.array_equal(found[0], pear)
+
+    lines = example.downloaded("yolo").read_bytes()
+    assert [line.split()[0] for line in lines.splitlines()] == [b"0", b"1"]
+    [ring] = read_yolo(lines.splitlines()[0], SIZE)
+    assert (ring >= pear).all()
+    assert iou(ring, pear) > 0.98
+    davis = Image.open(example.downloaded("davis"))
+    assert (davis.mode, bytes(davis.getpalette() or [])) == ("P", davis_palette())
+    assert np.array_equal(np.asarray(davis) == 1, pear)
+    assert np.array_equal(np.asarray(davis) > 0, example.shown())
+    napari = tifffile.imread(example.downloaded("napari"))
+    assert (napari.dtype, set(np.unique(napari))) == (np.uint16, {0, 1, 2})
+    assert np.array_equal(napari > 0, example.shown())
 
 
 @pytest.mark.parametrize("seed", range(6))

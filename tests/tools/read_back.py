@@ -2,6 +2,7 @@
 
 It runs in an environment of the tools, without this project. Tools are imported without their `__init__`, which would
 need their windows, networks and servers. Of ultralytics, which needs torch, one function is taken from its source.
+What a reader imports but does not use for these files is replaced.
 """
 
 import ast
@@ -13,12 +14,14 @@ import types
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copy
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
-import tifffile
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -53,15 +56,23 @@ def function_of(module: str, name: str, **names: Any) -> Callable[..., Any]:
     return function
 
 
-bare("cvat_sdk", "label_studio_sdk", "label_studio_sdk.converter", "labelme", "labelme.utils")
+LABEL_STUDIO = ("label_studio_sdk", "label_studio_sdk.converter", "label_studio_sdk.converter.exports")
+NAPARI = ("napari", "napari.utils", "napari_builtins", "napari_builtins.io")
+bare("cvat_sdk", *LABEL_STUDIO, "labelme", "labelme.utils", *NAPARI, "qubalab", "supervision")
 sys.modules["labelme"].__version__ = "6.3.1"  # type: ignore[attr-defined]
-sys.modules["PyQt5"] = MagicMock()
+for name in ("PyQt5", "dask", "napari.utils.io", "rasterio", "rasterio.features", "requests", "scipy", "scipy.spatial"):
+    sys.modules[name] = MagicMock()
+sys.modules["label_studio_sdk.converter.utils"] = MagicMock()
 for name, value in vars(importlib.import_module("labelme.utils.image")).items():
     setattr(sys.modules["labelme.utils"], name, value)
 cvat = importlib.import_module("cvat_sdk.masks")
 brush = importlib.import_module("label_studio_sdk.converter.brush")
 label_file = importlib.import_module("labelme._label_file")
 labelme_shape = importlib.import_module("labelme.utils.shape")
+brush_to_coco = importlib.import_module("label_studio_sdk.converter.exports.brush_to_coco")
+napari_reader = importlib.import_module("napari_builtins.io._read")
+qupath = importlib.import_module("qubalab.objects")
+datasets = importlib.import_module("supervision.dataset.core")
 polygon2mask = function_of("ultralytics.data.utils", "polygon2mask", np=np, cv2=cv2)
 
 
@@ -139,6 +150,52 @@ def read_yolo(path: Path, size: Size) -> list[Mask]:
     return found
 
 
+def read_converted(path: Path, size: Size) -> list[Mask]:
+    """As Label Studio's own converter makes COCO's polygons of polygons, in whole pixels."""
+    [task] = json.loads(path.read_text())
+
+    def parts() -> Iterator[tuple[Any, Mask]]:
+        for region in task["predictions"][0]["result"]:
+            rings, _, _ = brush_to_coco.generate_contour_from_polygon(region["value"]["points"], size[1], size[0])
+            yield region["id"].split("-")[0], coco_mask.decode(coco_mask.frPyObjects(rings, *size))[..., 0] > 0
+
+    return joined(parts())
+
+
+def read_qupath(path: Path, size: Size) -> list[Mask]:
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    found = []
+    for feature in qupath.geojson_features_from_string(path.read_text()):
+        annotation = qupath.ImageFeature.create_from_feature(feature)
+        assert annotation.is_annotation
+        assert annotation.classification.names == ("object",)
+        assert annotation.name.startswith("object ")
+        geometry = shapely.geometry.shape(annotation.geometry)
+        assert geometry.is_valid
+        found.append(shapely.contains_xy(geometry, x, y))
+    return found
+
+
+def read_coco_dataset(path: Path, size: Size) -> list[Mask]:
+    return detected(datasets.DetectionDataset.from_coco(str(path.parent), str(path), force_masks=True))
+
+
+def read_yolo_dataset(path: Path, size: Size) -> list[Mask]:
+    with TemporaryDirectory() as folder:
+        copy(path.with_name("image.png"), folder)
+        copy(path, Path(folder) / "image.txt")
+        names = Path(folder) / "data.yaml"
+        names.write_text("names: [object]")
+        return detected(datasets.DetectionDataset.from_yolo(folder, folder, str(names)))
+
+
+def detected(dataset: Any) -> list[Mask]:
+    """The masks of supervision's data set of one image."""
+    [(_, _, detections)] = dataset
+    assert set(detections.class_id) == {0}
+    return list(detections.mask)
+
+
 def joined(parts: Iterator[tuple[Any, Mask]]) -> list[Mask]:
     found: dict[Any, Mask] = {}
     for key, mask in parts:
@@ -146,16 +203,17 @@ def joined(parts: Iterator[tuple[Any, Mask]]) -> list[Mask]:
     return list(found.values())
 
 
-READERS: dict[str, Callable[[Path, Size], list[Mask]]] = {
-    "coco.json": read_coco,
-    "coco_rle.json": read_coco,
-    "coco_results.json": read_results,
-    "cvat.xml": read_cvat,
-    "labelstudio.json": read_brush,
-    "labelstudio_polygons.json": read_percent,
-    "labelme.json": read_labelme,
-    "labelme_polygons.json": read_labelme,
-    "yolo.txt": read_yolo,
+READERS: dict[str, list[Callable[[Path, Size], list[Mask]]]] = {
+    "coco.json": [read_coco],
+    "coco_rle.json": [read_coco, read_coco_dataset],
+    "coco_results.json": [read_results],
+    "cvat.xml": [read_cvat],
+    "labelstudio.json": [read_brush],
+    "labelstudio_polygons.json": [read_percent, read_converted],
+    "labelme.json": [read_labelme],
+    "labelme_polygons.json": [read_labelme],
+    "yolo.txt": [read_yolo, read_yolo_dataset],
+    "qupath.geojson": [read_qupath],
 }
 
 
@@ -167,23 +225,25 @@ def check(folder: Path, name: str) -> None:
     """
     expected = np.load(folder / f"{name}.npy")
     size = expected.shape[1], expected.shape[2]
-    for file, read in READERS.items():
+    for file, read in [(file, read) for file, readers in READERS.items() for read in readers]:
         found = read(folder / name / file, size)
-        assert len(found) == len(expected), (name, file)
+        where = name, file, read.__name__
+        assert len(found) == len(expected), where
         for mask, right in zip(found, expected, strict=True):
             if file == "yolo.txt":
                 # Nothing is lost, and bridges between islands are all that is added.
                 regions = cv2.connectedComponents(right.astype(np.uint8), connectivity=4)[0] - 1
-                assert not (right & ~mask).any(), (name, file)
-                assert (mask & ~right).sum() <= (regions - 1) * max(size), (name, file)
+                assert not (right & ~mask).any(), where
+                assert (mask & ~right).sum() <= (regions - 1) * max(size), where
             else:
-                assert (mask == right).all(), (name, file)
-        print(f"{name}/{file}: {len(found)} masks")  # noqa: T201
-    # DAVIS's tools read the index by Pillow, napari labels by tifffile.
+                assert (mask == right).all(), where
+        print(f"{name}/{file}, {read.__name__}: {len(found)} masks")  # noqa: T201
+    # DAVIS's tools read the index by Pillow.
     davis = np.asarray(Image.open(folder / name / "davis.png"))
     lowest = np.where(expected.any(axis=0), expected.argmax(axis=0) + 1, 0)
     assert (davis == lowest).all(), (name, "davis")
-    labels = tifffile.imread(folder / name / "napari.tif")
+    tiff = str(folder / name / "napari.tif")
+    [[labels]] = napari_reader.napari_get_reader(tiff)(tiff)
     highest = np.where(expected.any(axis=0), len(expected) - expected[::-1].argmax(axis=0), 0)
     assert labels.dtype == np.uint16
     assert (labels == highest).all(), (name, "napari")

@@ -8,12 +8,13 @@ from PIL import Image
 
 from deployments.encoding.response_encoder import encode_piece
 from deployments.messages.answer_format import TRAITS, AnswerFormat
+from deployments.messages.everything import AutomaticMasks
 from deployments.messages.pieces import cut
 from tests.masks import GivenMasks, Mask, discs_and_rings, random_mask
 
 
-def answers() -> dict[str, GivenMasks]:
-    """One mask, many objects with holes and islands, and shapes as no object has them."""
+def answers() -> dict[str, GivenMasks | AutomaticMasks]:
+    """One mask, many objects with holes and islands, shapes as no object has them, and everything in an image."""
     rng = np.random.default_rng(16)
     size = (96, 131)
     noise = [random_mask(rng, size, cells, share) for cells in (5, 15, 40, 70) for share in (0.2, 0.5, 0.9)]
@@ -22,13 +23,32 @@ def answers() -> dict[str, GivenMasks]:
         "many": discs_and_rings(size),
         "noise": [mask for mask in noise if mask.any()],
     }
-    return {name: GivenMasks(np.stack(masks), [0.9] * len(masks)) for name, masks in found.items()}
+    given = {name: GivenMasks(np.stack(masks), [0.9] * len(masks)) for name, masks in found.items()}
+    return {**given, "everything": everything(size)}
+
+
+def everything(size: tuple[int, int]) -> AutomaticMasks:
+    """Masks with holes and islands of the whole image, and of a crop of it; the higher number has the higher score."""
+    height, width = size
+    inside = np.stack(discs_and_rings((256, 256))[:3])
+    logits = np.where(np.concatenate([inside, inside]), np.float32(5), np.float32(-5))
+    boxes = [[0, 0, width, height]] * len(inside) + [[20, 10, width - 30, height - 5]] * len(inside)
+    return AutomaticMasks(
+        image_id="1" * 64,
+        model_id="sam2-demo",
+        image_size=size,
+        low_res_logits=logits,
+        predicted_iou=np.linspace(0.5, 0.9, len(logits), dtype=np.float32),
+        stability_score=np.ones(len(logits), np.float32),
+        point_coords=np.ones((len(logits), 2), np.float32),
+        crop_boxes=np.array(boxes, np.int32),
+    )
 
 
 def main(folder: Path) -> None:
     """Writes `ANSWER.npy`, K×H×W bool, and `ANSWER/FORMAT.suffix`, with the image that the files are about."""
     for name, masks in answers().items():
-        np.save(folder / f"{name}.npy", masks.given)
+        np.save(folder / f"{name}.npy", np.stack([masks.mask(index) for index in range(masks.num_masks)]))
         (folder / name).mkdir()
         height, width = masks.image_size
         Image.new("RGB", (width, height)).save(folder / name / "image.png")

@@ -240,6 +240,14 @@ def test_yolo_adds_nothing_but_the_bridges_between_islands(mask: Mask) -> None:
             np.testing.assert_array_equal(found[0], mask)
 
 
+def test_yolos_corners_find_their_pixel_by_rounding_down_and_to_the_nearest() -> None:
+    size = (480, 641)
+    data = written(given_masks(*discs_and_rings(size)), "yolo")
+    for line in data.decode().splitlines():
+        corners = np.array(line.split()[1:], np.float32).reshape(-1, 2) * np.array([size[1], size[0]], np.float32)
+        np.testing.assert_array_equal(np.floor(corners), np.round(corners))
+
+
 def test_yolos_bridges_are_the_shortest() -> None:
     mask = np.zeros((60, 90), np.bool_)
     for top, left in ((5, 5), (5, 40), (40, 40), (41, 80)):

@@ -58,6 +58,7 @@ $("model").addEventListener("change", () => {
 
 // ---- downloads
 
+const stem = () => page.fileName.replace(/\.[^.]*$/, "");
 const annotated = () => [page.history.finished, page.fileName, view.width, view.height];
 
 const files = {
@@ -68,8 +69,11 @@ const files = {
   polygons: () => [downloads.polygons(page.history.finished), "polygons.geojson"],
   cvat: () => [toolfiles.cvat(...annotated()), "annotations.xml"],
   labelstudio: () => [toolfiles.labelStudio(...annotated()), "label-studio.json"],
-  labelme: async () => [await toolfiles.labelMe(...annotated()), `${page.fileName.replace(/\.[^.]*$/, "")}.json`],
+  labelme: async () => [await toolfiles.labelMe(...annotated()), `${stem()}.json`],
   qupath: () => [toolfiles.quPath(...annotated()), "qupath.geojson"],
+  yolo: () => [toolfiles.yolo(...annotated()), `${stem()}.txt`],
+  davis: async () => [await toolfiles.davis(...annotated()), "davis.png"],
+  napari: async () => [await toolfiles.napari(...annotated()), "napari.tif"],
 };
 for (const button of document.querySelectorAll("[data-download]")) {
   button.addEventListener("click", () =>

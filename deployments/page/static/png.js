@@ -1,4 +1,4 @@
-// Writes greyscale PNGs of 8 or 16 bits; a canvas only writes four channels.
+// Writes PNGs of one channel, greyscale of 8 or 16 bits or with a palette; a canvas only writes four channels.
 
 const CRCS = Uint32Array.from({ length: 256 }, (_, start) => {
   let value = start;
@@ -23,8 +23,16 @@ function chunk(name, data) {
 }
 
 // values: width × height numbers, row by row; 16 bits if one of them is above 255.
-export async function greyPng(width, height, values) {
-  const depth = values.some((value) => value > 255) ? 16 : 8;
+export function greyPng(width, height, values) {
+  return png(width, height, values, values.some((value) => value > 255) ? 16 : 8);
+}
+
+// values: width × height numbers up to 255, row by row. palette: 768 bytes, red, green and blue of each number.
+export function palettePng(width, height, values, palette) {
+  return png(width, height, values, 8, palette);
+}
+
+async function png(width, height, values, depth, palette) {
   const rowBytes = (width * depth) / 8 + 1;
   const rows = new Uint8Array(rowBytes * height);
   for (let y = 0; y < height; y++) {
@@ -41,9 +49,10 @@ export async function greyPng(width, height, values) {
   view.setUint32(0, width);
   view.setUint32(4, height);
   header[8] = depth;
+  header[9] = palette ? 3 : 0; // the kind of colours: by a palette, or greyscale
   const signature = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
   const data = new Uint8Array(await new Response(packed).arrayBuffer());
-  return new Blob([signature, chunk("IHDR", header), chunk("IDAT", data), chunk("IEND", new Uint8Array())], {
-    type: "image/png",
-  });
+  const colours = palette ? [chunk("PLTE", palette)] : [];
+  const chunks = [chunk("IHDR", header), ...colours, chunk("IDAT", data), chunk("IEND", new Uint8Array())];
+  return new Blob([signature, ...chunks], { type: "image/png" });
 }

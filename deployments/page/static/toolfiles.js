@@ -1,8 +1,10 @@
 // The objects as files of annotation tools, as the service's own formats have them. Names are escaped for each format.
 
 import { candidateOf } from "./history.js";
-import { greyPng } from "./png.js";
+import { greyPng, palettePng } from "./png.js";
 import { multiPolygon } from "./polygons.js";
+import { singleRing } from "./singlering.js";
+import { greyTiff } from "./tiff.js";
 
 // Without what XML cannot hold: control characters, halves of characters.
 const plain = (text) => text.replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, "");
@@ -148,4 +150,50 @@ export function quPath(objects) {
     };
   });
   return json({ type: "FeatureCollection", features }, "application/geo+json");
+}
+
+// A line for each object of YOLO's segmentation: its class, that of all objects of the same name, and its ring. Corners
+// lie a quarter of a pixel inside of theirs: loaders find the pixel by rounding down, or to the nearest.
+export function yolo(objects, fileName, width, height) {
+  const names = [...new Set(objects.map(({ name }) => name))];
+  const lines = shown(objects).map((object) => {
+    const numbers = singleRing(maskOf(object)).flatMap(([x, y]) => [(x - 0.25) / width, (y - 0.25) / height]);
+    return `${names.indexOf(object.name)} ${numbers.map((number) => number.toFixed(6)).join(" ")}\n`;
+  });
+  return new Blob(lines, { type: "text/plain" });
+}
+
+const DAVIS_OBJECTS = 255;
+
+// The colours of DAVIS: bit 3k + c of a number is bit 7 − k of its channel c.
+function davisPalette() {
+  return Uint8Array.from({ length: 3 * 256 }, (_, index) => {
+    const [number, channel] = [Math.floor(index / 3), index % 3];
+    let value = 0;
+    for (let k = 0; 3 * k + channel < 8; k++) value |= ((number >> (3 * k + channel)) & 1) << (7 - k);
+    return value;
+  });
+}
+
+// A label image with a palette; where objects overlap, the lower number is on top.
+export function davis(objects, fileName, width, height) {
+  if (objects.length > DAVIS_OBJECTS) throw new Error(`DAVIS's files hold at most ${DAVIS_OBJECTS} objects.`);
+  const values = new Uint8Array(width * height);
+  numbered(objects).reverse().forEach((one) => paint(values, one, width));
+  return palettePng(width, height, values, davisPalette());
+}
+
+// Labels of 16 bits; where objects overlap, the higher score is on top.
+export function napari(objects, fileName, width, height) {
+  const values = new Uint16Array(width * height);
+  numbered(objects)
+    .sort((one, other) => one.score - other.score)
+    .forEach((one) => paint(values, one, width));
+  return greyTiff(width, height, values);
+}
+
+const numbered = (objects) => objects.map((object, index) => ({ ...candidateOf(object), number: index + 1 }));
+
+function paint(values, { mask, number }, width) {
+  mask.visit(1, (x, y) => (values[y * width + x] = number));
 }
