@@ -255,12 +255,24 @@ class RequestParserConfig(Settings):
         ge=MEBIBYTE,
         description="Bytes of decoded images in each replica that are on their way to a model; further images wait.",
     )
+    text_budget_bytes: int = Field(
+        default=64 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Bytes of text fields that each replica holds of all requests whose bodies arrive or that are "
+        "being answered; the reading of further bodies waits, then they get 503.",
+    )
+    file_budget_bytes: int = Field(
+        default=8192 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="Bytes on disk of the files of such requests; the reading of further bodies waits, then they get "
+        "503.",
+    )
     max_wait_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="How long an image, a video or an answer may wait for its share of the three byte budgets. If "
-        "the expected wait is longer, the request gets 503 at once.",
+        description="How long a body, an image, a video or an answer may wait for its share of the byte budgets. If "
+        "the expected wait for an image, a video or an answer is longer, the request gets 503 at once.",
     )
     max_video_jobs: int = Field(
         default=16,

@@ -22,7 +22,10 @@ from deployments.errors import ServiceError
 from deployments.parsing.http.error_responses import on_service_error, on_validation_error
 from deployments.parsing.http.form import form_route
 from deployments.parsing.http.multipart_body import UsualForm
+from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
+
+UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
 
 DEFAULTS = Limits()
 MULTIPART = "multipart/form-data; boundary=cut"
@@ -34,7 +37,7 @@ def application(limits: Limits = DEFAULTS) -> FastAPI:
     """One route that answers with what arrived."""
     app = FastAPI(exception_handlers={ServiceError: on_service_error, RequestValidationError: on_validation_error})
     files = {"image": limits.max_image_bytes}
-    app.router.route_class = form_route(limits, files, lambda: 60.0, limits.max_body_bytes * 2)
+    app.router.route_class = form_route(limits, files, lambda: 60.0, UPLOADS, limits.max_body_bytes * 2)
 
     @app.post("/")
     async def _(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import httpx
@@ -16,7 +17,10 @@ from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarg
 from deployments.messages.prompt import Prompt
 from deployments.parsing.http.error_responses import on_http_exception, on_service_error
 from deployments.parsing.http.form import form_route, parse_prompt
+from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
+
+UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
 
 DEFAULTS = Limits()
 
@@ -137,7 +141,7 @@ def test_text_longer_than_any_sensible_prompt_is_not_parsed(field: str) -> None:
 def application(limits: Limits) -> FastAPI:
     """One route that takes a form, and answers with what arrived."""
     app = FastAPI(exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception})
-    app.router.route_class = form_route(limits, {"image": limits.max_image_bytes}, lambda: 60.0)
+    app.router.route_class = form_route(limits, {"image": limits.max_image_bytes}, lambda: 60.0, UPLOADS)
 
     @app.post("/")
     async def _(
@@ -383,7 +387,8 @@ async def test_a_body_that_does_not_arrive_is_given_up() -> None:
     async def endpoint(image: Annotated[UploadFile, File()]) -> None:
         """Never reached."""
 
-    route = form_route(DEFAULTS, {"image": 1}, lambda: 0.05)("/", endpoint, methods=["POST"])
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", CUT)], "query_string": b""}
+    route = form_route(DEFAULTS, {"image": 1}, lambda: 0.05, UPLOADS)("/", endpoint, methods=["POST"])
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    scope |= {"headers": [(b"content-type", CUT)], "fastapi_middleware_astack": AsyncExitStack()}
     with pytest.raises(BodyTimeout, match=r"body: did not arrive within 0.05 s"):
         await route.get_route_handler()(Request(scope, stalled, send))

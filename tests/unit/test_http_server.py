@@ -1,4 +1,4 @@
-"""The HTTP server that Serve runs, on a real socket: Java's Upgrade header, and HTTP/1.0."""
+"""The HTTP server that Serve runs, on a real socket: Java's Upgrade header, HTTP/1.0, bodies that nobody reads."""
 
 import asyncio
 import hashlib
@@ -8,15 +8,24 @@ from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.importer import import_from_string
 
 from deployments.environment import prepare_environment
-from deployments.parsing.http.http_server import MendedHttpProtocol, use_mended_server
+from deployments.parsing.http import http_server
+from deployments.parsing.http.body_pacing import BodyPaceMiddleware
+from deployments.parsing.http.http_server import (
+    MendedHttpProtocol,
+    PacedHttpProtocol,
+    use_mended_server,
+    use_paced_server,
+)
 
 # As Java's HttpClient sends it.
 H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAQBAAAAAAUAAEAA\r\n"
@@ -35,11 +44,13 @@ async def stream(_: Request) -> Response:
     return StreamingResponse(parts())
 
 
+ROUTES = Starlette(routes=[Route("/digest", digest, methods=["POST", "GET"]), Route("/stream", stream)])
+
+
 @asynccontextmanager
-async def server() -> AsyncIterator[int]:
+async def server(app: ASGIApp = ROUTES, protocol: type[MendedHttpProtocol] = MendedHttpProtocol) -> AsyncIterator[int]:
     """The port of a running server."""
-    app = Starlette(routes=[Route("/digest", digest, methods=["POST", "GET"]), Route("/stream", stream)])
-    config = uvicorn.Config(app, port=0, http=MendedHttpProtocol, lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(app, port=0, http=protocol, lifespan="off", log_config=None, access_log=False)
     one = uvicorn.Server(config)
     one.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(one._serve())
@@ -125,6 +136,124 @@ async def test_http_1_0_gets_the_length_where_there_is_one() -> None:
         answer = await exchange(port, post(BODY, version="1.0"))
     assert b"content-length: 66\r\n" in answer
     assert EXPECTED in answer
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without reading the body, once some of it has come."""
+    await receive()
+    await Response("too large", 413)(scope, receive, send)
+
+
+async def flood(writer: asyncio.StreamWriter, seconds: float) -> int:
+    """Sends chunks for as long as they are taken; returns how many bytes were."""
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    sent = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                writer.write(chunk)
+                await writer.drain()
+                sent += 0x10000
+    except (TimeoutError, ConnectionError):
+        return sent
+
+
+CHUNKED = b"POST /digest HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_an_answer_before_the_whole_body_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "LINGER_S", 0.3)
+    async with server(refuse) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED)
+        flooding = asyncio.create_task(flood(writer, 10))
+        # The client is told, while it goes on sending, ...
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close\r\n" in answer
+        assert answer.endswith(b"too large")
+        assert not flooding.done()
+        # ... and cut off if it does not stop.
+        assert await asyncio.wait_for(flooding, 5) > 0
+
+
+async def test_a_request_after_one_that_was_refused_with_its_whole_body_is_answered() -> None:
+    async with server(refuse) as port:
+        answer = await exchange(port, post(b"1") + post(b"2") + CLOSING)
+    assert answer.count(b"HTTP/1.1 413 ") == 3
+
+
+class Serve:
+    """Takes bodies from the server as Serve does behind HAProxy: as fast as they come, into a queue without a bound."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.most_queued = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        proxy = ASGIDIReceiveProxy(scope, receive, asyncio.get_running_loop())
+        fetching = proxy.fetch_until_disconnect_task()
+        answering = asyncio.ensure_future(self._app(scope, proxy, send))
+        while not answering.done() and not fetching.done():
+            self.most_queued = max(self.most_queued, proxy.queue.qsize())
+            await asyncio.sleep(0.001)
+        self.client_left = fetching.done()
+        answering.cancel() if self.client_left else fetching.cancel()
+
+
+async def test_a_body_is_read_no_faster_than_the_application_takes_it() -> None:
+    go_on = asyncio.Event()
+
+    async def wait_and_digest(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await ROUTES(scope, receive, send)
+
+    serve = Serve(BodyPaceMiddleware(wait_and_digest))
+    async with server(serve, PacedHttpProtocol) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED)
+        sent = await flood(writer, 1)
+        # What the system's buffers take; a server that takes all gets hundreds of MB in that time.
+        assert sent < 30 * 2**20
+        assert serve.most_queued <= 1
+        go_on.set()
+        writer.write(b"0\r\n\r\n")
+        answer = await asyncio.wait_for(reader.readuntil(b'"'), 20)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert serve.most_queued <= 1
+        writer.close()
+
+
+async def test_a_client_that_leaves_is_noticed() -> None:
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await asyncio.sleep(60)
+
+    serve = Serve(BodyPaceMiddleware(wait))
+    async with server(serve, PacedHttpProtocol) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(b"all of it"))
+        await asyncio.sleep(0.2)
+        writer.close()
+        async with asyncio.timeout(5):
+            while not getattr(serve, "client_left", False):
+                await asyncio.sleep(0.01)
+
+
+async def test_requests_on_one_connection_have_a_pace_each() -> None:
+    async with server(Serve(BodyPaceMiddleware(ROUTES)), PacedHttpProtocol) as port:
+        answer = await exchange(port, post(BODY) * 3 + CLOSING, 50_000)
+    assert answer.count(EXPECTED) == 3
+    assert answer.count(OF_NOTHING) == 1
+
+
+def test_a_parsers_own_server_keeps_the_pace_also_where_serve_asks_for_the_mended_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    use_paced_server()
+    use_mended_server()
+    assert import_from_string(HTTP_PROTOCOLS["auto"]) is PacedHttpProtocol
 
 
 def test_serve_is_told_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:

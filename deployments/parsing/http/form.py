@@ -24,6 +24,7 @@ from deployments.parsing.http.json_body import read_json
 from deployments.parsing.http.multipart_body import read_multipart
 from deployments.parsing.http.request_coding import unpacked
 from deployments.parsing.http.request_context import context_of
+from deployments.parsing.http.upload_budget import Upload, UploadBudgets
 from deployments.parsing.http.urlencoded_body import read_urlencoded
 from deployments.settings import Limits
 from deployments.telemetry.tracing import span
@@ -52,7 +53,12 @@ class FormRequest(Request):
     """A request whose form this module has read and stored in `_form`, where FastAPI finds it and reads no more."""
 
     async def read_form(
-        self, limits: Limits, max_file_bytes: Mapping[str, int], max_multipart_bytes: int, fields: Collection[str]
+        self,
+        limits: Limits,
+        max_file_bytes: Mapping[str, int],
+        max_multipart_bytes: int,
+        fields: Collection[str],
+        upload: Upload,
     ) -> None:
         """Reads the body within the limits, whichever of the three kinds it is, into a form.
 
@@ -61,8 +67,10 @@ class FormRequest(Request):
             max_file_bytes: limit on each file that the route reads, by the name of its field.
             max_multipart_bytes: limit on a multipart body, whose files go to disk while they arrive.
             fields: the names of the route's fields.
+            upload: counts what the body holds, and lets it wait for room.
 
         Raises:
+            Overloaded: all bodies together hold too much.
             UnsupportedMediaType: the body's type, or its coding, is another one.
             InvalidRequest: the body is not well-formed, or a field is given twice, or misspelt.
             TooLarge: the body, a file or a text field exceeds its limit.
@@ -75,13 +83,13 @@ class FormRequest(Request):
                 f"is {content_type[:200] or 'missing'!r}"
             )
         max_bytes = max_multipart_bytes if kind == MULTIPART else limits.max_body_bytes
-        stream = self._limited_stream(max_bytes)
+        stream = upload.in_turn(self._limited_stream(max_bytes))
         if kind == MULTIPART:
-            form = await read_multipart(self.headers, stream, limits, max_file_bytes)
+            form = await read_multipart(self.headers, stream, limits, max_file_bytes, upload)
         elif kind == URLENCODED:
-            form = await read_urlencoded(stream, limits)
+            form = await read_urlencoded(stream, limits, upload)
         else:
-            form = await read_json(stream, limits, max_file_bytes)
+            form = await read_json(stream, limits, max_file_bytes, upload)
         try:
             check_names(form, self.query_params, fields)
             _check_single(form)
@@ -150,6 +158,7 @@ def form_route(
     limits: Limits,
     max_file_bytes: Mapping[str, int],
     body_timeout_s: Callable[[], float],
+    uploads: UploadBudgets,
     max_multipart_bytes: int | None = None,
 ) -> type[APIRoute]:
     """Returns the class for routes that take a form; a form too large or too slow raises the service's own error.
@@ -158,6 +167,7 @@ def form_route(
         limits: limits on the body and on text fields.
         max_file_bytes: limit on each file that the routes read, by the name of its field.
         body_timeout_s: returns how many seconds the body may take to arrive.
+        uploads: what all bodies may hold together.
         max_multipart_bytes: limit on a multipart body, if it is not that on any body.
     """
     most = limits.max_body_bytes if max_multipart_bytes is None else max_multipart_bytes
@@ -169,11 +179,13 @@ def form_route(
 
             async def read_and_handle(request: Request) -> Response:
                 form_request = FormRequest(request.scope, request.receive)
+                # Until the answer is sent: FastAPI keeps the form for so long, and closes its files in this stack.
+                upload = request.scope["fastapi_middleware_astack"].enter_context(uploads.share())
                 timing = context_of(form_request).timing
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()):
-                            await form_request.read_form(limits, max_file_bytes, most, fields)
+                            await form_request.read_form(limits, max_file_bytes, most, fields, upload)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

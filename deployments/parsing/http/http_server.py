@@ -1,5 +1,10 @@
-"""uvicorn's HTTP server with two mends: the body beside an `Upgrade` header is kept, and HTTP/1.0 gets no chunks."""
+"""uvicorn's HTTP server with what this service needs besides.
 
+The body beside an `Upgrade` header is kept; HTTP/1.0 gets no chunks; a connection ends with an answer that comes before
+the whole body; and in a parser, a body is read no faster than the application takes it.
+"""
+
+import asyncio
 from typing import Any
 
 import httptools
@@ -7,8 +12,17 @@ from starlette.types import Message
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from deployments.parsing.http.body_pacing import EXTENSION, BodyPace, paced
+
 FRAMING = (b"content-length", b"transfer-encoding")
 """The headers that say where a body ends."""
+
+LINGER_S = 2.0
+"""How long a client whose request was answered early may go on sending.
+
+What it sends is dropped. If the socket were closed at once, with unread data in it, TCP would reset the connection, and
+the client might lose the answer.
+"""
 
 
 class MendedHttpProtocol(HttpToolsProtocol):
@@ -19,11 +33,21 @@ class MendedHttpProtocol(HttpToolsProtocol):
     protocol, and uvicorn drops it. Here a second parser reads it as the body.
     """
 
+    _keeps_pace = False
+    """Whether the application tells which pieces of the body it has taken, as BodyPaceMiddleware does."""
+
     _reads_rest = False
     """Whether the parser reads a head that was made up, in front of the body that follows an Upgrade."""
 
+    _lingers = False
+    """Whether all is answered, and what still comes is dropped."""
+
+    _pace: BodyPace | None = None
+
     def data_received(self, data: bytes) -> None:
         """Parses what the client sent."""
+        if self._lingers:
+            return
         self._unset_keepalive_if_required()
         # A loop, since a client may send a thousand such requests at once.
         while data:
@@ -68,9 +92,20 @@ class MendedHttpProtocol(HttpToolsProtocol):
         """Starts the application, whose answer to HTTP/1.0 ends with the connection if it announces no length."""
         if self._reads_rest:
             return
+        earlier = self.cycle
         super().on_headers_complete()
-        if self.parser.get_http_version() == "1.0" and self.cycle is not None:
-            self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign]
+        cycle = self.cycle
+        if cycle is earlier:
+            # A WebSocket's.
+            return
+        if self.parser.get_http_version() == "1.0":
+            cycle.send = _without_chunks(cycle)  # type: ignore[method-assign]
+        cycle.send = self._without_rest(cycle)  # type: ignore[method-assign]
+        if self._keeps_pace:
+            # A request that was sent before the answer to the last one has a pace of its own.
+            pace = self._pace = BodyPace()
+            cycle.scope.setdefault("extensions", {})[EXTENSION] = pace  # type: ignore[typeddict-item]
+            cycle.receive = paced(cycle.receive, pace)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         """Ends the request, unless its body is still to come."""
@@ -78,6 +113,47 @@ class MendedHttpProtocol(HttpToolsProtocol):
             return
         self._reads_rest = False
         super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the request, if one is under way."""
+        super().connection_lost(exc)
+        if self._pace is not None:
+            self._pace.end()
+
+    def _without_rest(self, cycle: RequestResponseCycle) -> Any:
+        """Returns a `send` that closes the connection after an answer that comes before the whole body has."""
+        send = cycle.send
+
+        async def send_without_rest(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if cycle.more_body:
+                    # uvicorn then adds `Connection: close`.
+                    cycle.keep_alive = False
+            elif not message.get("more_body", False) and cycle.more_body and not cycle.keep_alive:
+                # Or uvicorn would close the socket at once.
+                cycle.keep_alive = True
+                await send(message)  # type: ignore[arg-type]
+                self._linger()
+                return
+            await send(message)  # type: ignore[arg-type]
+
+        return send_without_rest
+
+    def _linger(self) -> None:
+        self._lingers = True
+        self._unset_keepalive_if_required()
+        if self._pace is not None:
+            self._pace.end()
+        if not self.transport.is_closing():
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
+
+
+class PacedHttpProtocol(MendedHttpProtocol):
+    """Serves one connection of a parser's own server, whose application has BodyPaceMiddleware."""
+
+    _keeps_pace = True
 
 
 def _without_chunks(cycle: RequestResponseCycle) -> Any:
@@ -103,5 +179,14 @@ def use_mended_server() -> list[Any]:
     Ray Serve calls it in each process that has a server, its proxies included, if the environment variable
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it. It adds no middleware, so it returns an empty list.
     """
-    HTTP_PROTOCOLS["auto"] = f"{__name__}:{MendedHttpProtocol.__name__}"
+    if HTTP_PROTOCOLS["auto"] != PACED:
+        HTTP_PROTOCOLS["auto"] = MENDED
     return []
+
+
+def use_paced_server() -> None:
+    """Makes this process's later HTTP servers hold back bodies until the application takes them."""
+    HTTP_PROTOCOLS["auto"] = PACED
+
+
+MENDED, PACED = (f"{__name__}:{protocol.__name__}" for protocol in (MendedHttpProtocol, PacedHttpProtocol))

@@ -27,6 +27,7 @@ from deployments.parsing.http.flow_control import is_request_flow_controlled
 from deployments.parsing.http.form import form_of, form_route, parse_prompt
 from deployments.parsing.http.request_context import RequestContext, context_of, deadline_of
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
+from deployments.parsing.http.upload_budget import UploadBudgets
 from deployments.parsing.images import IdentifiedImage, image_by_id
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter, check_without_file
@@ -122,6 +123,7 @@ class ImageRoutes:
         calls: makes models forget images, and has the time-outs in its config.
         encoder_calls: pulls answers from the encoders.
         budget: bounds the bytes of answers under way.
+        uploads: bounds what bodies hold.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class ImageRoutes:
         calls: ModelCalls,
         encoder_calls: EncoderCalls,
         budget: ByteBudget,
+        uploads: UploadBudgets,
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
@@ -139,6 +142,7 @@ class ImageRoutes:
         self._calls = calls
         self._encoder_calls = encoder_calls
         self._budget = budget
+        self._uploads = uploads
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the routes, as bound methods."""
@@ -154,7 +158,9 @@ class ImageRoutes:
 
     def _form_routes(self) -> APIRouter:
         files = {"image": self._limits.max_image_bytes}
-        router = APIRouter(route_class=form_route(self._limits, files, lambda: self._calls.config.body_timeout_s))
+        router = APIRouter(
+            route_class=form_route(self._limits, files, lambda: self._calls.config.body_timeout_s, self._uploads)
+        )
 
         def add(path: str, route: Callable[..., Any], *also: int, answer: dict[str, Any], **options: Any) -> None:
             errors = openapi.error_responses(*sorted({400, 401, 408, 413, 415, 422, 500, 503, *also}))

@@ -18,10 +18,11 @@ from deployments.parsing.http.docs_routes import DocsRoutes
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import on_http_exception, on_service_error, on_validation_error
 from deployments.parsing.http.flow_control import is_flow_controlled
-from deployments.parsing.http.http_server import use_mended_server
+from deployments.parsing.http.http_server import use_paced_server
 from deployments.parsing.http.image_routes import ImageRoutes
 from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.status_routes import StatusRoutes
+from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.parsing.http.video_routes import VideoRoutes
 from deployments.parsing.request_parser import RequestParser
 from deployments.settings import ServiceSettings, auth_token
@@ -70,6 +71,18 @@ class HttpRequestParser(RequestParser):
         )
         # Not the answers': a job holds its share for as long as its video takes, and images must not wait for that.
         self._video_budget = ByteBudget(self._calls.config.video_budget_bytes, "too many objects are followed already")
+        uploads = UploadBudgets(
+            text=UploadBudget(
+                lambda: self._calls.config.text_budget_bytes,
+                "too many large bodies are arriving",
+                lambda: self._calls.config.max_wait_s,
+            ),
+            files=UploadBudget(
+                lambda: self._calls.config.file_budget_bytes,
+                "too many large files are arriving",
+                lambda: self._calls.config.max_wait_s,
+            ),
+        )
         self._routes = (
             ImageRoutes(
                 settings.limits,
@@ -78,6 +91,7 @@ class HttpRequestParser(RequestParser):
                 self._calls,
                 self._encoder_calls,
                 self._answer_budget,
+                uploads,
             ),
             VideoRoutes(
                 settings.limits,
@@ -87,13 +101,14 @@ class HttpRequestParser(RequestParser):
                 self._video_calls,
                 self._encoder_calls,
                 self._video_budget,
+                uploads,
             ),
             StatusRoutes(settings.default_model_id, self._model_states),
             DocsRoutes(),
             page,
         )
         # Serve starts this replica's own server once the replica is built.
-        use_mended_server()
+        use_paced_server()
         if not is_flow_controlled():
             logger.warning(
                 "this replica does not wait for slow clients, and holds whole answers in memory; "

@@ -12,6 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from deployments.errors import InvalidRequest, TooLarge
 from deployments.parsing.http.multipart_body import MAX_FIELDS
+from deployments.parsing.http.upload_budget import IN_MEMORY_BYTES, Held, Upload
 from deployments.settings import Limits
 
 # Longer names and numbers have no meaning here.
@@ -19,9 +20,6 @@ MOST_NAME_BYTES = MOST_NUMBER_BYTES = 1000
 
 # Brackets and texts inside of fields, each of which takes a step in Python. The masks of 256 objects have 200,000 rows.
 MOST_PARTS = 1_000_000
-
-# A larger file goes to disk, as those of a multipart form do.
-IN_MEMORY_BYTES = 2**20
 
 # Smaller pieces are not worth a thread.
 IN_LOOP_BYTES = 2**13
@@ -48,11 +46,13 @@ class Base64File:
     Args:
         name: the field's name.
         limit: how many bytes the file may have.
+        held: counts them.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, held: Held) -> None:
         self._name = name
         self._limit = limit
+        self._held = held
         self._file: Any = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
         self._size = 0
         self._escape = b""
@@ -116,6 +116,7 @@ class Base64File:
         self._size += len(content)
         if self._size > self._limit:
             raise TooLarge(f"{self._name}: has more than the {self._limit} bytes that are accepted")
+        self._held.add(len(content))
         self._file.write(content)
 
     def _refusal(self) -> InvalidRequest:
@@ -131,9 +132,11 @@ class JsonBody:
     Args:
         limits: limits on text fields.
         max_file_bytes: limit on each file that the route reads, by the name of its field.
+        upload: counts what the body holds.
     """
 
-    def __init__(self, limits: Limits, max_file_bytes: Mapping[str, int]) -> None:
+    def __init__(self, limits: Limits, max_file_bytes: Mapping[str, int], upload: Upload) -> None:
+        self._upload = upload
         self._max_field_bytes = limits.max_form_field_bytes
         self._max_file_bytes = max_file_bytes
         self._texts: list[tuple[str, bytearray, bool]] = []
@@ -218,7 +221,7 @@ class JsonBody:
     def _member(self) -> Steps:
         raw = bytearray()
         yield from self._expect(b'"', "a name in quotes is missing")
-        yield from self._text(_collect(raw, MOST_NAME_BYTES, "body: a name"))
+        yield from self._text(_collect(raw, MOST_NAME_BYTES, "body: a name", self._upload.text))
         name = str(_loaded("body", b'"' + raw + b'"'))
         yield from self._expect(b":", "a colon is missing")
         yield from self._skip_space()
@@ -226,12 +229,12 @@ class JsonBody:
         is_file = name in self._max_file_bytes
         if first == b'"' and is_file:
             self._at += 1
-            file = Base64File(name, self._max_file_bytes[name])
+            file = Base64File(name, self._max_file_bytes[name], self._upload.files)
             self._files.append((name, file))
             yield from self._text(file.write)
             return
         value = bytearray()
-        collect = _collect(value, self._max_field_bytes, f"{name}:")
+        collect = _collect(value, self._max_field_bytes, f"{name}:", self._upload.text)
         if first == b'"':
             self._at += 1
             yield from self._text(collect)
@@ -317,19 +320,22 @@ class JsonBody:
         return InvalidRequest(f"body: is not valid JSON: {fault}")
 
 
-async def read_json(stream: AsyncIterator[bytes], limits: Limits, max_file_bytes: Mapping[str, int]) -> FormData:
+async def read_json(
+    stream: AsyncIterator[bytes], limits: Limits, max_file_bytes: Mapping[str, int], upload: Upload
+) -> FormData:
     """Reads a JSON body into the form that it stands for. What is large is read in threads.
 
     Args:
         stream: the body.
         limits: limits on text fields.
         max_file_bytes: limit on each file that the route reads, by the name of its field.
+        upload: counts what the body holds.
 
     Raises:
         InvalidRequest: the body is not a JSON object, or a file is not base64.
         TooLarge: a value exceeds its limit.
     """
-    body, size = JsonBody(limits, max_file_bytes), 0
+    body, size = JsonBody(limits, max_file_bytes, upload), 0
     try:
         async for data in stream:
             size += len(data)
@@ -343,10 +349,11 @@ async def read_json(stream: AsyncIterator[bytes], limits: Limits, max_file_bytes
         raise
 
 
-def _collect(value: bytearray, limit: int, what: str) -> Callable[[bytes], None]:
+def _collect(value: bytearray, limit: int, what: str, held: Held) -> Callable[[bytes], None]:
     def take(piece: bytes) -> None:
         if len(value) + len(piece) > limit:
             raise TooLarge(f"{what} has more than the {limit} bytes that are accepted")
+        held.add(len(piece))
         value.extend(piece)
 
     return take

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
 from deployments.errors import ShuttingDown, Unauthorized
 from deployments.parsing.http.access_log import AccessLogMiddleware
+from deployments.parsing.http.body_pacing import BodyPaceMiddleware
 from deployments.parsing.http.docs_routes import PATHS as DOCS_PATHS
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import error_response, service_error_response
@@ -57,7 +58,7 @@ def outer_layers(
         metrics: counts the requests.
         in_flight: says whether new requests are admitted.
     """
-    tolerance = [Middleware(PathMiddleware), Middleware(HeadMiddleware)]
+    tolerance = [Middleware(BodyPaceMiddleware), Middleware(PathMiddleware), Middleware(HeadMiddleware)]
     layers = [
         Middleware(AccessLogMiddleware, metrics=metrics, in_flight=in_flight),
         Middleware(ErrorMiddleware),

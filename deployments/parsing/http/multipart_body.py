@@ -8,6 +8,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deployments.errors import InvalidRequest, TooLarge
+from deployments.parsing.http.upload_budget import IN_MEMORY_BYTES, Upload
 from deployments.settings import Limits
 
 # No route takes more; a client that sends thousands of fields is not talking to this service.
@@ -124,12 +125,16 @@ class LimitedMultiPartParser(MultiPartParser):
     Attributes:
         max_field_bytes: limit on a text field.
         max_file_bytes: limits on files, by the names of their fields.
+        upload: counts what the body holds.
         ended: whether the closing boundary was read.
     """
 
     max_field_bytes = 0
     max_file_bytes: Mapping[str, int] = {}
+    upload: Upload
     ended = False
+
+    spool_max_size = IN_MEMORY_BYTES
 
     def on_part_begin(self) -> None:
         """Rejects charsets whose decoders are slow or surprising: punycode, for one, takes quadratic time."""
@@ -158,13 +163,15 @@ class LimitedMultiPartParser(MultiPartParser):
         """
         part = self._current_part
         if part.file is None:
-            size, limit = len(part.data), self.max_field_bytes
+            size, limit, held = len(part.data), self.max_field_bytes, self.upload.text
         else:
             size = (part.file.size or 0) + self._unwritten_bytes()
             # A file that the route ignores has the limit of the largest file that the route reads.
             limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
+            held = self.upload.files
         if size + end - start > limit:
             raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
+        held.add(end - start)
         super().on_part_data(data, start, end)
 
     def _unwritten_bytes(self) -> int:
@@ -172,7 +179,11 @@ class LimitedMultiPartParser(MultiPartParser):
 
 
 async def read_multipart(
-    headers: Headers, stream: AsyncIterator[bytes], limits: Limits, max_file_bytes: Mapping[str, int]
+    headers: Headers,
+    stream: AsyncIterator[bytes],
+    limits: Limits,
+    max_file_bytes: Mapping[str, int],
+    upload: Upload,
 ) -> FormData:
     """Reads a multipart body; large files go to disk.
 
@@ -181,6 +192,7 @@ async def read_multipart(
         stream: the body.
         limits: limits on text fields.
         max_file_bytes: limit on each file that the route reads, by the name of its field.
+        upload: counts what the body holds.
 
     Raises:
         InvalidRequest: the body is not well-formed.
@@ -195,6 +207,7 @@ async def read_multipart(
         max_part_size=limits.max_form_field_bytes,
     )
     parser.max_field_bytes, parser.max_file_bytes = limits.max_form_field_bytes, max_file_bytes
+    parser.upload = upload
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -9,18 +9,20 @@ from starlette.datastructures import FormData
 from deployments.errors import InvalidRequest, TooLarge
 from deployments.parsing.http.json_body import IN_LOOP_BYTES, MOST_NAME_BYTES
 from deployments.parsing.http.multipart_body import MAX_FIELDS
+from deployments.parsing.http.upload_budget import Upload
 from deployments.settings import Limits
 
 # A byte may be written as `%5B`.
 MOST_BYTES_PER_BYTE = 3
 
 
-async def read_urlencoded(stream: AsyncIterator[bytes], limits: Limits) -> FormData:
+async def read_urlencoded(stream: AsyncIterator[bytes], limits: Limits, upload: Upload) -> FormData:
     """Reads an urlencoded body. A large one is read in a thread.
 
     Args:
         stream: the body.
         limits: limits on text fields.
+        upload: counts what the body holds.
 
     Raises:
         InvalidRequest: there are too many fields.
@@ -29,6 +31,7 @@ async def read_urlencoded(stream: AsyncIterator[bytes], limits: Limits) -> FormD
     body = bytearray()
     async for data in stream:
         body += data
+        upload.text.add(len(data))
     if len(body) > IN_LOOP_BYTES:
         return await asyncio.to_thread(_parsed, bytes(body), limits.max_form_field_bytes)
     return _parsed(bytes(body), limits.max_form_field_bytes)

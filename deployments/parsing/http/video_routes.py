@@ -24,6 +24,7 @@ from deployments.parsing.http import openapi
 from deployments.parsing.http.form import form_route, parse_prompt
 from deployments.parsing.http.request_context import context_of, deadline_of
 from deployments.parsing.http.streaming import Delivery, StreamedAnswer
+from deployments.parsing.http.upload_budget import UploadBudgets
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
 from deployments.parsing.video.job import when_free
@@ -64,6 +65,7 @@ class VideoRoutes:
         video_calls: deletes videos.
         encoder_calls: writes frames' masks.
         budget: bounds the bytes that requests hold while they follow objects.
+        uploads: bounds what bodies hold.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class VideoRoutes:
         video_calls: VideoCalls,
         encoder_calls: EncoderCalls,
         budget: ByteBudget,
+        uploads: UploadBudgets,
     ) -> None:
         self._limits = limits
         self._segmenter = segmenter
@@ -83,6 +86,7 @@ class VideoRoutes:
         self._video_calls = video_calls
         self._encoder_calls = encoder_calls
         self._budget = budget
+        self._uploads = uploads
 
     def add_to(self, app: FastAPI) -> None:
         """Registers the routes, as bound methods."""
@@ -119,7 +123,9 @@ class VideoRoutes:
         files = {"video": limits.max_video_bytes}
         # The file and its prompts.
         multipart_bytes = limits.max_video_bytes + limits.max_form_field_bytes
-        route_class = form_route(limits, files, lambda: self._calls.config.video_body_timeout_s, multipart_bytes)
+        route_class = form_route(
+            limits, files, lambda: self._calls.config.video_body_timeout_s, self._uploads, multipart_bytes
+        )
         router = APIRouter(route_class=route_class)
 
         def add(path: str, route: Callable[..., Any], **options: Any) -> None:
