@@ -12,7 +12,7 @@ from starlette.types import Message
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deployments.parsing.http.body_pacing import EXTENSION, BodyPace, paced
+from deployments.parsing.http.body_pacing import EXTENSION, BodyPace, pace_serves_proxy, paced
 
 FRAMING = (b"content-length", b"transfer-encoding")
 """The headers that say where a body ends."""
@@ -179,6 +179,7 @@ def use_mended_server() -> list[Any]:
     Ray Serve calls it in each process that has a server, its proxies included, if the environment variable
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it. It adds no middleware, so it returns an empty list.
     """
+    pace_serves_proxy()
     if HTTP_PROTOCOLS["auto"] != PACED:
         HTTP_PROTOCOLS["auto"] = MENDED
     return []
@@ -186,6 +187,7 @@ def use_mended_server() -> list[Any]:
 
 def use_paced_server() -> None:
     """Makes this process's later HTTP servers hold back bodies until the application takes them."""
+    pace_serves_proxy()
     HTTP_PROTOCOLS["auto"] = PACED
 
 
