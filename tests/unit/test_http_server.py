@@ -172,6 +172,9 @@ async def test_an_answer_before_the_whole_body_ends_the_connection(monkeypatch: 
         answer = await asyncio.wait_for(reader.read(), 5)
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"connection: close\r\n" in answer
+        # With a length, HAProxy would not end its client's connection.
+        assert b"content-length" not in answer
+        assert b"transfer-encoding" not in answer
         assert answer.endswith(b"too large")
         assert not flooding.done()
         # ... and cut off if it does not stop.
