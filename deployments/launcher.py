@@ -23,6 +23,7 @@ from ray.serve._private.api import serve_start
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from deployments.cluster_token import ClusterRefusal, check_cluster
 from deployments.config_file import default_path, read_config
 from deployments.environment import prepare_environment, ray_address
 from deployments.errors import ModelLoadError
@@ -174,6 +175,8 @@ def _start_ray() -> None:
     address = ray_address()
     _say(f"joining the Ray cluster at {address}" if address else "starting Ray on this machine")
     try:
+        if address:
+            check_cluster(address)
         ray.init(
             address=address or "local",
             # Ray's own count knows neither affinities nor the quotas of cgroups further up, and makes 0 of half a core.
@@ -183,6 +186,8 @@ def _start_ray() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except ClusterRefusal as error:
+        raise LaunchError(str(error)) from error
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise LaunchError(f"Ray did not start: {error}") from error
 

@@ -43,9 +43,19 @@ OWN_IMPORTS = {
         "frames.video_reader",
         "page.routes",
     },
+    "cluster_token": set[str](),
     "environment": set[str](),
     "config_file": {"environment", "settings"},
-    "launcher": {"config_file", "environment", "settings", "model_status", "errors", "machine", "model.checkpoints"},
+    "launcher": {
+        "cluster_token",
+        "config_file",
+        "environment",
+        "settings",
+        "model_status",
+        "errors",
+        "machine",
+        "model.checkpoints",
+    },
     "__main__": {"launcher"},
 }
 
@@ -63,10 +73,11 @@ CLUSTER_FILES = {
     "parsing.video.video_calls",
     "parsing.retries",
     "parsing.model_states",
+    "parsing.http.body_pacing",
     "parsing.http.flow_control",
     "parsing.affinity_router",
 }
-RAY_FILES = {"app", "launcher", "config_file", "model_status", "telemetry.metrics"} | CLUSTER_FILES
+RAY_FILES = {"app", "launcher", "cluster_token", "config_file", "model_status", "telemetry.metrics"} | CLUSTER_FILES
 SAM2_FILES = {
     "model.checkpoints",
     "model.engine",

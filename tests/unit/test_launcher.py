@@ -56,6 +56,7 @@ def test_a_ray_of_its_own_has_the_cores_that_may_be_used_here(
     asked: list[Any] = []
     monkeypatch.setattr(launcher, "usable_cores", lambda: 3)
     monkeypatch.setattr(launcher, "ray_address", lambda: address)
+    monkeypatch.setattr(launcher, "check_cluster", lambda _: None)
     monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["num_cpus"]))
 
     launcher._start_ray()

@@ -23,6 +23,7 @@ from deployments.parsing.deadline import Deadline
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import on_service_error
 from deployments.parsing.http.middleware import outer_layers
+from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.parsing.http.video_routes import VideoRoutes
 from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
@@ -36,6 +37,7 @@ from deployments.settings import RequestParserConfig, ServiceSettings, parse_set
 from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import settled
 
+UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
 VIDEO_ID = "a" * 64
 MODEL = "facebook/sam2-hiera-tiny"
 ROUTE = "/segment-anything-2/video"
@@ -123,7 +125,9 @@ class Service:
         self.jobs = ByteBudget(2**30, "too many objects")
         segmenter, reader = Segmenter(settings, calls, self.pixels), cast(VideoCalls, self.reader)
         self.videos = Videos(settings, calls, reader)
-        routes = VideoRoutes(settings.limits, segmenter, calls, self.videos, reader, cast(Any, None), self.jobs)
+        routes = VideoRoutes(
+            settings.limits, segmenter, calls, self.videos, reader, cast(Any, None), self.jobs, UPLOADS
+        )
         app = FastAPI(
             middleware=outer_layers(None, (), RequestMetrics(), InFlightRequests()),
             exception_handlers={ServiceError: on_service_error},

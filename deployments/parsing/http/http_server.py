@@ -12,7 +12,7 @@ from starlette.types import Message
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deployments.parsing.http.body_pacing import EXTENSION, BodyPace, paced
+from deployments.parsing.http.body_pacing import EXTENSION, BodyPace, pace_serves_proxy, paced
 
 FRAMING = (b"content-length", b"transfer-encoding")
 """The headers that say where a body ends."""
@@ -99,7 +99,7 @@ class MendedHttpProtocol(HttpToolsProtocol):
             # A WebSocket's.
             return
         if self.parser.get_http_version() == "1.0":
-            cycle.send = _without_chunks(cycle)  # type: ignore[method-assign]
+            cycle.send = _without_chunks(cycle, cycle.send)  # type: ignore[method-assign]
         cycle.send = self._without_rest(cycle)  # type: ignore[method-assign]
         if self._keeps_pace:
             # A request that was sent before the answer to the last one has a pace of its own.
@@ -122,20 +122,25 @@ class MendedHttpProtocol(HttpToolsProtocol):
 
     def _without_rest(self, cycle: RequestResponseCycle) -> Any:
         """Returns a `send` that closes the connection after an answer that comes before the whole body has."""
-        send = cycle.send
+        send: Any = cycle.send
 
         async def send_without_rest(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if cycle.more_body:
-                    # uvicorn then adds `Connection: close`.
-                    cycle.keep_alive = False
+            nonlocal send
+            if message["type"] == "http.response.start" and cycle.more_body:
+                # uvicorn then adds `Connection: close`.
+                cycle.keep_alive = False
+                # Without a length, the answer ends with the connection. HAProxy then ends the client's as well; else it
+                # would take all that the client still sends.
+                headers = [(name, value) for name, value in message.get("headers", []) if name.lower() not in FRAMING]
+                message = {**message, "headers": headers}
+                send = _without_chunks(cycle, send)
             elif not message.get("more_body", False) and cycle.more_body and not cycle.keep_alive:
                 # Or uvicorn would close the socket at once.
                 cycle.keep_alive = True
-                await send(message)  # type: ignore[arg-type]
+                await send(message)
                 self._linger()
                 return
-            await send(message)  # type: ignore[arg-type]
+            await send(message)
 
         return send_without_rest
 
@@ -156,8 +161,8 @@ class PacedHttpProtocol(MendedHttpProtocol):
     _keeps_pace = True
 
 
-def _without_chunks(cycle: RequestResponseCycle) -> Any:
-    send, is_open_ended = cycle.send, False
+def _without_chunks(cycle: RequestResponseCycle, send: Any) -> Any:
+    is_open_ended = False
 
     async def send_without_chunks(message: Message) -> None:
         nonlocal is_open_ended
@@ -168,7 +173,7 @@ def _without_chunks(cycle: RequestResponseCycle) -> Any:
                 cycle.chunked_encoding = False
         elif is_open_ended:
             cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)  # type: ignore[arg-type]
+        await send(message)
 
     return send_without_chunks
 
@@ -179,6 +184,7 @@ def use_mended_server() -> list[Any]:
     Ray Serve calls it in each process that has a server, its proxies included, if the environment variable
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it. It adds no middleware, so it returns an empty list.
     """
+    pace_serves_proxy()
     if HTTP_PROTOCOLS["auto"] != PACED:
         HTTP_PROTOCOLS["auto"] = MENDED
     return []
@@ -186,6 +192,7 @@ def use_mended_server() -> list[Any]:
 
 def use_paced_server() -> None:
     """Makes this process's later HTTP servers hold back bodies until the application takes them."""
+    pace_serves_proxy()
     HTTP_PROTOCOLS["auto"] = PACED
 
 
