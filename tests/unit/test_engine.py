@@ -19,6 +19,7 @@ from deployments.messages.upsampling import upsample
 from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
+from deployments.model.mask_decoder import FoldedMaskDecoder
 from deployments.settings import ModelSettings
 from harness.images import iou, picture
 from harness.weights import random_model
@@ -185,17 +186,17 @@ def test_an_embedding_knows_its_size(embedding: ImageEmbedding) -> None:
 
 
 @pytest.fixture
-def decoder_runs(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+def decoder_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     """Of each run of the mask decoder: the number of objects, of their tokens, and whether one image serves all."""
     runs: list[tuple[int, int, bool]] = []
-    decode = demo_engine.decoder.decode
+    decode = FoldedMaskDecoder.decode
 
-    def recorded(objects: Any, sparse: torch.Tensor, *rest: Any) -> Any:
+    def recorded(decoder: FoldedMaskDecoder, objects: Any, sparse: torch.Tensor, *rest: Any) -> Any:
         images = {id(one.image_embed) for one in objects}
         runs.append((len(objects), sparse.shape[1], len(images) == 1))
-        return decode(objects, sparse, *rest)
+        return decode(decoder, objects, sparse, *rest)
 
-    monkeypatch.setattr(demo_engine.decoder, "decode", recorded)
+    monkeypatch.setattr(FoldedMaskDecoder, "decode", recorded)
     return runs
 
 
