@@ -48,9 +48,7 @@ def run(workplace: Workplace) -> Findings:
     return Findings(rows, [Table(title, columns, lines)], data)
 
 
-def by_turns(
-    peer: Callable[[], object], ours: Callable[[], object], rounds: int
-) -> tuple[list[float], list[float]]:
+def by_turns(peer: Callable[[], object], ours: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each of some rounds of both."""
     measured = [(engines.all_seconds(peer, 1)[0], engines.all_seconds(ours, 1)[0]) for _ in range(rounds)]
     peer_s, our_s = zip(*measured, strict=True)

@@ -207,12 +207,11 @@ def test_decoding_changes_no_features(sam21: SAM2Base) -> None:
         assert torch.equal(tensor, copy)
 
 
-def test_a_click_takes_two_thirds_of_the_arithmetic(sam21: SAM2Base) -> None:
+def test_a_click_takes_less_than_three_quarters_of_the_arithmetic(sam21: SAM2Base) -> None:
     objects, of_prompts = [features(sam21)], prompts(sam21)
     decoder = FoldedMaskDecoder(sam21)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         decoder.decode(objects, *of_prompts, True)
     with FlopCounterMode(display=False) as their_counter:
         theirs(sam21, objects, *of_prompts, True)
-    # The tokens' own layers, which do not depend on the number of places, are a tenth of it at this size.
     assert counter.get_total_flops() < 0.72 * their_counter.get_total_flops()
