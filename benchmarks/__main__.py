@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 PARTS = {
     "encoder": ("model.encoder", "run"),
+    "decoder": ("model.decoder", "run"),
     "batches": ("model.batches", "run"),
     "tracking": ("model.tracking", "run"),
     "parity": ("comparison.parity", "run"),

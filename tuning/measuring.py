@@ -139,8 +139,11 @@ def _decoder_runs(engine: Engine, embedding: ImageEmbedding, effort: Effort, say
     """Runs of 1, 2, 4, … prompts, each on an image of its own, up to what the engine decodes at once."""
     runs: dict[int, Run] = {}
     for size in sorted({*_powers_of_two(engine.objects_at_once), engine.objects_at_once}):
-        # Copies of its name, not of the tensors: the decoder takes them for different images, as those of requests are.
-        items = [(replace(embedding), Prompt([[100 + 7 * index, 200]], [1])) for index in range(size)]
+        # Copies of what the decoder knows an image by: it takes them for different ones, as those of requests are.
+        items = [
+            (replace(embedding, image_embed=embedding.image_embed.clone()), Prompt([[100 + 7 * index, 200]], [1]))
+            for index in range(size)
+        ]
         run = _run(engine, partial(engine.decode, items), effort)
         if run is None:
             break

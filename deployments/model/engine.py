@@ -20,6 +20,7 @@ from deployments.errors import Overloaded
 from deployments.messages.arrays import FloatArray
 from deployments.messages.prompt import Prompt
 from deployments.model.devices import check_device, objects_at_once, on_stream, own_stream
+from deployments.model.mask_decoder import Features, FoldedMaskDecoder
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
 
@@ -39,6 +40,8 @@ class ImageEmbedding:
             2, C = 256, h = w = 64), without the no-memory vector that image mode adds.
         high_res_feats: finer feature maps for the mask decoder, finest first, each `1×C'×h'×w'`.
         image_size: height and width of the original image in pixels.
+
+    Tensors are in `torch.channels_last`, in which the mask decoder reads them.
     """
 
     image_embed: torch.Tensor
@@ -81,8 +84,9 @@ class Engine:
         if precision != torch.float32:
             _set_encoder_precision(model, precision)
         self._model = model.to(device).eval()
+        self.decoder = FoldedMaskDecoder(self._model)
         # Image mode adds this vector; video mode attends to the memory of earlier frames instead.
-        self._no_memory = model.no_mem_embed.reshape(1, -1, 1, 1) if model.directly_add_no_mem_embed else None
+        self._no_memory = model.no_mem_embed.flatten() if model.directly_add_no_mem_embed else None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
         self._encode = (
@@ -191,7 +195,7 @@ class Engine:
 
     def _one_of(self, batch: torch.Tensor, index: int) -> torch.Tensor:
         # A copy: a slice would keep the whole batch in memory for as long as one of its images is remembered.
-        return batch[index : index + 1].to(self.precision, copy=True)
+        return batch[index : index + 1].to(self.precision, copy=True, memory_format=torch.channels_last)
 
     # ---- prompts
 
@@ -266,34 +270,26 @@ class Engine:
         self, embeddings: Sequence[ImageEmbedding], objects: Sequence[PromptedObject]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sparse, dense = self._prompt_embeddings(objects)
-        images = [embeddings[one.item] for one in objects]
-        one_image = all(image is images[0] for image in images)
-        # The decoder itself repeats the features of a single image, and does not copy the finer ones.
-        images = images[:1] if one_image else images
-        levels = [image.high_res_feats for image in images]
-        image_embed = _joined([image.image_embed for image in images])
-        low_res_logits, iou_predictions, _, _ = self._model.sam_mask_decoder(
-            image_embeddings=image_embed if self._no_memory is None else image_embed + self._no_memory,
-            image_pe=self._model.sam_prompt_encoder.get_dense_pe(),
+        features = [Features(image.image_embed, image.high_res_feats) for image in embeddings]
+        decoded = self.decoder.decode(
+            [features[one.item] for one in objects],
             # Without points and masks there is a single, empty prompt embedding, which is expanded to all objects.
-            sparse_prompt_embeddings=sparse.expand(len(objects), -1, -1),
-            dense_prompt_embeddings=dense.expand(len(objects), -1, -1, -1),
-            multimask_output=objects[0].multimask_output,
-            repeat_image=one_image,
-            high_res_features=[_joined(level) for level in zip(*levels, strict=True)],
+            sparse.expand(len(objects), -1, -1),
+            dense,
+            objects[0].multimask_output,
+            self._no_memory,
         )
-        return low_res_logits, iou_predictions
+        return decoded.logits, decoded.scores
 
-    def _prompt_embeddings(self, objects: Sequence[PromptedObject]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeds the prompts of objects of one kind: `B×N×C` for points and boxes, and `B×C×h×w` for masks."""
+    def _prompt_embeddings(self, objects: Sequence[PromptedObject]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeds the prompts of objects of one kind: `B×N×C` for points and boxes, and `B×C×h×w` for masks if any."""
         coords = self._stacked([one.coords for one in objects if one.coords is not None])
         labels = self._stacked([one.labels for one in objects if one.labels is not None])
+        masks = self._stacked([one.mask for one in objects if one.mask is not None])
         sparse, dense = self._model.sam_prompt_encoder(
-            points=None if coords is None else (coords, labels),
-            boxes=None,
-            masks=self._stacked([one.mask for one in objects if one.mask is not None]),
+            points=None if coords is None else (coords, labels), boxes=None, masks=masks
         )
-        return sparse, dense
+        return sparse, None if masks is None else dense
 
     def _stacked(self, arrays: Sequence[FloatArray] | Sequence[NDArray[np.int32]]) -> torch.Tensor | None:
         return torch.from_numpy(np.stack(arrays)).to(self.device) if arrays else None
@@ -306,11 +302,6 @@ def _stacked_or_error(objects: Sequence[DecodedPrompt | Overloaded]) -> DecodedP
     except Overloaded as error:
         return error
     return np.stack(logits), np.stack(scores)
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Joins tensors to one float32 batch; a single tensor is not copied unless it must be cast."""
-    return (tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))).float()
 
 
 def _set_encoder_precision(model: SAM2Base, precision: torch.dtype) -> None:

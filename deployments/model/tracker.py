@@ -11,13 +11,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 
 from deployments.errors import InvalidPrompt
 from deployments.messages.arrays import LOGIT_LIMIT
 from deployments.messages.track import FrameMasks, TrackPrompt, TrackState
 from deployments.model import memory_attention
 from deployments.model.engine import Engine, ImageEmbedding
+from deployments.model.mask_decoder import DecodedObjects, Features
 from deployments.model.memory_bank import Attended, Memory, MemoryBank, bank_of, state_of
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, prompted_objects
@@ -217,7 +218,7 @@ class Tracker:
                 torch.stack([one.position for one in attended]),
                 attended[0].num_pointer_tokens,
             ).float()
-        return list(torch.split(mixed.transpose(1, 2).reshape(-1, *features.shape[1:]), 1))
+        return list(torch.split(mixed.transpose(1, 2).unflatten(2, features.shape[2:]), 1))
 
     def _decode(self, steps: Sequence[_Step], objects: Sequence[PromptedObject] | None = None) -> list[_Decoded]:
         """Runs the mask decoder on features with memory: without prompts, or with prompts of one kind."""
@@ -231,15 +232,37 @@ class Tracker:
         if objects:
             before = [self._logits_before(step, one) for step, one in zip(steps, objects, strict=True)]
             masks = torch.cat([one for one in before if one is not None]) if before[0] is not None else None
-        features = [step.features for step in steps if step.features is not None]
-        _, _, scores, logits, _, pointers, presence = self._model._forward_sam_heads(
-            backbone_features=torch.cat(features),
-            point_inputs=points,
-            mask_inputs=masks,
-            high_res_features=_high_res([step.embedding for step in steps]),
-            multimask_output=self._model._use_multimask(steps[0].is_first, points),
+        sparse, dense = self._model.sam_prompt_encoder(
+            points=tuple((points or self._no_point(len(steps))).values()), boxes=None, masks=masks
         )
-        return _each_decoded(logits, scores, pointers, presence)
+        decoded = self._engine.decoder.decode(
+            [Features(step.features, step.embedding.high_res_feats) for step in steps if step.features is not None],
+            sparse,
+            None if masks is None else dense,
+            self._model._use_multimask(steps[0].is_first, points),
+        )
+        return self._chosen(decoded)
+
+    def _no_point(self, count: int) -> dict[str, torch.Tensor]:
+        """Returns the prompt of objects without one, as SAM 2 has it: padding."""
+        labels = np.full((count, 1), -1, np.int32)
+        return {"point_coords": self._tensor(np.zeros((count, 1, 2), np.float32)), "point_labels": self._tensor(labels)}
+
+    def _chosen(self, decoded: DecodedObjects) -> list[_Decoded]:
+        """Takes the candidates with the best scores, and makes pointers of their tokens.
+
+        As `SAM2Base._forward_sam_heads` does, without bringing all candidates to the model's resolution.
+        """
+        model = self._model
+        every, best = torch.arange(len(decoded.scores), device=self._engine.device), decoded.scores.argmax(1)
+        logits = decoded.logits[every, best][:, None]
+        pointers = model.obj_ptr_proj(decoded.tokens[every, best if decoded.tokens.shape[1] > 1 else 0])
+        if model.pred_obj_scores:
+            present = decoded.presence > 0
+            logits = torch.where(present[..., None, None], logits, NO_OBJ_SCORE)
+            share = decoded.presence.sigmoid() if model.soft_no_obj_ptr else present.float()
+            pointers = (share * pointers if model.fixed_no_obj_ptr else pointers) + (1 - share) * model.no_obj_ptr
+        return _each_decoded(logits, decoded.scores, pointers, decoded.presence)
 
     def _logits_before(self, step: _Step, prompted: PromptedObject) -> torch.Tensor | None:
         """Returns the `1×1×256×256` logits that a prompt refines: those given, else those that the frame has."""

@@ -19,6 +19,7 @@ from deployments.messages.upsampling import upsample
 from deployments.model import engine as engine_module
 from deployments.model.checkpoints import load_model
 from deployments.model.engine import Engine, ImageEmbedding
+from deployments.model.mask_decoder import FoldedMaskDecoder
 from deployments.settings import ModelSettings
 from harness.images import iou, picture
 from harness.weights import random_model
@@ -185,18 +186,17 @@ def test_an_embedding_knows_its_size(embedding: ImageEmbedding) -> None:
 
 
 @pytest.fixture
-def decoder_runs(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+def decoder_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     """Of each run of the mask decoder: the number of objects, of their tokens, and whether one image serves all."""
     runs: list[tuple[int, int, bool]] = []
-    decoder = demo_engine._model.sam_mask_decoder
-    forward = decoder.forward
+    decode = FoldedMaskDecoder.decode
 
-    def recorded(**arguments: Any) -> Any:
-        objects, tokens, _ = arguments["sparse_prompt_embeddings"].shape
-        runs.append((objects, tokens, arguments["repeat_image"]))
-        return forward(**arguments)
+    def recorded(decoder: FoldedMaskDecoder, objects: Any, sparse: torch.Tensor, *rest: Any) -> Any:
+        images = {id(one.image_embed) for one in objects}
+        runs.append((len(objects), sparse.shape[1], len(images) == 1))
+        return decode(decoder, objects, sparse, *rest)
 
-    monkeypatch.setattr(decoder, "forward", recorded)
+    monkeypatch.setattr(FoldedMaskDecoder, "decode", recorded)
     return runs
 
 
@@ -231,7 +231,7 @@ def test_prompts_with_different_numbers_of_tokens_are_not_padded_to_one(
     assert sorted(decoder_runs) == [(1, 3, True), (1, 3, True), (2, 2, True), (2, 2, True)]
 
 
-def test_features_are_copied_only_where_a_run_spans_several_images(
+def test_objects_of_one_image_share_it_whichever_prompts_they_are_of(
     demo_engine: Engine, batch: list[ImageEmbedding], decoder_runs: list[tuple[int, int, bool]]
 ) -> None:
     wide, tall = batch
@@ -303,8 +303,8 @@ def test_an_image_that_does_not_fit_alone_is_overload_and_says_so(
         demo_engine.embed([WIDE])
 
 
-def objects_in_run(**arguments: Any) -> int:
-    return len(arguments["sparse_prompt_embeddings"])
+def objects_in_run(objects: Any, *_: Any) -> int:
+    return len(objects)
 
 
 def test_objects_that_do_not_fit_together_are_decoded_in_halves(
@@ -313,8 +313,8 @@ def test_objects_that_do_not_fit_together_are_decoded_in_halves(
     items = [(batch[0], Prompt(**POINTS_OF_THREE)), (batch[1], Prompt(**POINTS)), (batch[0], Prompt(**POINTS))]
     expected = demo_engine.decode(items)
     sizes: list[int] = []
-    decoder = demo_engine._model.sam_mask_decoder
-    monkeypatch.setattr(decoder, "forward", failing_above(2, objects_in_run, decoder.forward, sizes))
+    decoder = demo_engine.decoder
+    monkeypatch.setattr(decoder, "decode", failing_above(2, objects_in_run, decoder.decode, sizes))
 
     halved = demo_engine.decode(items)
 
@@ -327,8 +327,7 @@ def test_objects_that_do_not_fit_together_are_decoded_in_halves(
 def test_an_object_that_does_not_fit_alone_is_overload_and_says_so(
     demo_engine: Engine, embedding: ImageEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = demo_engine._model.sam_mask_decoder
-    monkeypatch.setattr(decoder, "forward", failing_above(0, objects_in_run, len, []))
+    monkeypatch.setattr(demo_engine.decoder, "decode", failing_above(0, objects_in_run, len, []))
 
     with pytest.raises(Overloaded, match="one object of this model does not fit into the device's free memory"):
         demo_engine.decode([(embedding, Prompt(**POINTS_OF_THREE))])

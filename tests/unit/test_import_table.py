@@ -82,6 +82,7 @@ SAM2_FILES = {
     "model.checkpoints",
     "model.engine",
     "model.automatic_masks",
+    "model.mask_decoder",
     "model.memory_attention",
     "model.memory_bank",
     "model.tracker",
