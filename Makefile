@@ -79,7 +79,7 @@ clean:
 $(BIN)/python: | $(filter .tools/%,$(UV))
 	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .venv
 
-.venv/ready: EXTRA := [formats]
+.venv/ready: EXTRA := [formats,openvino]
 .venv/ready-test: EXTRA := [test]
 .venv/ready-dev: EXTRA := [dev]
 .venv/ready .venv/ready-test .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -38,6 +38,7 @@ class ModelStatus:
         detail: what is being loaded, or why loading failed; empty when ready.
         done_bytes: bytes downloaded so far; 0 where nothing is downloaded.
         total_bytes: size of the download in bytes; 0 where nothing is downloaded.
+        encoder_backend: what runs the image encoder: torch or openvino; empty until the model is ready.
     """
 
     model_id: str
@@ -45,6 +46,7 @@ class ModelStatus:
     detail: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
+    encoder_backend: str = ""
 
     def __str__(self) -> str:
         text = f"{self.model_id}: {self.state}" + (f", {self.detail}" if self.detail else "")
@@ -94,9 +96,13 @@ class StatusReporter:
         if detail != before.detail:
             self._announce()
 
-    def ready(self) -> None:
-        """Sets the state to ready: the model can answer."""
-        self._status = ModelStatus(self._status.model_id, "ready")
+    def ready(self, encoder_backend: str) -> None:
+        """Sets the state to ready: the model can answer.
+
+        Args:
+            encoder_backend: what runs the image encoder.
+        """
+        self._status = ModelStatus(self._status.model_id, "ready", encoder_backend=encoder_backend)
         self._announce()
 
     def failed(self, cause: str) -> None:

@@ -99,6 +99,18 @@ class ModelSettings(Settings):
         "TORCHINDUCTOR_CACHE_DIR, else torchinductor_<user> in the system's folder for temporary files.",
     )
 
+    encoder_backend: Literal["auto", "torch", "openvino"] = Field(
+        default="auto",
+        description="What runs the image encoder on the CPU. `openvino` needs the extra of this name; the encoder is "
+        "converted in the background while torch answers, and torch stays if that fails. `auto` is openvino where it "
+        "is installed and the precision is bfloat16 on a CPU that has it, without torch_compile; else torch.",
+    )
+    encoder_cache: Path | None = Field(
+        default=None,
+        description="Folder, on every node, that keeps converted image encoders for later replicas. Default: "
+        ".cache/segment-anything-2-serve in the home folder.",
+    )
+
     @model_validator(mode="after")
     def _check_source(self) -> "ModelSettings":
         if (self.checkpoint is None) != (self.config is None):

@@ -1,46 +1,71 @@
-"""The image encoder alone, against the floor that the machine's own matrix multiplication sets.
+"""The image encoder alone: against the floor that the machine's own matrix multiplication sets, and its backends.
 
-The floor is the encoder's arithmetic, counted by torch's FlopCounterMode, divided by the rate at which this machine,
-in this run, multiplies large matrices. A processor without bfloat16 units multiplies float32 faster, often by far; the
-floor is then the float32 one, the stricter of the two.
+The floor is the arithmetic of SAM 2's own `forward_image`, counted by torch's FlopCounterMode, divided by the rate at
+which this machine, in this run, multiplies large matrices. A processor without bfloat16 units multiplies float32
+faster, often by far; the floor is then the float32 one, the stricter of the two.
+
+On a processor three encoders take turns: `forward_image`, the engine's on torch, and OpenVINO's, where it is installed.
 """
 
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.model import engines
-from benchmarks.report import Findings, Row, Spread, budget_row
+from benchmarks.report import Findings, Row, Spread, budget_row, ratios
 from benchmarks.workplace import Workplace
 from deployments.messages.arrays import RgbArray
+from deployments.model import openvino_encoder
 from deployments.model.engine import Engine
+from deployments.model.openvino_encoder import OpenVinoEncoder
 from harness.images import noise, pixels
 from tuning.measuring import embed
 from tuning.tables import Table
+
+OWN, TORCH, OPENVINO = "SAM 2's forward_image", "the engine's on torch", "OpenVINO's"
 
 LONGEST_MATMUL_S = 0.5
 LARGEST_MATRIX = 8192
 
 
 def run(workplace: Workplace) -> Findings:
-    """Measures hiera-tiny on a CPU, hiera-large on a GPU."""
+    """Measures hiera-tiny on a CPU, where backends take turns, and hiera-large on a GPU."""
     on_gpu = torch.cuda.is_available()
     size, batch, repeats = ("large", 8, 10) if on_gpu else ("tiny", 1, 2 if workplace.quick else 5)
     rates = {name: matmul_rate(dtype) for name, dtype in engines.PRECISIONS.items()}
     precision = "bfloat16" if on_gpu else workplace.precision
     engine = engines.engine(engines.hiera(size), precision)
     images = [pixels(noise(1024, 1024, seed)) for seed in range(batch)]
-    flops = count_flops(engine, images)
-    seconds = Spread.of(engines.all_seconds(lambda: embed(engine, images), repeats))
+    flops = count_flops(engines.hiera(size).to(engine.device), batch)
+    runs: dict[str, list[float]] = {}
+    if on_gpu:
+        runs[TORCH] = engines.all_seconds(lambda: embed(engine, images), repeats)
+    else:
+        with tempfile.TemporaryDirectory(dir=workplace.folder) as folder:
+            runs = in_turns(backends(engine, size, images, Path(folder)), repeats)
+    seconds = Spread.of(runs[TORCH])
     floors = {name: flops / rate for name, rate in rates.items()}
     lines = [
         [name, f"{rates[name] / 1e9:,.1f}", f"{floor:.4g}", f"{seconds.median / floor:.3g}"]
         for name, floor in floors.items()
     ]
     note = f"hiera-{size}, {batch} × 1024×1024, {flops / 1e9:,.0f} GFLOP in {seconds} s"
+    compared = [
+        Row(f"image encoder: {name} ÷ {TORCH}", spread.median, precision, unit="×", spread=spread)
+        for name, one in runs.items()
+        if name != TORCH
+        for spread in [ratios(one, runs[TORCH])]
+    ]
     return Findings(
-        [_row(seconds, floors, precision, note, on_gpu)],
+        [_row(seconds, floors, precision, note, on_gpu), *compared],
         [Table(f"Image encoder, {precision}: {note}", ("matmul", "GFLOP/s", "floor, s", "encoder ÷ floor"), lines)],
-        {"flops": flops, "seconds": seconds, "matmul_rates": rates, "size": size, "batch": batch},
+        {"flops": flops, "seconds": seconds, "runs": runs, "matmul_rates": rates, "size": size, "batch": batch},
     )
 
 
@@ -57,11 +82,43 @@ def _row(seconds: Spread, floors: dict[str, float], precision: str, note: str, o
     return budget_row("encoder cpu", median, precision, spread=spread, note=note)
 
 
-def count_flops(engine: Engine, images: list[RgbArray]) -> int:
-    """Floating point operations of one run of the encoder; a multiplication with its addition counts as two."""
-    with FlopCounterMode(display=False) as counter:
-        embed(engine, images)
+def count_flops(model: SAM2Base, batch: int) -> int:
+    """Floating point operations of `forward_image`; a multiplication with its addition counts as two.
+
+    Not of the engine's encoder: the counter does not know oneDNN's fused layers.
+    """
+    device = next(model.parameters()).device
+    pixels = torch.zeros(batch, 3, model.image_size, model.image_size, device=device)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.forward_image(pixels)
     return int(counter.get_total_flops())
+
+
+def backends(engine: Engine, size: str, images: list[RgbArray], folder: Path) -> dict[str, Callable[[], object]]:
+    """What takes turns, each from the model's input to feature maps."""
+    own = Engine(engines.hiera(size), engine.device, engine.precision)
+    own.use_encoder(own._image_features, OWN)
+    found = {OWN: own, TORCH: engine}
+    if openvino_encoder.is_installed():
+        openvino_encoder.convert_model(engines.hiera(size), folder)
+        converted = Engine(engines.hiera(size), engine.device, engine.precision)
+        encode = OpenVinoEncoder(folder / "encoder.xml", engine.precision, torch.get_num_threads())
+        converted.use_encoder(encode, OPENVINO)
+        found[OPENVINO] = converted
+    return {name: partial(embed, one, images) for name, one in found.items()}
+
+
+def in_turns(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """How long each way takes, by turns, after a run of each that warms up."""
+    runs: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            runs[name].append(time.perf_counter() - started)
+    return runs
 
 
 def matmul_rate(dtype: torch.dtype) -> float:

@@ -64,7 +64,7 @@ def load_model(settings: ModelSettings, report: ReportProgress) -> SAM2Base:
     Raises:
         ModelLoadError: the hub cannot be reached, a file is missing, or the weights do not fit the configuration.
     """
-    config, checkpoint = _locate(settings, report)
+    config, checkpoint = locate(settings, report)
     report(f"loading {checkpoint.name}", 0, 0)
     model = _build(settings.model_id, config)
     _load_weights(settings.model_id, model, checkpoint)
@@ -82,8 +82,12 @@ def prefetch(model_id: str, report: ReportProgress) -> Path:
     return _download(model_id, HF_MODEL_ID_TO_FILENAMES[model_id][1], report)
 
 
-def _locate(settings: ModelSettings, report: ReportProgress) -> tuple[Path, Path]:
-    """Returns the files of configuration and weights; downloads the weights if necessary."""
+def locate(settings: ModelSettings, report: ReportProgress) -> tuple[Path, Path]:
+    """Returns the files of configuration and weights; downloads the weights if necessary.
+
+    Raises:
+        ModelLoadError: the hub cannot be reached, or a file is missing.
+    """
     if settings.checkpoint is not None and settings.config is not None:
         return _config_file(settings.model_id, settings.config), _existing(settings.model_id, settings.checkpoint)
     if settings.model_id == BUNDLED_MODEL_ID:

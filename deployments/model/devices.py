@@ -125,11 +125,12 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
         device: the device that the model runs on.
     """
     if setting == "auto":
-        setting = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        setting = "bfloat16" if multiplies_bfloat16(device) else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Returns whether the device has instructions for bfloat16, which is emulated elsewhere."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

@@ -4,7 +4,7 @@ It computes the same as `SAM2ImagePredictor`, but returns an image's features as
 around, and does not keep them on the object. It needs no Ray.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from deployments.errors import Overloaded
 from deployments.messages.arrays import FloatArray
 from deployments.messages.prompt import Prompt
 from deployments.model.devices import check_device, objects_at_once, on_stream, own_stream
+from deployments.model.image_encoder import HieraEncoder, fuses, is_hiera
 from deployments.model.mask_decoder import Features, FoldedMaskDecoder
 from deployments.model.out_of_memory import all_or_error, run_in_halves
 from deployments.model.prompt_batches import PromptedObject, decodable_together, prompted_objects
@@ -29,6 +30,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DecodedPrompt: TypeAlias = tuple[FloatArray, FloatArray]
 """The low-resolution logits and the IoU predictions of a prompt's objects: `B×C×256×256` and `B×C`, float32."""
+
+Encode: TypeAlias = Callable[[torch.Tensor], list[torch.Tensor]]
+"""An image encoder: pixels to feature maps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,8 @@ class Engine:
         self.device = device
         self.precision = precision
         self.objects_at_once = objects_at_once(device)
+        # Built first: it computes what it keeps from float32 weights, which it then shares.
+        encoder = HieraEncoder(model, not compile_batch_sizes and fuses(device, precision)) if is_hiera(model) else None
         # The position encoding is the same for every image. Inside the encoder's run it would cost 88 MB an image.
         self._position_encoding = model.image_encoder.neck.position_encoding
         model.image_encoder.neck.position_encoding = torch.nn.Identity()
@@ -89,11 +95,10 @@ class Engine:
         self._no_memory = model.no_mem_embed.flatten() if model.directly_add_no_mem_embed else None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
         self._batch_sizes = tuple(sorted(compile_batch_sizes))
-        self._encode = (
-            torch.compile(self._image_features, fullgraph=True, dynamic=False)
-            if compile_batch_sizes
-            else self._image_features
-        )
+        self._encode: Encode = self._image_features if encoder is None else encoder.to(device, precision).eval()
+        self.encoder_backend = "torch"
+        if compile_batch_sizes:
+            self._encode = torch.compile(self._encode, fullgraph=True, dynamic=False)
         self._embed_stream, self._decode_stream = own_stream(device), own_stream(device)
 
     def warm_up(self) -> None:
@@ -150,9 +155,21 @@ class Engine:
                 for embedding in run_in_halves(self._embed_batch, images[start : start + largest], self.device, "image")
             ]
 
+    def use_encoder(self, encode: Encode, backend: str) -> None:
+        """Replaces what computes feature maps; a run under way ends with the one that it began with.
+
+        Args:
+            encode: makes `B×3×S×S` pixels, in the engine's precision, feature maps `B×C×h×w`, finest first.
+            backend: its name, for those who ask.
+        """
+        self._encode, self.encoder_backend = encode, backend
+
+    def feature_maps(self, images: Sequence[NDArray[np.uint8]], encode: Encode | None = None) -> list[torch.Tensor]:
+        """Runs the image encoder once, or another in its place; returns feature maps `B×C×h×w`, finest first."""
+        return (encode or self._encode)(self._batch(images).to(self.precision))
+
     def _embed_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
-        """Runs the image encoder once."""
-        *high_res_feats, image_embed = self._encode(self._batch(images).to(self.precision))
+        *high_res_feats, image_embed = self.feature_maps(images)
         return [
             ImageEmbedding(
                 image_embed=self._one_of(image_embed, index),
@@ -189,7 +206,7 @@ class Engine:
         return pinned.to(self.device, non_blocking=True)
 
     def _image_features(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """Computes the feature maps of `SAM2Base.forward_image`, each `B×C×h×w`, finest first."""
+        """Runs `SAM2Base.forward_image`, for models that HieraEncoder does not know; the same maps, finest first."""
         feats: list[torch.Tensor] = self._model.forward_image(batch)["backbone_fpn"][-self._model.num_feature_levels :]
         return feats
 

@@ -145,7 +145,11 @@ class Sam2Model:
         # This may be the loader's thread. Stages and cache may still be configured: no request has reached them yet.
         self._configure()
         self._metrics.loaded(time.perf_counter() - started)
-        self._status.ready()
+        self._status.ready(engine.encoder_backend)
+        # Imported here, since it imports torch, which is loaded by now.
+        from deployments.model.openvino_encoder import switch_in_background
+
+        switch_in_background(self._settings, engine, self._status.ready)
         return engine
 
     def _configure(self) -> None:

@@ -85,7 +85,13 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                         {"model_id": DEMO, "precision": "float32"},
                         {"model_id": TINY, "precision": "float32"},
                         NOT_CACHED,
-                        {"model_id": OWN, "checkpoint": str(folder / "own.pt"), "config": str(own_config)},
+                        {
+                            "model_id": OWN,
+                            "checkpoint": str(folder / "own.pt"),
+                            "config": str(own_config),
+                            # Nothing is converted beside the tests, also where the processor has bfloat16.
+                            "encoder_backend": "torch",
+                        },
                         {"model_id": MISSING_FILE, "checkpoint": str(folder / "later.pt"), "config": str(own_config)},
                         {
                             "model_id": WRONG_CHECKPOINT,

@@ -52,7 +52,8 @@ def test_models_are_listed_with_the_default_marked(service: Service) -> None:
     models = get(service, "/models").json()["models"]
     assert [model["model_id"] for model in models if model["default"]] == [DEMO]
     assert {model["state"] for model in models} <= {"asleep", "loading", "ready", "failed"}
-    assert next(model for model in models if model["default"])["state"] == "ready"
+    [default] = [model for model in models if model["default"]]
+    assert (default["state"], default["encoder_backend"]) == ("ready", "torch")
 
 
 def test_hardware_covers_every_node(service: Service) -> None:

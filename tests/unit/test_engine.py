@@ -283,8 +283,7 @@ def test_a_batch_of_images_that_does_not_fit_is_embedded_in_halves(
     demo_engine: Engine, batch: list[ImageEmbedding], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    model = demo_engine._model
-    monkeypatch.setattr(model, "forward_image", failing_above(1, len, model.forward_image, sizes))
+    monkeypatch.setattr(demo_engine, "_encode", failing_above(1, len, demo_engine._encode, sizes))
 
     halved = demo_engine.embed([WIDE, TALL, WIDE])
 
@@ -297,7 +296,7 @@ def test_a_batch_of_images_that_does_not_fit_is_embedded_in_halves(
 def test_an_image_that_does_not_fit_alone_is_overload_and_says_so(
     demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_engine._model, "forward_image", failing_above(0, len, len, []))
+    monkeypatch.setattr(demo_engine, "_encode", failing_above(0, len, len, []))
 
     with pytest.raises(Overloaded, match="one image of this model does not fit into the device's free memory"):
         demo_engine.embed([WIDE])

@@ -81,6 +81,8 @@ RAY_FILES = {"app", "launcher", "cluster_token", "config_file", "model_status", 
 SAM2_FILES = {
     "model.checkpoints",
     "model.engine",
+    "model.image_encoder",
+    "model.openvino_encoder",
     "model.automatic_masks",
     "model.mask_decoder",
     "model.memory_attention",
@@ -95,6 +97,8 @@ ONLY_IN = {
     "torch": TORCH_FILES,
     # Its import takes longer than torch's, at the start of each replica.
     "torchvision": set(),
+    # By `import_module`: see `_openvino` in model/openvino_encoder.py.
+    "openvino": set(),
     "av": {"frames.film"},
     "tifffile": {"pictures.tiff"},
     "imagecodecs": {"pictures.png16"},

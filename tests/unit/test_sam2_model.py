@@ -166,7 +166,10 @@ async def test_where_nothing_is_configured_batches_suit_the_device(
 ) -> None:
     monkeypatch.setattr(sam2_model, "_gpu_fraction", lambda: 0.0)
     monkeypatch.setattr(checkpoints, "load_model", lambda *_: None)
-    monkeypatch.setattr(engine_module, "Engine", lambda *_: SimpleNamespace(warm_up=lambda: None))
+    loaded = SimpleNamespace(
+        warm_up=lambda: None, device=torch.device("cpu"), precision=torch.float32, encoder_backend="torch"
+    )
+    monkeypatch.setattr(engine_module, "Engine", lambda *_: loaded)
     monkeypatch.setattr(devices, "default_batch_sizes", lambda _: (3, 2))
 
     replica = await model(batch_wait_timeout_s=0.001)

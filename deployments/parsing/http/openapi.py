@@ -260,6 +260,9 @@ class Model(BaseModel):
     detail: str = Field(description="What is being loaded, or why loading failed.")
     done_bytes: int = Field(description="Bytes downloaded so far.")
     total_bytes: int = Field(description="Size of the download; 0 where nothing is downloaded.")
+    encoder_backend: Literal["", "torch", "openvino"] = Field(
+        description="What runs the image encoder; empty unless the model is ready."
+    )
 
 
 class Models(BaseModel):
