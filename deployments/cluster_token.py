@@ -4,7 +4,7 @@ import grpc
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address
-from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 ANSWER_S = 4.0
@@ -34,13 +34,13 @@ def check_cluster(address: str) -> None:
         return
     channel = init_grpc_channel(target)
     try:
-        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S, wait_for_ready=False)
+        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S, wait_for_ready=False)  # type: ignore[no-untyped-call]
     except grpc.RpcError as error:
-        code = error.code()  # type: ignore[attr-defined]
+        code = error.code()
         if code == grpc.StatusCode.UNAUTHENTICATED:
             fault = f"does not take the token of {WHERE}" if has_token else f"asks for its token; it may be in {WHERE}"
             raise ClusterRefusal(f"the Ray cluster at {address} {fault}") from error
-        details = error.details()  # type: ignore[attr-defined]
+        details = error.details()
         raise ClusterRefusal(f"no Ray cluster answers at {address}: {details}") from error
     finally:
         channel.close()

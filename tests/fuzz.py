@@ -41,6 +41,10 @@ def tiff(samples: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def _encoded(encode: Callable[..., bytes | bytearray], samples: Any, **options: Any) -> bytes:
+    return bytes(encode(samples, **options))
+
+
 def images() -> dict[str, bytes]:
     """A file of each kind, by its name; all of them are read when they are whole."""
     rgb = picture(WIDTH, HEIGHT, seed=3)
@@ -55,7 +59,7 @@ def images() -> dict[str, bytes]:
         "cmyk jpeg": encoded(rgb.convert("CMYK"), "JPEG"),
         "png": encoded(rgb),
         "palette png": encoded(rgb.quantize(16)),
-        "16-bit png": imagecodecs.png_encode(deep),
+        "16-bit png": _encoded(imagecodecs.png_encode, deep),
         "apng": encoded(frames[0], "PNG", **animated),
         "gif": encoded(frames[0], "GIF", **animated),
         "webp": encoded(rgb, "WEBP"),
@@ -66,9 +70,9 @@ def images() -> dict[str, bytes]:
         "jpeg 2000": encoded(rgb, "JPEG2000"),
         "heic": encoded(rgb, "HEIF"),
         "avif": encoded(rgb, "AVIF"),
-        "jpeg xl": imagecodecs.jpegxl_encode(pixels),
-        "12-bit jpeg": imagecodecs.jpeg_encode(deep, bitspersample=12),
-        "lossless jpeg": imagecodecs.ljpeg_encode(deep),
+        "jpeg xl": _encoded(imagecodecs.jpegxl_encode, pixels),
+        "12-bit jpeg": _encoded(imagecodecs.jpeg_encode, deep, bitspersample=12),
+        "lossless jpeg": _encoded(imagecodecs.ljpeg_encode, deep),
         "tiff": tiff(pixels),
         "tiled deflate tiff": tiff(four, tile=(16, 16), compression="deflate", predictor=True),
         "lzw tiff": tiff(deep, compression="lzw"),

@@ -74,7 +74,7 @@ def sam2s(engine: Engine, kept: Sequence[torch.Tensor], count: int) -> torch.Ten
     encoder = model.sam_prompt_encoder
     image_embed, *high_res_feats = kept
     parts = []
-    for coords in torch.from_numpy(clicks(count)).to(engine.device).split(engine.objects_at_once):
+    for coords in torch.from_numpy(clicks(count)).to(engine.device).split(engine.objects_at_once):  # type: ignore[no-untyped-call]
         labels = torch.ones(coords.shape[:2], dtype=torch.int32, device=engine.device)
         sparse, dense = encoder(points=(coords, labels), boxes=None, masks=None)
         logits, *_ = model.sam_mask_decoder(

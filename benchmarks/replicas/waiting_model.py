@@ -45,7 +45,7 @@ class WaitingModel:
         self._tag = serve.get_replica_context().replica_tag
         self._engine = asyncio.Lock()
         self._model_id = settings.model_id
-        StatusReporter(serve.get_replica_context().replica_tag, settings.model_id).ready()
+        StatusReporter(serve.get_replica_context().replica_tag, settings.model_id).ready("none")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes what Sam2Model takes; nothing of it matters here."""

@@ -177,7 +177,7 @@ class FoldedMaskDecoder:
             queries = _folded_queries(to_image, tokens + prompts)
             # Objects of one image share the first layer's places; later ones are each object's own.
             places = [
-                self._updated(layer, one, *(each[part] for each in folded), in_place=number > 0)
+                self._updated(layer, one, *(each[part] for each in folded), in_place=number > 0)  # type: ignore[misc, arg-type]
                 for part, one in zip(rows, places, strict=True)
             ]
             mixed = torch.cat([_attended(queries[part], one) for part, one in zip(rows, places, strict=True)])
@@ -198,7 +198,7 @@ class FoldedMaskDecoder:
         logits = torch.baddbmm(bias, keys, located.expand(count, -1, -1).transpose(1, 2))
         # The weights of a head's tokens lie as far apart as its tokens, so that softmax runs along memory.
         heads = layer.cross_attn_image_to_token.num_heads
-        weights = logits.unflatten(1, (-1, heads)).softmax(1).flatten(1, 2)
+        weights = logits.unflatten(1, (-1, heads)).softmax(1).flatten(1, 2)  # type: ignore[no-untyped-call]
         add = features.baddbmm_ if in_place else features.expand(count, -1, -1).baddbmm
         mixed = add(weights.transpose(1, 2), values)
         features = layer.norm4(mixed)
@@ -212,8 +212,8 @@ class FoldedMaskDecoder:
         found = []
         for part, one in zip(rows, places, strict=True):
             of_part = prompts[part]
-            image = one.features.transpose(1, 2).unflatten(2, (height, width)).expand(len(of_part), -1, -1, -1)
-            position = self._position.transpose(1, 2).unflatten(2, (height, width))
+            image = one.features.transpose(1, 2).unflatten(2, (height, width)).expand(len(of_part), -1, -1, -1)  # type: ignore[no-untyped-call]
+            position = self._position.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-untyped-call]
             found.append(self._decoder.transformer(image, position, of_part))
         tokens, images = zip(*found, strict=True)
         return torch.cat(tokens), list(images)
@@ -244,7 +244,7 @@ class FoldedMaskDecoder:
         every = torch.arange(len(objects), device=scores.device)
         best = scores[:, 1:].argmax(1) + 1
         pairs = self._masks(objects, rows, images, torch.stack([weights[:, 0], weights[every, best]], 1))
-        single, other = pairs.split(1, 1)
+        single, other = pairs.split(1, 1)  # type: ignore[no-untyped-call]
         stable = decoder._get_stability_scores(single) >= decoder.dynamic_multimask_stability_thresh
         logits = torch.where(stable[..., None, None], single, other)
         return logits, torch.where(stable, scores[:, :1], scores[every, best][:, None])
@@ -274,7 +274,7 @@ class FoldedMaskDecoder:
                     residual = None if fine is None else fine[:, :, 2 * upper + lower]
                     pixels = second_activation(_upscaled(features, self._second, lower, residual))
                     found = torch.bmm(weights[part], pixels.transpose(1, 2))
-                    masks[part, :, :, upper, lower] = found.unflatten(2, (height, -1))
+                    masks[part, :, :, upper, lower] = found.unflatten(2, (height, -1))  # type: ignore[no-untyped-call]
         return masks.flatten(2, 4)
 
 
@@ -309,7 +309,7 @@ def _upscaled(features: torch.Tensor, window: _Window, row: int, residual: torch
 
 def _high_res(objects: Sequence[Features], height: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Returns finer features as rows: `P×h×4×4w×C'` and `P×h×2×2w×C"`, or P = 1; None where the model has none."""
-    levels = [_joined(level).permute(0, 2, 3, 1).unflatten(1, (height, -1)) for level in _levels(objects)]
+    levels = [_joined(level).permute(0, 2, 3, 1).unflatten(1, (height, -1)) for level in _levels(objects)]  # type: ignore[no-untyped-call]
     return (levels[0], levels[1]) if levels else (None, None)
 
 
@@ -346,7 +346,7 @@ def _by_head(projection: Any, attention: Any) -> torch.Tensor:
 
 def _heads(values: torch.Tensor, attention: Any) -> torch.Tensor:
     """`B×T×(H·d)` as `B×H×T×d`."""
-    return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _folded_queries(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -355,7 +355,7 @@ def _folded_queries(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
     The keys' bias is left out: it adds the same to all logits of a token, which softmax takes away.
     """
     queries = _heads(attention.q_proj(tokens), attention)
-    return (queries @ _by_head(attention.k_proj, attention) * queries.shape[-1] ** -0.5).flatten(1, 2)
+    return (queries @ _by_head(attention.k_proj, attention) * queries.shape[-1] ** -0.5).flatten(1, 2)  # type: ignore[no-any-return]
 
 
 def _attended(queries: torch.Tensor, places: _Places) -> torch.Tensor:
@@ -367,7 +367,7 @@ def _attended(queries: torch.Tensor, places: _Places) -> torch.Tensor:
 
 def _projected(attention: Any, mixed: torch.Tensor) -> torch.Tensor:
     """Projects what `_attended` returns: the attention's result, `B×T×C`. A token's weights add up to 1."""
-    values = mixed.unflatten(1, (attention.num_heads, -1)) @ _by_head(attention.v_proj, attention).transpose(1, 2)
+    values = mixed.unflatten(1, (attention.num_heads, -1)) @ _by_head(attention.v_proj, attention).transpose(1, 2)  # type: ignore[no-untyped-call]
     projected: torch.Tensor = attention.out_proj(values.transpose(1, 2).flatten(2) + attention.v_proj.bias)
     return projected
 

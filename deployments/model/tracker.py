@@ -218,7 +218,7 @@ class Tracker:
                 torch.stack([one.position for one in attended]),
                 attended[0].num_pointer_tokens,
             ).float()
-        return list(torch.split(mixed.transpose(1, 2).unflatten(2, features.shape[2:]), 1))
+        return list(torch.split(mixed.transpose(1, 2).unflatten(2, features.shape[2:]), 1))  # type: ignore[no-untyped-call]
 
     def _decode(self, steps: Sequence[_Step], objects: Sequence[PromptedObject] | None = None) -> list[_Decoded]:
         """Runs the mask decoder on features with memory: without prompts, or with prompts of one kind."""

@@ -302,6 +302,7 @@ def test_a_model_on_demand_wakes_with_its_first_request_and_falls_asleep(
 
 
 # Two minutes of load, and patience.
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_replicas_and_nodes_follow_the_load_and_no_request_is_lost(
     url: str, expected: list[tuple[Question, Masks]], say: Callable[[str], None]

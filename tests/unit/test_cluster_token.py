@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
-from ray.core.generated.gcs_service_pb2 import GetClusterIdReply
+from ray.core.generated.gcs_service_pb2 import GetClusterIdReply  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from deployments import cluster_token
 from deployments.cluster_token import ClusterRefusal, check_cluster
 
 
-class Gcs(NodeInfoGcsServiceServicer):  # type: ignore[misc]
+class Gcs(NodeInfoGcsServiceServicer):
     """Answers as Ray does."""
 
     def __init__(self, wants_token: bool) -> None:
@@ -32,7 +32,7 @@ class Gcs(NodeInfoGcsServiceServicer):  # type: ignore[misc]
 def cluster(wants_token: bool) -> Iterator[str]:
     # Ray takes 127.0.0.1 for the address of this machine in its network.
     server = grpc.server(ThreadPoolExecutor(1))
-    add_NodeInfoGcsServiceServicer_to_server(Gcs(wants_token), server)
+    add_NodeInfoGcsServiceServicer_to_server(Gcs(wants_token), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("0.0.0.0:0")
     server.start()
     try:

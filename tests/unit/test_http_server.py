@@ -241,11 +241,11 @@ async def test_serves_own_proxy_and_its_replica_hold_no_more_than_the_applicatio
         await queue({"type": "http.disconnect"})
 
     async def fetch(_: object) -> bytes:
-        await queue.wait_for_message()
+        await queue.wait_for_message()  # type: ignore[no-untyped-call]
         return pickle.dumps(queue.get_messages_nowait())
 
     proxy = PacedReceiveProxy({"type": "http"}, None, fetch)
-    receiving, fetching = asyncio.create_task(receive_all()), asyncio.create_task(proxy.fetch_until_disconnect())
+    receiving, fetching = asyncio.create_task(receive_all()), asyncio.create_task(proxy.fetch_until_disconnect())  # type: ignore[no-untyped-call]
     taken = 0
     for _ in range(20):
         for _ in range(10):

@@ -106,7 +106,7 @@ class PacedMessageQueue(MessageQueue):
     """What a proxy of Serve has received of a request: it receives no faster than the replica asks for it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._pace = BodyPace()
 
     async def __call__(self, message: Message) -> None:
@@ -154,5 +154,5 @@ def pace_serves_proxy() -> None:
 
     Serve 2.60 has no setting for it, so this replaces two of its classes, whose work stays what it is.
     """
-    proxy.MessageQueue = PacedMessageQueue
-    replica.ASGIReceiveProxy = PacedReceiveProxy
+    proxy.MessageQueue = PacedMessageQueue  # type: ignore[attr-defined]
+    replica.ASGIReceiveProxy = PacedReceiveProxy  # type: ignore[attr-defined]

@@ -104,7 +104,7 @@ class MendedHttpProtocol(HttpToolsProtocol):
         if self._keeps_pace:
             # A request that was sent before the answer to the last one has a pace of its own.
             pace = self._pace = BodyPace()
-            cycle.scope.setdefault("extensions", {})[EXTENSION] = pace  # type: ignore[typeddict-item]
+            cycle.scope.setdefault("extensions", {})[EXTENSION] = pace  # type: ignore[assignment]
             cycle.receive = paced(cycle.receive, pace)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
