@@ -33,8 +33,8 @@ CONVERSION_TIMEOUT_S = 1800.0
 """The conversion takes about 20 s on two cores that are idle, and gives way to all other work."""
 
 MEMORY_PER_WEIGHT_BYTE, MEMORY_BYTES = 4, 2**30
-"""What the conversion may take, as a multiple of the size of the checkpoint, and besides: the weights are there as they were
-loaded, as they are exported, and converted."""
+"""What the conversion may take, as a multiple of the checkpoint and besides: weights as they were loaded, as they are
+exported, and converted."""
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far a feature map may be from torch's: the norm of the difference over the map's norm.
