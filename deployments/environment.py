@@ -31,7 +31,9 @@ def prepare_environment() -> None:
         # When HAProxy reloads because a replica comes or goes, answers under way have this long to finish.
         os.environ.setdefault("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "600")
         # Every request may be sent again, not only when its parser could not be reached, but also when the parser died
-        # before the first byte of the answer. HAProxy resends requests that fit into its buffer of 16 kB.
+        # before the first byte of the answer. HAProxy resends requests that fit into its buffer, which also bounds a
+        # request's head: large cookies do not fit into the default of 16 kB.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", "32768")
         os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
         # Ray's default of 30 s gives proxies on other nodes time to learn that a replica has ended. The launcher starts
         # a single node.

@@ -268,16 +268,16 @@ class RequestParserConfig(Settings):
         description="Bytes of decoded images in each replica that are on their way to a model; further images wait.",
     )
     text_budget_bytes: int = Field(
-        default=64 * MEBIBYTE,
+        default=128 * MEBIBYTE,
         ge=MEBIBYTE,
-        description="Bytes of text fields that each replica holds of all requests whose bodies arrive or that are "
-        "being answered; the reading of further bodies waits, then they get 503.",
+        description="Bytes of text fields, and of small files, that each replica holds of all requests whose bodies "
+        "arrive or that are being answered; the reading of further bodies waits, then they get 503.",
     )
     file_budget_bytes: int = Field(
         default=8192 * MEBIBYTE,
         ge=MEBIBYTE,
-        description="Bytes on disk of the files of such requests; the reading of further bodies waits, then they get "
-        "503.",
+        description="Bytes on disk of the files of such requests, and as many again for videos; the reading of further "
+        "bodies waits, then they get 503.",
     )
     max_wait_s: float = Field(
         default=60.0,

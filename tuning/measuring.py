@@ -135,15 +135,17 @@ def _encoder_runs(engine: Engine, compiled: Sequence[int], effort: Effort, say: 
     return runs
 
 
+def _copied(embedding: ImageEmbedding) -> ImageEmbedding:
+    finer = tuple(one.clone() for one in embedding.high_res_feats)
+    return replace(embedding, image_embed=embedding.image_embed.clone(), high_res_feats=finer)
+
+
 def _decoder_runs(engine: Engine, embedding: ImageEmbedding, effort: Effort, say: Say) -> dict[int, Run]:
     """Runs of 1, 2, 4, … prompts, each on an image of its own, up to what the engine decodes at once."""
     runs: dict[int, Run] = {}
     for size in sorted({*_powers_of_two(engine.objects_at_once), engine.objects_at_once}):
-        # Copies of what the decoder knows an image by: it takes them for different ones, as those of requests are.
-        items = [
-            (replace(embedding, image_embed=embedding.image_embed.clone()), Prompt([[100 + 7 * index, 200]], [1]))
-            for index in range(size)
-        ]
+        # Copies, which the decoder takes for different images, as those of requests are.
+        items = [(_copied(embedding), Prompt([[100 + 7 * index, 200]], [1])) for index in range(size)]
         run = _run(engine, partial(engine.decode, items), effort)
         if run is None:
             break

@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+from sam2.modeling.sam.mask_decoder import MaskDecoder
+from sam2.modeling.sam.transformer import TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
@@ -179,6 +181,10 @@ def _build(model_id: str, config: Path) -> SAM2Base:
         raise ModelLoadError(f"{model_id}: {config.name} is not a SAM 2 configuration: {error}") from error
     if not isinstance(model, SAM2Base):
         raise ModelLoadError(f"{model_id}: {config.name} describes {type(model).__name__}, not a SAM2Base")
+    # The engine computes what these two do, not what another class would.
+    decoder = model.sam_mask_decoder
+    if type(decoder) is not MaskDecoder or type(decoder.transformer) is not TwoWayTransformer:
+        raise ModelLoadError(f"{model_id}: {config.name} has a mask decoder of its own, {type(decoder).__name__}")
     return model
 
 

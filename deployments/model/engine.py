@@ -163,6 +163,13 @@ class Engine:
             backend: its name, for those who ask.
         """
         self._encode, self.encoder_backend = encode, backend
+        # Those that torch compiled for.
+        self._batch_sizes = ()
+
+    @property
+    def encode(self) -> Encode:
+        """What computes feature maps now."""
+        return self._encode
 
     def feature_maps(self, images: Sequence[NDArray[np.uint8]], encode: Encode | None = None) -> list[torch.Tensor]:
         """Runs the image encoder once, or another in its place; returns feature maps `B×C×h×w`, finest first."""

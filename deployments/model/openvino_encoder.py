@@ -21,15 +21,20 @@ import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from deployments.machine import available_memory
 from deployments.model import image_encoder
 from deployments.model.checkpoints import load_model, locate
 from deployments.model.devices import multiplies_bfloat16
-from deployments.model.engine import Engine
+from deployments.model.engine import Encode, Engine
 from deployments.model.image_encoder import HieraEncoder, is_hiera
 from deployments.settings import ModelSettings
 
 CONVERSION_TIMEOUT_S = 1800.0
 """The conversion takes about 20 s on two cores that are idle, and gives way to all other work."""
+
+MEMORY_PER_WEIGHT_BYTE, MEMORY_BYTES = 4, 2**30
+"""What the conversion may take, as a multiple of the checkpoint and besides: weights as they were loaded, as they are
+exported, and converted."""
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far a feature map may be from torch's: the norm of the difference over the map's norm.
@@ -122,7 +127,8 @@ def switch_in_background(settings: ModelSettings, engine: Engine, switched: Call
 
     def switch() -> None:
         try:
-            engine.use_encoder(tried(engine, prepared(settings, engine)), "openvino")
+            found = tried(engine, prepared(settings, engine))
+            engine.use_encoder(_or_torch(found, engine, switched), "openvino")
         # Also what OpenVINO raises, whose classes are known only where it is installed.
         except Exception as error:
             cause = " ".join(str(error).split())[:400]
@@ -132,6 +138,23 @@ def switch_in_background(settings: ModelSettings, engine: Engine, switched: Call
             switched("openvino")
 
     threading.Thread(target=switch, name="encoder-switch", daemon=True).start()
+
+
+def _or_torch(encode: Encode, engine: Engine, switched: Callable[[str], None]) -> Encode:
+    """Returns the encoder, which at its first error gives way to the engine's present one."""
+    former = engine.encode
+
+    def encode_or_give_way(pixels: torch.Tensor) -> list[torch.Tensor]:
+        try:
+            return encode(pixels)
+        # OpenVINO's own errors are RuntimeErrors.
+        except RuntimeError:
+            logger.exception("the image encoder goes back to torch")
+            engine.use_encoder(former, "torch")
+            switched("torch")
+            return former(pixels)
+
+    return encode_or_give_way
 
 
 def prepared(settings: ModelSettings, engine: Engine) -> OpenVinoEncoder:
@@ -155,12 +178,14 @@ def prepared(settings: ModelSettings, engine: Engine) -> OpenVinoEncoder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             _convert_elsewhere(settings, folder)
-    try:
-        return OpenVinoEncoder(folder / "encoder.xml", engine.precision, torch.get_num_threads())
-    except Exception:
-        # Files that cannot be read are not left to the next replica.
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            return OpenVinoEncoder(folder / "encoder.xml", engine.precision, torch.get_num_threads())
+        except MemoryError:
+            raise
+        except Exception:
+            # Files that cannot be read are not left to the next replica.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def tried(engine: Engine, encode: Callable[[torch.Tensor], list[torch.Tensor]]) -> Any:
@@ -190,7 +215,11 @@ def convert(settings: str, folder: str) -> None:
         settings: ModelSettings as JSON.
         folder: where `convert_model` writes.
     """
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     os.nice(19)
+    # If memory runs out, this process is to go, not the replica.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(1)
     convert_model(load_model(ModelSettings.model_validate_json(settings), lambda *_: None), Path(folder))
 
@@ -210,20 +239,47 @@ def convert_model(model: SAM2Base, folder: Path) -> None:
     openvino.save_model(converted, folder / "encoder.xml", compress_to_fp16=False)
 
 
+def _end_with_the_caller() -> None:
+    """Ends this process when the other end of its standard input is closed, by whatever death of the caller."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def _convert_elsewhere(settings: ModelSettings, folder: Path) -> None:
     """Converts in a process of its own: seconds of Python would delay requests here, and its memory would be kept."""
-    part = tempfile.mkdtemp(prefix="converting-", dir=folder.parent)
+    _, checkpoint = locate(settings, lambda *_: None)
+    needed, available = MEMORY_PER_WEIGHT_BYTE * checkpoint.stat().st_size + MEMORY_BYTES, available_memory()
+    if available < needed:
+        raise EncoderRefused(
+            f"the conversion needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free"
+        )
+    prefix = f"converting-{folder.name}-"
+    # Of replicas that were killed.
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    part = tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
+    reading, writing = os.pipe()
     try:
-        command = [sys.executable, "-c", PROGRAM, ROOT, settings.model_dump_json(), part]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONVERSION_TIMEOUT_S, check=False
+            [sys.executable, "-c", PROGRAM, ROOT, settings.model_dump_json(), part],
+            stdin=reading,
+            capture_output=True,
+            timeout=CONVERSION_TIMEOUT_S,
+            check=False,
+            # Some of SAM 2's parts ask for a GPU when they are built, and would hold memory there.
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         if done.returncode != 0:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise EncoderRefused(f"the conversion failed with exit code {done.returncode}: {last}")
-        # All of it appears at once, or nothing.
+        for file in Path(part).iterdir():
+            with file.open("rb") as written:
+                os.fsync(written)
+        # All of it appears at once, or nothing, and after a power cut too.
         Path(part).rename(folder)
     finally:
+        os.close(writing)
+        os.close(reading)
         with suppress(FileNotFoundError):
             shutil.rmtree(part)
 

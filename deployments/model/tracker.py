@@ -232,6 +232,10 @@ class Tracker:
         if objects:
             before = [self._logits_before(step, one) for step, one in zip(steps, objects, strict=True)]
             masks = torch.cat([one for one in before if one is not None]) if before[0] is not None else None
+        size = self._model.sam_prompt_encoder.mask_input_size
+        if masks is not None and masks.shape[-2:] != size:
+            # As `SAM2Base._forward_sam_heads` does for models of another image size than 1024.
+            masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False, antialias=True)
         sparse, dense = self._model.sam_prompt_encoder(
             points=tuple((points or self._no_point(len(steps))).values()), boxes=None, masks=masks
         )

@@ -55,6 +55,7 @@ SAME_AS_PLAIN: dict[str, Callable[[httpx.Client], httpx.Response]] = {
         client,
         b"A form.\r\n" + GOOD_BODY.replace(b"--frontier\r\n", b"--frontier \t\r\n").replace(b"; name", b";\r\n name"),
     ),
+    "a large cookie": lambda client: raw(client, GOOD_BODY, Cookie="session=" + "c" * 20_000),
     "filename* alone": lambda client: raw(client, GOOD_BODY.replace(b'filename="', b"filename*=\"UTF-8''")),
     "an empty file beside an id": lambda client: raw(
         client, body(parts({**POINT, "image_id": embedded(client)}, image=b""))
@@ -206,3 +207,14 @@ def test_head_is_get_without_a_body(path: str, service: Service, client: httpx.C
     own = {"date", "x-request-id"}
     headers = [{name: text for name, text in one.headers.items() if name not in own} for one in (response, expected)]
     assert headers[0] == headers[1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Cookie": "c" * 60_000}, {f"X-Number-{number}": "1" for number in range(150)}],
+    ids=["too large", "too many headers"],
+)
+def test_a_head_that_haproxy_does_not_take_gets_its_page(client: httpx.Client, headers: dict[str, str]) -> None:
+    answer = client.get("/health", headers=headers)
+    assert answer.status_code == 400
+    assert answer.headers["Content-Type"] == "text/html"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -44,7 +45,9 @@ def cluster(wants_token: bool) -> Iterator[str]:
 @pytest.fixture(params=[False, True], ids=["without a token", "with a token"])
 def has_token(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     # Ray's own function changes the environment and what Ray has read of it, for good.
-    monkeypatch.setattr(cluster_token, "maybe_enable_token_auth_if_token_available", lambda **_: request.param)
+    monkeypatch.setattr(cluster_token, "maybe_enable_token_auth_if_token_available", lambda **_: None)
+    loader = SimpleNamespace(has_token=lambda **_: request.param)
+    monkeypatch.setattr(cluster_token, "AuthenticationTokenLoader", SimpleNamespace(instance=lambda: loader))
     return request.param
 
 

@@ -1,6 +1,8 @@
 """The image encoder in OpenVINO: converted, kept, tried and switched to; and torch, which stays whatever goes wrong."""
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,11 +63,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_stays(engine: Engine, wanted: ModelSettings, cause: str, caplog: pytest.LogCaptureFixture) -> None:
     """Tries to switch: torch stays, which is logged once, and requests are still answered."""
-    encode = engine._encode
+    encode = engine.encode
     switched: list[str] = []
     with caplog.at_level(logging.WARNING, "ray.serve"):
         switch_in_background(wanted, engine, switched.append)
-    assert (engine._encode, engine.encoder_backend, switched) == (encode, "torch", [])
+    assert (engine.encode, engine.encoder_backend, switched) == (encode, "torch", [])
     [record] = caplog.records
     assert record.getMessage().startswith("sam2-demo: the image encoder stays on torch: ")
     assert cause in record.getMessage()
@@ -132,6 +134,69 @@ def test_files_that_cannot_be_read_leave_torch_and_are_made_again(
     assert len(converted) == 2
 
 
+@pytest.mark.usefixtures("threads", "installed")
+def test_without_the_memory_for_a_conversion_torch_stays(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
+    monkeypatch.setattr(openvino_encoder, "available_memory", lambda: 10**9)
+    assert_stays(engine, settings(tmp_path), "GB of memory, and 1.0 GB are free", caplog)
+
+
+@pytest.mark.usefixtures("threads", "installed")
+def test_what_a_killed_replica_left_is_removed(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_encoder, "PROGRAM", "import sys; sys.exit('no')")
+    monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
+    left = tmp_path / f"converting-{openvino_encoder._key(settings(tmp_path))}-abc"
+    left.mkdir()
+    (left / "encoder.bin").touch()
+    assert_stays(engine, settings(tmp_path), "exit code 1", caplog)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_a_conversion_ends_with_its_replica() -> None:
+    reading, writing = os.pipe()
+    program = "from deployments.model.openvino_encoder import _end_with_the_caller; print(1, flush=True); "
+    with subprocess.Popen(
+        [sys.executable, "-c", program + "_end_with_the_caller()"], stdin=reading, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"1\n"
+        assert process.poll() is None
+        os.close(writing)
+        assert process.wait(10) == 1
+    os.close(reading)
+
+
+@pytest.mark.usefixtures("threads", "installed")
+def test_an_error_in_use_goes_back_to_torch(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode, runs, switched = engine.encode, 0, list[str]()
+
+    def breaks(pixels: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal runs
+        runs += 1
+        if runs > 2:
+            raise RuntimeError("could not create a primitive")
+        return encode(pixels)
+
+    monkeypatch.setattr(openvino_encoder, "prepared", lambda *_: breaks)
+    image = np.array(picture(60, 40))
+    [expected] = engine.embed([image])
+
+    switch_in_background(settings(tmp_path), engine, switched.append)
+    found = [engine.embed([image])[0] for _ in range(3)]
+
+    assert runs == 3
+    assert switched == ["openvino", "torch"]
+    assert (engine.encode, engine.encoder_backend) == (encode, "torch")
+    assert all(torch.equal(one.image_embed, expected.image_embed) for one in found)
+    assert "goes back to torch" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -143,13 +208,13 @@ def test_files_that_cannot_be_read_leave_torch_and_are_made_again(
     ids=["inexact", "not a number", "out of order", "too few"],
 )
 def test_maps_that_are_not_torchs_are_refused(engine: Engine, fault: Any, message: str) -> None:
-    encode = engine._encode
+    encode = engine.encode
     with pytest.raises(EncoderRefused, match=message):
         tried(engine, lambda pixels: fault(encode(pixels)))
 
 
 def test_maps_that_are_torchs_are_taken(engine: Engine) -> None:
-    encode = engine._encode
+    encode = engine.encode
 
     def other(pixels: torch.Tensor) -> list[torch.Tensor]:
         return [one * 1.00001 for one in encode(pixels)]

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Form, UploadFile
 from deployments.errors import Overloaded, ServiceError
 from deployments.parsing.http.error_responses import on_service_error
 from deployments.parsing.http.form import form_route
-from deployments.parsing.http.upload_budget import IN_MEMORY_BYTES, UploadBudget, UploadBudgets
+from deployments.parsing.http.upload_budget import IN_MEMORY_BYTES, Line, UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
 LIMIT = 10 * IN_MEMORY_BYTES
@@ -73,6 +73,66 @@ async def test_who_waits_in_vain_is_told_to_come_again() -> None:
             await second.room()
         assert raised.value.retry_after_s
         assert not await is_held_up(first)
+
+
+async def test_a_body_that_has_arrived_lets_the_next_one_be_the_oldest() -> None:
+    shared = budget()
+    with shared.share() as first, shared.share() as second, shared.share() as third:
+        for held in (first, second, third):
+            held.add(LIMIT)
+        waiting = asyncio.create_task(second.room())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        shared.arrived(first)
+        await asyncio.wait_for(waiting, 1)
+        assert await is_held_up(third)
+        assert shared.nbytes == 3 * LIMIT
+
+
+async def test_what_a_thread_reads_of_a_cancelled_body_does_not_count() -> None:
+    shared = budget()
+    with shared.share() as cancelled:
+        cancelled.add(LIMIT)
+    cancelled.add(LIMIT)
+    assert shared.nbytes == 0
+    with shared.share() as first, shared.share() as second:
+        first.add(LIMIT)
+        second.add(LIMIT)
+        assert not await is_held_up(first)
+
+
+async def test_two_budgets_have_one_oldest_body() -> None:
+    line = Line()
+    texts, files = (UploadBudget(lambda: LIMIT, "too much", lambda: 60.0, line) for _ in range(2))
+    with UploadBudgets(texts, files).share() as first, UploadBudgets(texts, files).share() as second:
+        first.text.add(LIMIT)
+        second.files.add(LIMIT)
+        second.text.add(LIMIT)
+        first.files.add(LIMIT)
+        for held in (first.text, first.files):
+            assert not await is_held_up(held)
+        for held in (second.text, second.files):
+            assert await is_held_up(held)
+
+
+async def test_the_clock_of_a_body_that_waits_does_not_run_and_its_end_needs_no_room() -> None:
+    budgets = UploadBudgets(texts := budget(), budget())
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"1"
+        yield b"2"
+        yield b""
+
+    with ExitStack() as others, budgets.share() as upload:
+        older = others.enter_context(texts.share())
+        older.add(LIMIT)
+        asyncio.get_running_loop().call_later(0.3, others.close)
+        async with asyncio.timeout(0.2) as clock:
+            found = []
+            async for piece in upload.in_turn(pieces(), clock):
+                found.append(piece)
+                upload.text.add(2 * IN_MEMORY_BYTES)
+        assert found == [b"1", b"2", b""]
 
 
 async def test_of_many_that_wait_all_come_to_their_end() -> None:
@@ -170,7 +230,18 @@ async def test_a_body_that_finds_no_room_gets_503_and_leaves_nothing(
 
 async def test_files_count_as_files(client: httpx.AsyncClient, uploads: UploadBudgets) -> None:
     content = bytes(300_000)
-    assert (await post(client, files={"image": ("a.png", content)})).json() == {"text": 0, "files": len(content)}
+    # So much of a file is in memory before it goes to disk.
+    expected = {"text": IN_MEMORY_BYTES, "files": len(content)}
+    assert (await post(client, files={"image": ("a.png", content)})).json() == expected
     answer = await post(client, json={"image": base64.b64encode(content).decode()})
-    assert answer.json()["files"] == len(content)
+    # JSON's names are texts as well.
+    assert answer.json() == {**expected, "text": IN_MEMORY_BYTES + len("image")}
     assert uploads.files.nbytes == 0
+
+
+async def test_small_files_in_any_number_count_as_memory(client: httpx.AsyncClient, uploads: UploadBudgets) -> None:
+    with uploads.text.share() as other:
+        other.add(LIMIT)
+        files = [(f"other{number}", ("a", bytes(60_000))) for number in range(20)]
+        assert (await post(client, files=files)).status_code == 503
+    assert uploads.text.nbytes == 0

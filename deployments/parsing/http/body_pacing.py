@@ -33,7 +33,7 @@ class BodyPace:
         self._untaken = 0
         self._may_go_on = asyncio.Event()
         self._may_go_on.set()
-        self._has_ended = False
+        self.has_ended = False
 
     async def turn(self) -> None:
         """Returns once the application has taken enough, or needs no more."""
@@ -49,12 +49,12 @@ class BodyPace:
 
     def end(self) -> None:
         """Holds nothing back any more: the request is answered, or its client is gone."""
-        self._has_ended = True
+        self.has_ended = True
         self._may_go_on.set()
 
     def _move(self, nbytes: int) -> None:
         self._untaken += nbytes
-        if self._has_ended or self._untaken <= WINDOW_BYTES:
+        if self.has_ended or self._untaken <= WINDOW_BYTES:
             self._may_go_on.set()
         else:
             self._may_go_on.clear()

@@ -59,6 +59,7 @@ class FormRequest(Request):
         max_multipart_bytes: int,
         fields: Collection[str],
         upload: Upload,
+        clock: asyncio.Timeout,
     ) -> None:
         """Reads the body within the limits, whichever of the three kinds it is, into a form.
 
@@ -68,6 +69,7 @@ class FormRequest(Request):
             max_multipart_bytes: limit on a multipart body, whose files go to disk while they arrive.
             fields: the names of the route's fields.
             upload: counts what the body holds, and lets it wait for room.
+            clock: the time-out for the body's arrival.
 
         Raises:
             Overloaded: all bodies together hold too much.
@@ -83,7 +85,7 @@ class FormRequest(Request):
                 f"is {content_type[:200] or 'missing'!r}"
             )
         max_bytes = max_multipart_bytes if kind == MULTIPART else limits.max_body_bytes
-        stream = upload.in_turn(self._limited_stream(max_bytes))
+        stream = upload.in_turn(self._limited_stream(max_bytes), clock)
         if kind == MULTIPART:
             form = await read_multipart(self.headers, stream, limits, max_file_bytes, upload)
         elif kind == URLENCODED:
@@ -184,8 +186,8 @@ def form_route(
                 timing = context_of(form_request).timing
                 try:
                     with span("parse"), timing.measure("parse"):
-                        async with asyncio.timeout(body_timeout_s()):
-                            await form_request.read_form(limits, max_file_bytes, most, fields, upload)
+                        async with asyncio.timeout(body_timeout_s()) as clock:
+                            await form_request.read_form(limits, max_file_bytes, most, fields, upload, clock)
                 except TimeoutError as error:
                     raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
                 return await handle(form_request)

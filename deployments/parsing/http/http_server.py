@@ -42,7 +42,8 @@ class MendedHttpProtocol(HttpToolsProtocol):
     _lingers = False
     """Whether all is answered, and what still comes is dropped."""
 
-    _pace: BodyPace | None = None
+    _paces: tuple[BodyPace, ...] = ()
+    """Of requests that are not answered; there are several if the client does not wait for answers."""
 
     def data_received(self, data: bytes) -> None:
         """Parses what the client sent."""
@@ -100,10 +101,10 @@ class MendedHttpProtocol(HttpToolsProtocol):
             return
         if self.parser.get_http_version() == "1.0":
             cycle.send = _without_chunks(cycle, cycle.send)  # type: ignore[method-assign]
-        cycle.send = self._without_rest(cycle)  # type: ignore[method-assign]
+        pace = BodyPace()
+        cycle.send = self._without_rest(cycle, pace)  # type: ignore[method-assign]
         if self._keeps_pace:
-            # A request that was sent before the answer to the last one has a pace of its own.
-            pace = self._pace = BodyPace()
+            self._paces = (*(one for one in self._paces if not one.has_ended), pace)
             cycle.scope.setdefault("extensions", {})[EXTENSION] = pace  # type: ignore[assignment]
             cycle.receive = paced(cycle.receive, pace)  # type: ignore[method-assign]
 
@@ -117,10 +118,10 @@ class MendedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the request, if one is under way."""
         super().connection_lost(exc)
-        if self._pace is not None:
-            self._pace.end()
+        for pace in self._paces:
+            pace.end()
 
-    def _without_rest(self, cycle: RequestResponseCycle) -> Any:
+    def _without_rest(self, cycle: RequestResponseCycle, pace: BodyPace) -> Any:
         """Returns a `send` that closes the connection after an answer that comes before the whole body has."""
         send: Any = cycle.send
 
@@ -138,17 +139,18 @@ class MendedHttpProtocol(HttpToolsProtocol):
                 # Or uvicorn would close the socket at once.
                 cycle.keep_alive = True
                 await send(message)
+                pace.end()
                 self._linger()
                 return
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                pace.end()
 
         return send_without_rest
 
     def _linger(self) -> None:
         self._lingers = True
         self._unset_keepalive_if_required()
-        if self._pace is not None:
-            self._pace.end()
         if not self.transport.is_closing():
             if self.transport.can_write_eof():
                 self.transport.write_eof()

@@ -22,7 +22,7 @@ from deployments.parsing.http.http_server import use_paced_server
 from deployments.parsing.http.image_routes import ImageRoutes
 from deployments.parsing.http.middleware import outer_layers
 from deployments.parsing.http.status_routes import StatusRoutes
-from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
+from deployments.parsing.http.upload_budget import Line, UploadBudget, UploadBudgets
 from deployments.parsing.http.video_routes import VideoRoutes
 from deployments.parsing.request_parser import RequestParser
 from deployments.settings import ServiceSettings, auth_token
@@ -71,17 +71,18 @@ class HttpRequestParser(RequestParser):
         )
         # Not the answers': a job holds its share for as long as its video takes, and images must not wait for that.
         self._video_budget = ByteBudget(self._calls.config.video_budget_bytes, "too many objects are followed already")
-        uploads = UploadBudgets(
-            text=UploadBudget(
-                lambda: self._calls.config.text_budget_bytes,
-                "too many large bodies are arriving",
-                lambda: self._calls.config.max_wait_s,
-            ),
-            files=UploadBudget(
-                lambda: self._calls.config.file_budget_bytes,
-                "too many large files are arriving",
-                lambda: self._calls.config.max_wait_s,
-            ),
+        line = Line()
+
+        def max_wait_s() -> float:
+            return self._calls.config.max_wait_s
+
+        def file_budget() -> UploadBudget:
+            return UploadBudget(
+                lambda: self._calls.config.file_budget_bytes, "too many large files are there", max_wait_s, line
+            )
+
+        texts = UploadBudget(
+            lambda: self._calls.config.text_budget_bytes, "too many large bodies are there", max_wait_s, line
         )
         self._routes = (
             ImageRoutes(
@@ -91,7 +92,7 @@ class HttpRequestParser(RequestParser):
                 self._calls,
                 self._encoder_calls,
                 self._answer_budget,
-                uploads,
+                UploadBudgets(texts, file_budget()),
             ),
             VideoRoutes(
                 settings.limits,
@@ -101,7 +102,8 @@ class HttpRequestParser(RequestParser):
                 self._video_calls,
                 self._encoder_calls,
                 self._video_budget,
-                uploads,
+                # Of its own: a job keeps its file until its video is followed to the end.
+                UploadBudgets(texts, file_budget()),
             ),
             StatusRoutes(settings.default_model_id, self._model_states),
             DocsRoutes(),

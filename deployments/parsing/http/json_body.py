@@ -46,13 +46,13 @@ class Base64File:
     Args:
         name: the field's name.
         limit: how many bytes the file may have.
-        held: counts them.
+        upload: counts them.
     """
 
-    def __init__(self, name: str, limit: int, held: Held) -> None:
+    def __init__(self, name: str, limit: int, upload: Upload) -> None:
         self._name = name
         self._limit = limit
-        self._held = held
+        self._upload = upload
         self._file: Any = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
         self._size = 0
         self._escape = b""
@@ -113,10 +113,10 @@ class Base64File:
             raise self._refusal() from error
         if self._digits and b"=" in digits:
             raise self._refusal()
-        self._size += len(content)
-        if self._size > self._limit:
+        if self._size + len(content) > self._limit:
             raise TooLarge(f"{self._name}: has more than the {self._limit} bytes that are accepted")
-        self._held.add(len(content))
+        self._upload.add_to_file(self._size, len(content))
+        self._size += len(content)
         self._file.write(content)
 
     def _refusal(self) -> InvalidRequest:
@@ -229,7 +229,7 @@ class JsonBody:
         is_file = name in self._max_file_bytes
         if first == b'"' and is_file:
             self._at += 1
-            file = Base64File(name, self._max_file_bytes[name], self._upload.files)
+            file = Base64File(name, self._max_file_bytes[name], self._upload)
             self._files.append((name, file))
             yield from self._text(file.write)
             return

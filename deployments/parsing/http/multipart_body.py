@@ -163,15 +163,17 @@ class LimitedMultiPartParser(MultiPartParser):
         """
         part = self._current_part
         if part.file is None:
-            size, limit, held = len(part.data), self.max_field_bytes, self.upload.text
+            size, limit = len(part.data), self.max_field_bytes
         else:
             size = (part.file.size or 0) + self._unwritten_bytes()
             # A file that the route ignores has the limit of the largest file that the route reads.
             limit = self.max_file_bytes.get(part.field_name, max(self.max_file_bytes.values()))
-            held = self.upload.files
         if size + end - start > limit:
             raise TooLarge(f"{part.field_name}: has more than the {limit} bytes that are accepted")
-        held.add(end - start)
+        if part.file is None:
+            self.upload.text.add(end - start)
+        else:
+            self.upload.add_to_file(size, end - start)
         super().on_part_data(data, start, end)
 
     def _unwritten_bytes(self) -> int:
