@@ -45,9 +45,10 @@ float32; deeper models round more often.
 
 ROOT = str(Path(__file__).parents[2])
 
-# A process that imports nothing of the caller's main module, which in a Ray worker is Ray's.
+# A process that imports nothing of the caller's main module, which in a Ray worker is Ray's. Some of SAM 2's parts ask
+# for a GPU when they are built, and would hold memory there.
 PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "import os, sys; os.environ['CUDA_VISIBLE_DEVICES'] = ''; sys.path.insert(0, sys.argv[1]); "
     "from deployments.model.openvino_encoder import convert; convert(sys.argv[2], sys.argv[3])"
 )
 
@@ -241,7 +242,8 @@ def convert_model(model: SAM2Base, folder: Path) -> None:
 
 def _end_with_the_caller() -> None:
     """Ends this process when the other end of its standard input is closed, by whatever death of the caller."""
-    sys.stdin.buffer.read()
+    # Not by way of sys.stdin, whose lock would be held when Python ends.
+    os.read(0, 1)
     os._exit(1)
 
 
@@ -266,8 +268,6 @@ def _convert_elsewhere(settings: ModelSettings, folder: Path) -> None:
             capture_output=True,
             timeout=CONVERSION_TIMEOUT_S,
             check=False,
-            # Some of SAM 2's parts ask for a GPU when they are built, and would hold memory there.
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         if done.returncode != 0:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
