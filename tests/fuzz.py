@@ -159,7 +159,11 @@ def main(argv: list[str] | None = None) -> int:
         with httpx.Client(base_url=options.url, timeout=120) as client:
             while time.monotonic() < until:
                 name = dice.choice(list(FILES))
-                answer = ask(client, name, damaged(FILES[name], dice))
+                try:
+                    answer = ask(client, name, damaged(FILES[name], dice))
+                except httpx.HTTPError as error:
+                    faults.append(f"{name}: no answer: {error!r}")
+                    continue
                 statuses[name, answer.status_code] += 1
                 if answer.status_code not in (200, 400, 413):
                     faults.append(f"{name}: {answer.status_code} {answer.text[:200]}")
@@ -171,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
             answer = ask(client, name, data)
             if answer.status_code != 200:
                 faults.append(f"{name}, whole, at the end: {answer.status_code} {answer.text[:200]}")
+    if not before:
+        faults.append("no replicas were found on this machine")
     if gone := before - replicas():
         faults.append(f"{len(gone)} of {len(before)} replicas are gone")
     _report(statuses, faults, print)

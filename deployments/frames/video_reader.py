@@ -138,7 +138,7 @@ class VideoReader:
             except FileNotFoundError as error:
                 await self.forget(video_id)
                 raise VideoNotCached(GONE) from error
-            except ServiceError:
+            except (InvalidVideo, TooLarge):
                 await self.forget(video_id)
                 raise
             self._facts[video_id] = facts

@@ -55,7 +55,8 @@ class DecodingThreads:
             if deadline is not None and not deadline.remaining():
                 raise DeadlineExceeded("the request's deadline passed while its image waited for a decoder") from error
             raise Overloaded("the decoders of rarer kinds of pictures are busy", self._waiting_s) from error
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._isolated, partial(function, *args))
-        finally:
-            self._turns.release()
+        loop = asyncio.get_running_loop()
+        call = self._isolated.submit(function, *args)
+        # Not when this task ends: if it is cancelled, the thread is at work still.
+        call.add_done_callback(lambda _: loop.call_soon_threadsafe(self._turns.release))
+        return await asyncio.wrap_future(call)

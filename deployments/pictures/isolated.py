@@ -74,7 +74,7 @@ class Helper:
         """Runs a function there; returns whether it raised, and what it raised or returned.
 
         Raises:
-            EOFError, ConnectionError: the process died.
+            EOFError: the process died.
             TimeoutError: the call took too long; the process is ended.
         """
         expired = threading.Event()
@@ -91,10 +91,11 @@ class Helper:
         try:
             send(self._connection, (function, args, timeout_s))
             outcome: tuple[bool, Any] = receive(self._connection)
-        except (EOFError, ConnectionError) as error:
+        # A process that ends in the middle of its answer is told by a plain OSError.
+        except (EOFError, OSError) as error:
             if expired.is_set():
                 raise TimeoutError from error
-            raise
+            raise EOFError from error
         finally:
             timer.cancel()
             timer.join()
@@ -165,7 +166,7 @@ class Helpers:
             if helper is not None:
                 helper.close()
             helper = None
-            if isinstance(error, EOFError | ConnectionError):
+            if isinstance(error, EOFError):
                 raise InvalidImage(f"image: is {kind} on which the decoder crashed") from error
             if isinstance(error, TimeoutError) and left_s < self._timeout_s:
                 raise DeadlineExceeded(f"the request's deadline passed while {kind} was decoded") from error

@@ -82,3 +82,17 @@ def test_which_files_go_to_helpers(as_file: bool) -> None:
     for content, expected in ((tiff_file(), True), (encoded(picture(40, 30)), False), (b"%PDF-1.7", False)):
         assert is_isolated(io.BytesIO(content) if as_file else content) == expected
     assert not is_isolated(np.zeros((3, 4), np.uint8))
+
+
+async def test_a_turn_ends_with_the_thread_not_with_the_request() -> None:
+    threads, go_on = DecodingThreads(waiting_s=0.05), threading.Event()
+    calls = [asyncio.create_task(threads.run_isolated(None, go_on.wait)) for _ in range(NUM_HELPERS)]
+    await asyncio.sleep(0.05)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    with pytest.raises(Overloaded):
+        await threads.run_isolated(None, int)
+    go_on.set()
+    await asyncio.sleep(0.1)
+    assert await threads.run_isolated(None, int) == 0
