@@ -83,10 +83,17 @@ async def test_a_body_that_has_arrived_lets_the_next_one_be_the_oldest() -> None
         waiting = asyncio.create_task(second.room())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        shared.arrived(first)
+        first.arrived()
+        # What is decoded of it only now puts it into no line again.
+        first.add(1)
         await asyncio.wait_for(waiting, 1)
         assert await is_held_up(third)
-        assert shared.nbytes == 3 * LIMIT
+        assert shared.nbytes == 3 * LIMIT + 1
+        second.arrived()
+        third.arrived()
+        with shared.share() as fourth:
+            fourth.add(LIMIT)
+            assert not await is_held_up(fourth)
 
 
 async def test_what_a_thread_reads_of_a_cancelled_body_does_not_count() -> None:

@@ -45,7 +45,7 @@ class Held:
         self._budget = budget
         self.body = body
         self.nbytes = 0
-        self.is_over = False
+        self.has_arrived = self.is_over = False
 
     def add(self, nbytes: int) -> None:
         """Counts bytes that have arrived."""
@@ -62,6 +62,10 @@ class Held:
             Overloaded: there was no room in time.
         """
         await self._budget.wait_for_room(self)
+
+    def arrived(self) -> None:
+        """Notes that the body has arrived as a whole: it holds what it holds, but another one is the oldest."""
+        self._budget.arrived(self)
 
 
 class UploadBudget:
@@ -111,8 +115,10 @@ class UploadBudget:
             self.arrived(held)
 
     def arrived(self, held: Held) -> None:
-        """Notes that a body has arrived as a whole: it holds what it holds, but another one is the oldest."""
-        self._line.leave(held.body)
+        """See Held.arrived."""
+        with self._lock:
+            held.has_arrived = True
+            self._line.leave(held.body)
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
@@ -124,7 +130,8 @@ class UploadBudget:
                 return
             held.nbytes += nbytes
             self._total += nbytes
-            if held.nbytes > IN_MEMORY_BYTES:
+            # The last bytes of a file in JSON are decoded when all has arrived.
+            if held.nbytes > IN_MEMORY_BYTES and not held.has_arrived:
                 self._line.join(held.body)
 
     def has_room_for(self, held: Held) -> bool:
@@ -163,7 +170,7 @@ class UploadBudgets:
         """Gives a request its part of both, until the block ends."""
         body = object()
         with self.text.share(body) as text, self.files.share(body) as files:
-            yield Upload(self, text, files)
+            yield Upload(text, files)
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,10 @@ class Upload:
     """What one request's body holds.
 
     Attributes:
-        budgets: those of the replica.
         text: of the memory for texts.
         files: of the disk for files.
     """
 
-    budgets: UploadBudgets
     text: Held
     files: Held
 
@@ -212,5 +217,5 @@ class Upload:
                     finally:
                         clock.reschedule(loop.time() + left_s)
             yield piece
-        for held, budget in ((self.text, self.budgets.text), (self.files, self.budgets.files)):
-            budget.arrived(held)
+        self.text.arrived()
+        self.files.arrived()
