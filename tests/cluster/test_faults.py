@@ -29,9 +29,9 @@ FRONT: dict[str, Any] = {"num_cpus": 0, "resources": {"front": 100}}
 BACK: dict[str, Any] = {"num_cpus": 0, "resources": {"back": 2}}
 """Parsers and encoders are on the head; each worker node has room for a model replica and for its successor."""
 
-MAY_BE_SENT_AGAIN = ("500: Internal Server Error", "Server disconnected without sending a response")
+MAY_BE_SENT_AGAIN = ("the process that answered ended", "Server disconnected without sending a response")
 
-NOT_YET_BACK = ("Connection refused", "Ping http://.../-/routes")
+NOT_YET_BACK = ("Connection refused", "the service is starting")
 
 reports: list[Report] = []
 

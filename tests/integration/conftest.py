@@ -20,6 +20,7 @@ OWN = "tests/fine-tuned"
 MISSING_FILE = "tests/missing-file"
 WRONG_CHECKPOINT = "tests/wrong-checkpoint"
 NOT_CACHED = "facebook/sam2.1-hiera-small"
+MEMBERS = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def model_entry(model_id: str, **options: Any) -> dict[str, Any]:
 
 
 def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]:
-    """The config of the shared service."""
+    """The config of the shared service, and of a small application beside it."""
     # Here, since it imports Ray, which is to see what prepare_environment sets.
     from deployments.app import FLOW_CONTROL
 
@@ -113,8 +114,25 @@ def config_document(port: int, folder: Path, own_config: Path) -> dict[str, Any]
                     model_entry(DEMO, **warm, user_config={"max_batch_size": 8, "max_decode_batch_size": 16}),
                     *(model_entry(model_id) for model_id in (TINY, NOT_CACHED, OWN, MISSING_FILE, WRONG_CHECKPOINT)),
                 ],
-            }
+            },
+            routing_application(),
         ],
+    }
+
+
+def routing_application(members: int = MEMBERS, max_ongoing_requests: int = 100) -> dict[str, Any]:
+    """What test_affinity.py looks at; deployed with the service, so that its replicas start beside the others."""
+    member = {
+        "name": "Member",
+        "num_replicas": members,
+        "max_ongoing_requests": max_ongoing_requests,
+        "ray_actor_options": {"num_cpus": 0},
+    }
+    return {
+        "name": "routing",
+        "route_prefix": "/routing",
+        "import_path": "tests.routing_app:build",
+        "deployments": [member],
     }
 
 

@@ -173,7 +173,7 @@ def random_cases(images: tuple[str, ...], count: int, first_seed: int) -> list[C
 
 
 DEMO_CASES = [*random_cases(tuple(IMAGES), 36, first_seed=1000), Case("1080p jpeg", "five points", seed=1100)]
-TINY_CASES = random_cases(("33x47 png", "sideways jpeg", "1080p jpeg"), 6, first_seed=2000)
+TINY_CASES = random_cases(("33x47 png", "1080p jpeg"), 6, first_seed=2000)
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +280,8 @@ def test_hiera_tiny_answers_what_the_predictor_answers(case: Case, client: httpx
 
 
 def test_sixteen_clients_at_once_get_each_what_the_predictor_answers(client: httpx.Client, expected: Expected) -> None:
-    # All cases of every third image.
-    cases = [case for case in DEMO_CASES if list(IMAGES).index(case.image) % 3 == 1]
+    # All cases of every fourth image.
+    cases = [case for case in DEMO_CASES if list(IMAGES).index(case.image) % 4 == 1]
     for file in {case.file for case in cases}:
         # So that images and prompts are new, on their way and remembered, all at the same time.
         client.delete(f"/segment-anything-2/images/{hashlib.sha256(file).hexdigest()}")

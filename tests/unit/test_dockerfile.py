@@ -102,6 +102,8 @@ def test_the_images_environment_is_what_the_launcher_sets(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(environment, "has_haproxy", lambda: True)
     monkeypatch.setattr(environment, "_free_port", lambda wanted: wanted)
+    program = f"{IMAGE_ROOT}/.venv/bin/segment-anything-2-haproxy"
+    monkeypatch.setattr(environment, "haproxy_program", lambda: program)
     environment.prepare_environment()
     # Proxies on other nodes hear of a replica's end later.
     expected = {**os.environ, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}

@@ -46,6 +46,7 @@ OWN_IMPORTS = {
     "cluster_token": set[str](),
     "environment": set[str](),
     "config_file": {"environment", "settings"},
+    "haproxy": {"environment"},
     "launcher": {
         "cluster_token",
         "config_file",
