@@ -106,7 +106,7 @@ class Film(Video):
             what = "only sound" if kinds == {"audio"} else "no video"
             raise InvalidVideo(f"video: holds {what}")
         # Some players choose the one with most pixels; of an animated picture it is the one with most frames.
-        self._stream = max(streams, key=lambda one: (one.width * one.height, one.frames))
+        self._stream = max(streams, key=_prominence)
         self._stream.thread_type = "AUTO"
         if self._stream.codec_context is not None:
             self._stream.codec_context.thread_count = DECODER_THREADS
@@ -239,6 +239,12 @@ class Film(Video):
             if opened is not None:
                 opened.close()
         self._container = self._pipe = None
+
+
+def _prominence(stream: Any) -> tuple[bool, int, int]:
+    """Orders video streams by how much they show: one whose format is unknown has no size."""
+    context = stream.codec_context
+    return (context is not None, context.width * context.height if context is not None else 0, stream.frames)
 
 
 class _Pipe:

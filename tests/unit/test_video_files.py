@@ -538,6 +538,12 @@ def audio(path: Path) -> None:
         output.mux(stream.encode())
 
 
+def unreadable(path: Path, name: bytes) -> None:
+    """Writes an mp4 whose frames are, by the name of their format, none that FFmpeg can decode."""
+    write(buffer := io.BytesIO(), [numbered(index) for index in range(3)], container="mp4")
+    path.write_bytes(buffer.getvalue().replace(b"avc1", name))
+
+
 PNG = encoded(picture(40, 30))
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
@@ -549,6 +555,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a list of files": (lambda path: path.write_text("ffconcat version 1.0\nfile 'a.mp4'\n"), "is not a video"),
     "sound": (audio, "only sound"),
+    "an encrypted file": (lambda path: unreadable(path, b"encv"), "are encrypted, or in a format that cannot be read"),
+    "an unknown format": (lambda path: unreadable(path, b"zzzz"), "are encrypted, or in a format that cannot be read"),
     "a picture": (lambda path: path.write_bytes(PNG), r"is a still picture \(PNG\)"),
     "a gif of one frame": (
         lambda path: path.write_bytes(encoded(picture(40, 30).quantize(8), "GIF")),
