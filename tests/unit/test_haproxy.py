@@ -59,7 +59,9 @@ def haproxy(folder: Path, with_application: bool) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments.haproxy", "-db", "-f", str(config), "-dR"],
         cwd=ROOT,
-        env=os.environ | {"REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S)},
+        # As Serve does it, the second one names the program itself.
+        env=os.environ
+        | {"REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S), "RAY_SERVE_HAPROXY_BINARY_PATH": sys.executable},
         stderr=subprocess.PIPE,
     )
     try:
