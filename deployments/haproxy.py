@@ -19,7 +19,7 @@ SPARE_CONNECTIONS = 16
 """Of `maxconn`, kept for whoever reads metrics."""
 
 FRONTEND = "frontend http_frontend"
-NOT_FOUND = "    http-request return status 404 "
+HAS_SERVED = "segment-anything-2-has-served"
 STARTING = "the service is starting, or is being replaced; try again"
 
 ERRORS = {
@@ -38,8 +38,13 @@ def main() -> None:
     """Amends the file that follows `-f`, and runs HAProxy with the arguments that were given, in this very process."""
     arguments = sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
+    config = path.read_text()
+    # The folder is this node's, and begins with its Ray.
+    has_served = path.parent / HAS_SERVED
+    if has_parser(config):
+        has_served.touch()
     # Serve tells its own proxies by this path on their command line, so the file keeps its name.
-    path.write_text(amended(path.read_text(), write_errors(path.parent), request_head_timeout_s()))
+    path.write_text(amended(config, write_errors(path.parent), request_head_timeout_s(), not has_served.exists()))
     binary = haproxy_binary()
     os.execv(binary, [binary, *arguments])
 
@@ -58,36 +63,46 @@ def write_error(path: Path, status: HTTPStatus, retry_after_s: int | None, messa
     return path
 
 
-def amended(config: str, errors: dict[int, Path], head_timeout_s: float) -> str:
+def has_parser(config: str) -> bool:
+    """Whether there is a server to send requests to, other than the proxy that Serve has for the time without one."""
+    words = [line.split() for line in config.splitlines()]
+    return any(line[0] == "server" and line[-1] != "backup" for line in words if line)
+
+
+def amended(config: str, errors: dict[int, Path], head_timeout_s: float, is_starting: bool) -> str:
     """Returns Serve's configuration with what it lacks.
 
     - more headers are taken (`tune.http.maxhdr`);
     - a connection on which no whole head of a request arrives in time is ended (`timeout http-request`);
     - beyond `maxconn`, connections are refused at once, where HAProxy would let them wait unseen;
     - errors for a service that can't be reached are JSON, and 503 with Retry-After where another try helps;
-    - while there is no application yet, the answer is 503, not 404.
+    - until there is a parser for the first time, the answer is 503; HAProxy would say 404, or let requests wait in
+      Serve's own proxy.
 
     Args:
         config: the text of the file.
         errors: files with whole HTTP messages, by HAProxy's own status.
         head_timeout_s: how long a request's head may take, in seconds.
+        is_starting: whether there has been no parser yet.
     """
     lines = config.splitlines()
     limits = [int(words[1]) for words in map(str.split, lines) if words[:1] == ["maxconn"]]
-    has_application = any(line.lstrip().startswith("use_backend ") for line in lines)
     result = []
     for line in lines:
         if line.startswith("    errorfile "):
             continue
-        is_unknown = line.startswith(NOT_FOUND) and not has_application
-        result.append(f"    http-request return status 503 errorfile {errors[503]}" if is_unknown else line)
+        result.append(line)
         if line == "global":
             result.append(f"    tune.http.maxhdr {MAX_HEADERS}")
         elif line == "defaults":
             result.append(f"    timeout http-request {round(1000 * head_timeout_s)}ms")
             result += [f"    errorfile {code} {path}" for code, path in errors.items()]
-        elif line == FRONTEND and limits:
-            result.append(f"    tcp-request connection reject if {{ fe_conn gt {limits[0] - SPARE_CONNECTIONS} }}")
+        elif line == FRONTEND:
+            spare = [limit - SPARE_CONNECTIONS for limit in limits]
+            result += [f"    tcp-request connection reject if {{ fe_conn gt {limit} }}" for limit in spare]
+            if is_starting:
+                # Serve's own paths, such as its health check, stay.
+                result.append(f"    http-request return status 503 errorfile {errors[503]} if !{{ path_beg /-/ }}")
     return "\n".join([*result, ""])
 
 

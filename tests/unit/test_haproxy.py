@@ -42,20 +42,20 @@ def serves_config(folder: Path, port: int, backends: dict[str, Any]) -> Path:
     return path
 
 
-def backend(port: int) -> Any:
-    """An application of one replica."""
+def application(parsers: int) -> Any:
+    """An application of which no parser can be reached, nor the proxy that Serve has for the time without them."""
     from ray.serve._private.haproxy import BackendConfig, ServerConfig
 
-    return BackendConfig(
-        name="app", path_prefix="/", app_name="app", servers=[ServerConfig("parser", "127.0.0.1", port)]
-    )
+    servers = [ServerConfig(f"parser-{index}", "127.0.0.1", free_port()) for index in range(parsers)]
+    fallback = ServerConfig("fallback", "127.0.0.1", free_port())
+    return BackendConfig(name="app", path_prefix="/", app_name="app", servers=servers, fallback_server=fallback)
 
 
 @contextmanager
-def haproxy(folder: Path, with_application: bool) -> Iterator[str]:
-    """HAProxy, started as Serve does; gives its address. An application's replica can't be reached."""
+def haproxy(folder: Path, parsers: int | None) -> Iterator[str]:
+    """HAProxy, started as Serve does; gives its address. None: it knows of no application."""
     port = free_port()
-    config = serves_config(folder, port, {"app": backend(free_port())} if with_application else {})
+    config = serves_config(folder, port, {} if parsers is None else {"app": application(parsers)})
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments.haproxy", "-db", "-f", str(config), "-dR"],
         cwd=ROOT,
@@ -85,7 +85,7 @@ def is_open(port: int) -> bool:
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of one that knows of no application yet."""
-    with haproxy(tmp_path_factory.mktemp("starting"), with_application=False) as url:
+    with haproxy(tmp_path_factory.mktemp("starting"), None) as url:
         yield url
 
 
@@ -109,18 +109,26 @@ def ask(url: str) -> bytes:
         return answer(connection)
 
 
-def test_before_there_is_an_application_the_answer_is_to_come_again(url: str) -> None:
-    found = httpx.post(f"{url}/segment-anything-2")
-    assert found.status_code == 503
-    assert found.headers["retry-after"] == "2"
-    assert "starting" in found.json()["detail"]["msg"]
-
-
-def test_a_replica_that_cannot_be_reached_is_worth_another_try(tmp_path: Path) -> None:
-    with haproxy(tmp_path, with_application=True) as url:
-        found = httpx.get(f"{url}/health", timeout=30)
+def assert_come_again(found: httpx.Response, word: str) -> None:
     assert (found.status_code, found.headers["retry-after"]) == (503, "2")
-    assert found.json()["detail"]["msg"]
+    assert word in found.json()["detail"]["msg"]
+
+
+def test_before_there_is_an_application_the_answer_is_to_come_again(url: str) -> None:
+    assert_come_again(httpx.post(f"{url}/segment-anything-2"), "starting")
+    # Serve's own answers to its own questions stay.
+    assert "starting" not in httpx.get(f"{url}/-/healthz").text
+
+
+def test_nothing_waits_for_the_first_parser_but_what_comes_later_may_wait_for_another(tmp_path: Path) -> None:
+    with haproxy(tmp_path, parsers=0) as url:
+        assert_come_again(httpx.get(f"{url}/health", timeout=30), "starting")
+    assert "if !{ path_beg /-/ }" in (tmp_path / "haproxy.cfg").read_text()
+    with haproxy(tmp_path, parsers=1) as url:
+        # It can't be reached: worth another try.
+        assert_come_again(httpx.get(f"{url}/health", timeout=30), "again")
+    with haproxy(tmp_path, parsers=0):
+        assert "if !{ path_beg /-/ }" not in (tmp_path / "haproxy.cfg").read_text()
 
 
 @pytest.mark.parametrize(("count", "status"), [(150, 503), (300, 400)])
@@ -152,7 +160,10 @@ def test_connections_beyond_the_limit_are_refused_at_once(url: str) -> None:
 
 def test_what_is_unknown_stays_as_it_is(tmp_path: Path) -> None:
     unknown = "global\n    something new\nbackend b\n    server s 127.0.0.1:1\n"
-    assert amended(unknown, write_errors(tmp_path), 20).replace("    tune.http.maxhdr 256\n", "") == unknown
+    assert (
+        amended(unknown, write_errors(tmp_path), 20, is_starting=True).replace("    tune.http.maxhdr 256\n", "")
+        == unknown
+    )
 
 
 def test_the_program_is_installed_with_the_project() -> None:
