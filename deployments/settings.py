@@ -279,6 +279,12 @@ class RequestParserConfig(Settings):
         description="Bytes on disk of the files of such requests, and as many again for videos; the reading of further "
         "bodies waits, then they get 503.",
     )
+    max_arriving_bodies: int = Field(
+        default=128,
+        ge=1,
+        description="Bodies of each replica that may arrive at a time; while there are more, the slowest of those that "
+        "come at less than 16 kB/s get 408. Keep it well below `max_ongoing_requests` (256).",
+    )
     max_wait_s: float = Field(
         default=60.0,
         gt=0,

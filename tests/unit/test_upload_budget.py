@@ -136,9 +136,10 @@ async def test_the_clock_of_a_body_that_waits_does_not_run_and_its_end_needs_no_
         asyncio.get_running_loop().call_later(0.3, others.close)
         async with asyncio.timeout(0.2) as clock:
             found = []
-            async for piece in upload.in_turn(pieces(), clock):
-                found.append(piece)
-                upload.text.add(2 * IN_MEMORY_BYTES)
+            with budgets.slow.arrival(clock) as arrival:
+                async for piece in upload.in_turn(pieces(), arrival):
+                    found.append(piece)
+                    upload.text.add(2 * IN_MEMORY_BYTES)
         assert found == [b"1", b"2", b""]
 
 

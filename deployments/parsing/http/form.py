@@ -24,6 +24,7 @@ from deployments.parsing.http.json_body import read_json
 from deployments.parsing.http.multipart_body import read_multipart
 from deployments.parsing.http.request_coding import unpacked
 from deployments.parsing.http.request_context import context_of
+from deployments.parsing.http.slow_bodies import SLOW_BYTES_PER_S, Arrival
 from deployments.parsing.http.upload_budget import Upload, UploadBudgets
 from deployments.parsing.http.urlencoded_body import read_urlencoded
 from deployments.settings import Limits
@@ -59,7 +60,7 @@ class FormRequest(Request):
         max_multipart_bytes: int,
         fields: Collection[str],
         upload: Upload,
-        clock: asyncio.Timeout,
+        arrival: Arrival,
     ) -> None:
         """Reads the body within the limits, whichever of the three kinds it is, into a form.
 
@@ -69,7 +70,7 @@ class FormRequest(Request):
             max_multipart_bytes: limit on a multipart body, whose files go to disk while they arrive.
             fields: the names of the route's fields.
             upload: counts what the body holds, and lets it wait for room.
-            clock: the time-out for the body's arrival.
+            arrival: counts what arrives, and has the clock for it.
 
         Raises:
             Overloaded: all bodies together hold too much.
@@ -85,7 +86,7 @@ class FormRequest(Request):
                 f"is {content_type[:200] or 'missing'!r}"
             )
         max_bytes = max_multipart_bytes if kind == MULTIPART else limits.max_body_bytes
-        stream = upload.in_turn(self._limited_stream(max_bytes), clock)
+        stream = upload.in_turn(self._limited_stream(max_bytes), arrival)
         if kind == MULTIPART:
             form = await read_multipart(self.headers, stream, limits, max_file_bytes, upload)
         elif kind == URLENCODED:
@@ -187,14 +188,21 @@ def form_route(
                 try:
                     with span("parse"), timing.measure("parse"):
                         async with asyncio.timeout(body_timeout_s()) as clock:
-                            await form_request.read_form(limits, max_file_bytes, most, fields, upload, clock)
+                            with uploads.slow.arrival(clock) as arrival:
+                                await form_request.read_form(limits, max_file_bytes, most, fields, upload, arrival)
                 except TimeoutError as error:
-                    raise BodyTimeout(f"body: did not arrive within {body_timeout_s():g} s") from error
+                    raise BodyTimeout(_late(arrival, body_timeout_s())) from error
                 return await handle(form_request)
 
             return read_and_handle
 
     return FormRoute
+
+
+def _late(arrival: Arrival, timeout_s: float) -> str:
+    if arrival.was_ended:
+        return f"body: came at less than {SLOW_BYTES_PER_S} bytes/s while very many others were arriving; send it later"
+    return f"body: did not arrive within {timeout_s:g} s"
 
 
 def parse_prompt(

@@ -21,6 +21,7 @@ from deployments.parsing.http.flow_control import is_flow_controlled
 from deployments.parsing.http.http_server import use_paced_server
 from deployments.parsing.http.image_routes import ImageRoutes
 from deployments.parsing.http.middleware import outer_layers
+from deployments.parsing.http.slow_bodies import SlowBodies
 from deployments.parsing.http.status_routes import StatusRoutes
 from deployments.parsing.http.upload_budget import Line, UploadBudget, UploadBudgets
 from deployments.parsing.http.video_routes import VideoRoutes
@@ -84,6 +85,7 @@ class HttpRequestParser(RequestParser):
         texts = UploadBudget(
             lambda: self._calls.config.text_budget_bytes, "too many large bodies are there", max_wait_s, line
         )
+        slow = SlowBodies(lambda: self._calls.config.max_arriving_bodies)
         self._routes = (
             ImageRoutes(
                 settings.limits,
@@ -92,7 +94,7 @@ class HttpRequestParser(RequestParser):
                 self._calls,
                 self._encoder_calls,
                 self._answer_budget,
-                UploadBudgets(texts, file_budget()),
+                UploadBudgets(texts, file_budget(), slow),
             ),
             VideoRoutes(
                 settings.limits,
@@ -103,7 +105,7 @@ class HttpRequestParser(RequestParser):
                 self._encoder_calls,
                 self._video_budget,
                 # Of its own: a job keeps its file until its video is followed to the end.
-                UploadBudgets(texts, file_budget()),
+                UploadBudgets(texts, file_budget(), slow),
             ),
             StatusRoutes(settings.default_model_id, self._model_states),
             DocsRoutes(),

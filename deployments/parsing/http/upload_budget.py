@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 from deployments.errors import Overloaded
+from deployments.parsing.http.slow_bodies import Arrival, SlowBodies
 
 IN_MEMORY_BYTES = 128 * 1024
 """A file of a body that is larger goes to disk."""
 
 RETRY_AFTER_S = 5
+
+MAX_ARRIVING = 128
+"""Half of the places that a replica has (`max_ongoing_requests`)."""
 
 
 class Line:
@@ -160,10 +164,12 @@ class UploadBudgets:
     Attributes:
         text: memory for the texts of fields, and for files that are too small for the disk.
         files: disk for files.
+        slow: ends slow bodies.
     """
 
     text: UploadBudget
     files: UploadBudget
+    slow: SlowBodies = field(default_factory=lambda: SlowBodies(lambda: MAX_ARRIVING))
 
     @contextmanager
     def share(self) -> Iterator["Upload"]:
@@ -195,27 +201,23 @@ class Upload:
         self.files.add(nbytes)
         self.text.add(min(nbytes, max(0, IN_MEMORY_BYTES - size)))
 
-    async def in_turn(self, stream: AsyncIterator[bytes], clock: asyncio.Timeout) -> AsyncIterator[bytes]:
+    async def in_turn(self, stream: AsyncIterator[bytes], arrival: Arrival) -> AsyncIterator[bytes]:
         """Yields a body's pieces, each once there is room for it.
 
         Args:
             stream: the body.
-            clock: the time-out for its arrival, which does not run while the body waits for room.
+            arrival: of the body, whose clock does not run while it waits for room.
 
         Raises:
             Overloaded: there was none in time.
         """
-        loop = asyncio.get_running_loop()
         async for piece in stream:
+            arrival.nbytes += len(piece)
             # An empty piece is the end, which needs no room.
             for held in (self.text, self.files):
                 if piece and not held.has_room():
-                    left_s = (clock.when() or loop.time()) - loop.time()
-                    clock.reschedule(None)
-                    try:
+                    with arrival.waiting():
                         await held.room()
-                    finally:
-                        clock.reschedule(loop.time() + left_s)
             yield piece
         self.text.arrived()
         self.files.arrived()
