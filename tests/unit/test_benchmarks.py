@@ -245,6 +245,7 @@ def test_a_continuous_load_goes_on_until_it_is_stopped(server: Server) -> None:
 
 def test_slow_readers_report_their_statuses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "HOLD_S", 0.3)
+    monkeypatch.setattr(memory, "idle_memory", lambda tree: idle_memory(tree, 0.3))
     _, statuses = memory.slow_readers(server, 3, patience_s=10)
     assert statuses == {200: 3}
 

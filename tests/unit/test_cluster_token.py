@@ -78,7 +78,7 @@ def test_nothing_there_is_said_within_five_seconds(listens: bool, monkeypatch: p
         started = time.monotonic()
         with pytest.raises(ClusterRefusal, match=f"no Ray cluster answers at {address}"):
             check_cluster(address)
-    assert 0.3 <= time.monotonic() - started < 1.3
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.usefixtures("has_token")
