@@ -31,9 +31,6 @@ CONFIGS = {
 def model_of(config: Any) -> SAM2Base:
     tree = OmegaConf.load(config)
     OmegaConf.update(tree, "model.image_size", SIDE)
-    # The image encoder is not run here; as wide as Meta's, it takes longest to build.
-    OmegaConf.update(tree, "model.image_encoder.trunk.embed_dim", 16)
-    OmegaConf.update(tree, "model.image_encoder.neck.backbone_channel_list", [128, 64, 32, 16])
     torch.manual_seed(7)
     model: SAM2Base = instantiate(tree.model, _recursive_=True).eval()
     for parameter in model.sam_mask_decoder.parameters():

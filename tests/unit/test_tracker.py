@@ -134,7 +134,8 @@ def both(request: pytest.FixtureRequest) -> Both:
     for name, value in {"image_size": SIDE, **SMALLER}.items():
         OmegaConf.update(config, f"model.{name}", value)
     OmegaConf.update(config, "model.sam_mask_decoder_extra_args", POSTPROCESSING, merge=True, force_add=True)
-    torch.manual_seed(3)
+    # A seed with which objects are there on some frames and not on others; see below.
+    torch.manual_seed(4)
     model = instantiate(config.model, _recursive_=True)
     # Untrained, the encoding of time is so small that a wrong one would not be noticed.
     model.maskmem_tpos_enc.data *= 100
