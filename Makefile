@@ -18,8 +18,24 @@ AUDIT_IGNORED :=
 serve: .venv/ready
 	@exec $(BIN)/python -m deployments $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
 
+# Unit tests in two processes, a file at a time; then those of the service, of which there is one. PYTEST_ARGS goes to
+# both; it is no fault if one of them has no such test (exit code 5). Files of tests in PYTEST_ARGS are run by themselves.
 test: .venv/ready-test
+ifneq ($(filter tests/%,$(PYTEST_ARGS)),)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@status=5; \
+	for tests in "tests/unit --numprocesses 2 --dist loadfile" tests/integration; do \
+		echo "$(BIN)/python -m pytest $$tests" $(PYTEST_ARGS); \
+		$(BIN)/python -m pytest $$tests $(PYTEST_ARGS); found=$$?; \
+		case $$found in \
+			0) [ $$status != 5 ] || status=0 ;; \
+			1) status=1 ;; \
+			5) ;; \
+			*) exit $$found ;; \
+		esac; \
+	done; exit $$status
+endif
 
 # Files for annotation tools, read by the tools' own code: in an environment of its own, since they want other versions.
 test-tools: .venv/ready-test .tools/readers/ready

@@ -74,8 +74,8 @@ def answers(url: str, path: str) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Returns once a condition holds.
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, pause_s: float = 0.2) -> None:
+    """Returns once a condition holds, which is looked at every `pause_s`.
 
     Raises:
         TimeoutError: it did not within `timeout_s`.
@@ -84,7 +84,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not {what} within {timeout_s:g} s")
-        time.sleep(0.2)
+        time.sleep(pause_s)
 
 
 def shut_down() -> None:

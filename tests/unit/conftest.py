@@ -1,19 +1,28 @@
 """What several unit tests share: made-up segmentations, the bundled model, loaded once, and the client's pauses."""
 
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
 from deployments import client
 from deployments.messages.segmentation import Segmentation, sorted_segmentation
-from deployments.model.checkpoints import load_model
+from deployments.model.checkpoints import DEMO, load_model
 from deployments.model.engine import Engine
 from deployments.settings import ModelSettings
+
+PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several processes: threads of each would wait for the cores that the others use.
+    torch.set_num_threads(1)
 
 
 def made_up_segmentation(
@@ -48,6 +57,31 @@ def demo_engine() -> Engine:
     # As on a GPU, whatever cores there are here.
     engine.objects_at_once = 32
     return engine
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    """The bundled model for frames of 256 pixels a side, a sixteenth of the arithmetic: where no size is looked at."""
+    config = OmegaConf.load(DEMO / "sam2_demo.yaml")
+    OmegaConf.update(config, "model.image_size", 256)
+    file = tmp_path_factory.mktemp("small_demo") / "small_demo.yaml"
+    OmegaConf.save(config, file)
+    return ModelSettings(model_id="sam2-demo", checkpoint=DEMO / "sam2_demo.safetensors", config=str(file))
+
+
+@pytest.fixture(scope="session")
+def small_engine(small_demo: ModelSettings) -> Engine:
+    """It, on the CPU."""
+    engine = Engine(load_model(small_demo, lambda *_: None), torch.device("cpu"))
+    engine.objects_at_once = 32
+    return engine
+
+
+@pytest.fixture(autouse=True)
+def pillows_limit() -> Iterator[None]:
+    """Puts Pillow's limit of pixels back after each test: whatever reads an image sets it for its whole process."""
+    yield
+    Image.MAX_IMAGE_PIXELS = PILLOWS_LIMIT
 
 
 @pytest.fixture

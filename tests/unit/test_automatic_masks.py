@@ -83,13 +83,18 @@ def reference() -> Callable[..., list[dict[str, Any]]]:
         (None, {"points_per_side": 3, "points_per_batch": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.9}),
         (None, {"points_per_side": 4, "box_nms_thresh": 0.3, "stability_score_offset": 2.0, **LENIENT}),
         (
-            (300, 200),
-            {"points_per_side": 3, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2, **LENIENT},
+            (90, 61),
+            {
+                "points_per_side": 4,
+                "crop_n_layers": 1,
+                "crop_n_points_downscale_factor": 2,
+                "crop_overlap_ratio": 0.5,
+                **LENIENT,
+            },
         ),
-        ((90, 61), {"points_per_side": 2, "crop_n_layers": 1, "crop_overlap_ratio": 0.5, **LENIENT}),
         (None, {"points_per_side": 2, "stability_score_thresh": 1.0}),
     ],
-    ids=["grid", "batches", "duplicates", "crops", "small crops", "nothing good enough"],
+    ids=["grid", "batches", "duplicates", "crops", "nothing good enough"],
 )
 def test_the_same_masks_as_metas_generator(
     size: tuple[int, int] | None,

@@ -6,7 +6,6 @@ import inspect
 import mmap
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +36,7 @@ from deployments.settings import Sam2ModelConfig, parse_settings
 from harness.load import Exchange, Load, Request, continuous_load, load, parse_server_timing, percentile, point_request
 from harness.processes import Growth, ProcessTree, idle_memory, measurable
 from harness.serve import free_port, wait_until
+from tests.local_servers import serving
 from tuning.tables import Table
 
 HARDWARE = {
@@ -209,13 +209,10 @@ class QuietServer(ThreadingHTTPServer):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with QuietServer(("127.0.0.1", 0), Answering) as http:
-        Answering.answered.clear()
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
+    http = QuietServer(("127.0.0.1", 0), Answering)
+    Answering.answered.clear()
+    with serving(http):
         yield Server(f"http://127.0.0.1:{http.server_port}", ProcessTree(os.getpid()))
-        http.shutdown()
-        thread.join()
 
 
 def test_a_load_sends_every_request_once(server: Server) -> None:
@@ -248,6 +245,7 @@ def test_a_continuous_load_goes_on_until_it_is_stopped(server: Server) -> None:
 
 def test_slow_readers_report_their_statuses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "HOLD_S", 0.3)
+    monkeypatch.setattr(memory, "idle_memory", lambda tree: idle_memory(tree, 0.3))
     _, statuses = memory.slow_readers(server, 3, patience_s=10)
     assert statuses == {200: 3}
 

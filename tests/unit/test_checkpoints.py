@@ -3,7 +3,6 @@
 import http.server
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from deployments.model.checkpoints import DEMO, load_model, prefetch
 from deployments.model.engine import Engine, ImageEmbedding
 from deployments.settings import ModelSettings
 from harness.weights import COMMIT, fill_hub_cache, random_model, save_checkpoint
+from tests.local_servers import serving
 
 TINY = "facebook/sam2-hiera-tiny"
 TINY_FILE = HF_MODEL_ID_TO_FILENAMES[TINY][1]
@@ -316,12 +316,11 @@ class FakeHubHandler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub on this machine."""
-    with FakeHub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = FakeHub()
+    with serving(server):
         point_hub_to(server.url, monkeypatch)
         yield server
         huggingface_hub.close_session()
-        server.shutdown()
 
 
 CONTENT = b"0123456789" * 2_500_000

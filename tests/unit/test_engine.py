@@ -247,15 +247,14 @@ def test_no_prompts_are_no_work(demo_engine: Engine) -> None:
     assert demo_engine.embed([]) == []
 
 
-def test_embedding_and_decoding_at_the_same_time_disturb_nothing(
-    demo_engine: Engine, batch: list[ImageEmbedding]
-) -> None:
+def test_embedding_and_decoding_at_the_same_time_disturb_nothing(small_engine: Engine) -> None:
+    batch = small_engine.embed([WIDE, TALL])
     items = [(image, Prompt(**POINTS)) for image in batch]
-    before = demo_engine.decode(items)
+    before = small_engine.decode(items)
 
     with ThreadPoolExecutor(2) as threads:
-        embedding = threads.submit(demo_engine.embed, [WIDE, TALL])
-        decoded = [threads.submit(demo_engine.decode, items).result() for _ in range(3)]
+        embedding = threads.submit(small_engine.embed, [WIDE, TALL])
+        decoded = [threads.submit(small_engine.decode, items).result() for _ in range(3)]
 
     for again, first in zip(embedding.result(), batch, strict=True):
         torch.testing.assert_close(again.image_embed, first.image_embed, atol=TOLERANCE, rtol=TOLERANCE)
@@ -280,12 +279,12 @@ def failing_above(limit: int, size_of: Callable[..., int], run: Callable[..., An
 
 
 def test_a_batch_of_images_that_does_not_fit_is_embedded_in_halves(
-    demo_engine: Engine, batch: list[ImageEmbedding], monkeypatch: pytest.MonkeyPatch
+    small_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    monkeypatch.setattr(demo_engine, "_encode", failing_above(1, len, demo_engine._encode, sizes))
+    batch, sizes = small_engine.embed([WIDE, TALL]), list[int]()
+    monkeypatch.setattr(small_engine, "_encode", failing_above(1, len, small_engine._encode, sizes))
 
-    halved = demo_engine.embed([WIDE, TALL, WIDE])
+    halved = small_engine.embed([WIDE, TALL, WIDE])
 
     assert sizes == [3, 1, 2, 1, 1]
     assert [one.image_size for one in halved] == [(90, 160), (120, 50), (90, 160)]
@@ -391,7 +390,7 @@ def test_bfloat16_is_for_the_image_encoder_alone(bfloat16_engine: Engine) -> Non
 
 @pytest.fixture
 def compiling_engine_of(
-    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    small_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Engine, list[int]]]:
     """Builds an engine whose "compiled" encoder is `encode`, by default the real one; and the sizes of its batches."""
 
@@ -408,7 +407,7 @@ def compiling_engine_of(
             return encode_batch
 
         monkeypatch.setattr(torch, "compile", compiled)
-        return Engine(demo_engine._model, torch.device("cpu"), compile_batch_sizes=batch_sizes), runs
+        return Engine(small_engine._model, torch.device("cpu"), compile_batch_sizes=batch_sizes), runs
 
     return build
 
@@ -428,15 +427,15 @@ def test_batches_are_padded_up_to_compiled_sizes_and_larger_ones_split(
     assert sizes == runs
 
 
-def test_a_padded_batch_gives_what_each_image_gives_alone(
-    compiling_engine_of: Any, batch: list[ImageEmbedding]
-) -> None:
+def test_a_padded_batch_gives_what_each_image_gives_alone(small_engine: Engine, compiling_engine_of: Any) -> None:
     engine, sizes = compiling_engine_of(2)
+    images = [WIDE, TALL, WIDE]
+    alone = [small_engine.embed([image])[0] for image in images]
 
-    embeddings = engine.embed([WIDE, TALL, WIDE])
+    embeddings = engine.embed(images)
 
     assert sizes == [2, 2]
-    for one, expected in zip(embeddings, [*batch, batch[0]], strict=True):
+    for one, expected in zip(embeddings, alone, strict=True):
         torch.testing.assert_close(one.image_embed, expected.image_embed, atol=TOLERANCE, rtol=TOLERANCE)
         assert one.image_size == expected.image_size
 
@@ -452,22 +451,24 @@ def test_warming_up_compiles_every_size_and_decodes(
     assert decoder_runs == [(1, 2, True)]
 
 
-def test_without_compiling_one_image_warms_up(demo_engine: Engine, decoder_runs: list[tuple[int, int, bool]]) -> None:
-    demo_engine.warm_up()
+def test_without_compiling_one_image_warms_up(small_engine: Engine, decoder_runs: list[tuple[int, int, bool]]) -> None:
+    small_engine.warm_up()
 
     assert decoder_runs == [(1, 2, True)]
 
 
-def test_embeddings_are_what_forward_image_gives_and_their_position_encoding_is_kept(demo_engine: Engine) -> None:
+def test_embeddings_are_what_forward_image_gives_and_their_position_encoding_is_kept(
+    small_demo: ModelSettings, small_engine: Engine
+) -> None:
     """A video's memory attention takes both; image mode alone adds the no-memory vector, when it decodes."""
-    model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None)
-    [embedding] = demo_engine.embed([WIDE])
+    model = load_model(small_demo, lambda *_: None)
+    [embedding] = small_engine.embed([WIDE])
     with torch.inference_mode():
-        expected = model.forward_image(demo_engine._batch([WIDE]))
+        expected = model.forward_image(small_engine._batch([WIDE]))
     torch.testing.assert_close(embedding.image_embed, expected["backbone_fpn"][-1], atol=TOLERANCE, rtol=0)
     for feat, level in zip(embedding.high_res_feats, expected["backbone_fpn"], strict=False):
         torch.testing.assert_close(feat, level, atol=TOLERANCE, rtol=0)
-    encoding = demo_engine.position_encoding(embedding)
+    encoding = small_engine.position_encoding(embedding)
     torch.testing.assert_close(encoding, expected["vision_pos_enc"][-1], atol=TOLERANCE, rtol=0)
 
 

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "harness", "tuning", "deployments"},
     "cluster": {"cluster", "deployments"},
     "tests": {"tests", "harness", "tuning", "deployments"},
-    "tests/unit/test_benchmarks.py": {"benchmarks", "harness", "tuning", "deployments"},
+    "tests/unit/test_benchmarks.py": {"benchmarks", "tests", "harness", "tuning", "deployments"},
 }
 
 

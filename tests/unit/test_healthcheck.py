@@ -1,6 +1,5 @@
 """The container's own health check."""
 
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cluster_files import script
+from tests.local_servers import serving
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -27,12 +27,8 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def health_url() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/health"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_port}/health"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 def small_hiera(**changes: Any) -> SAM2Base:
     """Meta's tiny model, less wide and for smaller images, with random weights in every parameter.
 
-    At 512 pixels a side, its stages have 128, 64, 32 and 16 tokens a side: windows of 8 and 4 fill them, windows of 14
+    At 256 pixels a side, its stages have 64, 32, 16 and 8 tokens a side: windows of 8 and 4 fill them, windows of 14
     and 7 do not.
     """
     config = OmegaConf.load(sam2_package() / "configs/sam2/sam2_hiera_t.yaml")
-    OmegaConf.update(config, "model.image_size", 512)
+    OmegaConf.update(config, "model.image_size", 256)
     OmegaConf.update(config, "model.image_encoder.trunk.embed_dim", 16)
     OmegaConf.update(config, "model.image_encoder.neck.backbone_channel_list", [128, 64, 32, 16])
     for key, value in changes.items():
@@ -36,7 +36,7 @@ def small_hiera(**changes: Any) -> SAM2Base:
     return model.eval()
 
 
-def pixels(batch: int = 1, side: int = 512) -> torch.Tensor:
+def pixels(batch: int = 1, side: int = 256) -> torch.Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 

@@ -1,10 +1,8 @@
 """Decoders in processes of their own: what they return and raise, their limits, and what a crash costs."""
 
-import ctypes
 import io
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -26,63 +24,29 @@ from deployments.pictures import isolated, pillow_reader, reader, tiff
 from deployments.pictures.isolated import Helpers, IsolatedReader, on_content
 from deployments.pictures.raster import Picture, Raster
 from harness.images import encoded, picture
+from harness.serve import wait_until
+from tests.in_helper import (
+    answer_when_told,
+    crash,
+    echo,
+    fail,
+    hold,
+    modules,
+    most_memory,
+    process_id,
+    strange,
+    wait,
+)
 
 MEBIBYTE = 2**20
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def helpers() -> Iterator[Helpers]:
+    """One process at a time, which each crash replaces."""
     started = Helpers(count=1, timeout_s=20)
     yield started
     started.close()
-
-
-# ---- what runs in the helper
-
-
-def modules() -> list[str]:
-    return sorted(sys.modules)
-
-
-def process_id() -> int:
-    return os.getpid()
-
-
-def crash(how: str) -> None:
-    if how == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    elif how == "null pointer":
-        ctypes.string_at(0)
-    elif how == "abort":
-        os.abort()
-    os._exit(0)
-
-
-def wait(seconds: float) -> None:
-    time.sleep(seconds)
-
-
-def hold(count: int) -> int:
-    return int(np.ones(count, np.uint8)[::4096].sum())
-
-
-def most_memory() -> int:
-    return resource.getrlimit(resource.RLIMIT_DATA)[0]
-
-
-def fail(error: BaseException) -> None:
-    raise error
-
-
-def strange() -> None:
-    class LocalError(Exception):
-        """Cannot be pickled."""
-
-    raise LocalError("of a library")
-
-
-def echo(*values: Any) -> tuple[Any, ...]:
-    return values
 
 
 # ---- results
@@ -203,50 +167,46 @@ def test_a_helper_that_was_killed_while_idle_is_replaced(helpers: Helpers) -> No
     assert helpers.call("a test", process_id) != before
 
 
-def test_a_crash_does_not_touch_what_runs_beside_it() -> None:
+def test_a_crash_does_not_touch_what_runs_beside_it(tmp_path: Path) -> None:
     helpers = Helpers(count=2, timeout_s=20)
     answers: list[Any] = []
-    beside = threading.Thread(target=lambda: answers.append(helpers.call("a test", _slow_answer)))
+    beside = threading.Thread(target=lambda: answers.append(helpers.call("a test", answer_when_told, tmp_path)))
     beside.start()
+    wait_until((tmp_path / "begun").exists, 20, "at work", 0.01)
     with pytest.raises(InvalidImage):
         helpers.call("a test", crash, "abort")
+    assert answers == []
+    (tmp_path / "go").touch()
     beside.join(20)
 
     assert answers == ["done"]
     helpers.close()
 
 
-def _slow_answer() -> str:
-    time.sleep(1)
-    return "done"
-
-
-def test_what_takes_too_long_is_ended() -> None:
-    helpers = Helpers(count=1, timeout_s=3)
+def test_what_takes_too_long_is_ended(helpers: Helpers, monkeypatch: pytest.MonkeyPatch) -> None:
     process = helpers.call("a test", process_id)
     started = time.perf_counter()
 
-    with pytest.raises(InvalidImage, match="image: is a FOO file that takes more than 3 s to decode"):
-        helpers.call("a FOO file", wait, 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(helpers, "_timeout_s", 0.3)
+        with pytest.raises(InvalidImage, match=r"image: is a FOO file that takes more than 0\.3 s to decode"):
+            helpers.call("a FOO file", wait, 60)
 
     assert time.perf_counter() - started < 10
     assert not psutil.pid_exists(process)
     assert helpers.call("a test", process_id) != process
-    helpers.close()
 
 
-def test_a_callers_own_deadline_is_kept_and_is_no_fault_of_the_file() -> None:
-    helpers = Helpers(count=1, timeout_s=20)
+def test_a_callers_own_deadline_is_kept_and_is_no_fault_of_the_file(helpers: Helpers) -> None:
     helpers.call("a test", process_id)
     started = time.perf_counter()
 
     with pytest.raises(DeadlineExceeded, match="passed while a FOO file was decoded"):
-        helpers.call("a FOO file", wait, 60, timeout_s=0.5)
+        helpers.call("a FOO file", wait, 60, timeout_s=0.3)
     with pytest.raises(DeadlineExceeded, match="while waiting for a decoder of a FOO file"):
         Helpers(count=0, timeout_s=20).call("a FOO file", process_id, timeout_s=0.1)
 
     assert time.perf_counter() - started < 10
-    helpers.close()
 
 
 def test_a_helper_that_hangs_while_it_reads_its_input_is_ended_in_time(helpers: Helpers) -> None:
@@ -304,7 +264,7 @@ def test_a_call_that_finds_no_free_helper_is_told_to_come_again() -> None:
 ORPHAN = """
 import sys
 from deployments.pictures.isolated import Helpers
-from tests.unit.test_isolated import process_id
+from tests.in_helper import process_id
 print(Helpers(count=1).call("a test", process_id), flush=True)
 """
 
@@ -319,12 +279,7 @@ def test_a_helper_ends_with_its_process() -> None:
         check=True,
     )
     helper = int(run.stdout)
-    for _ in range(100):
-        if not psutil.pid_exists(helper):
-            break
-        time.sleep(0.05)
-
-    assert not psutil.pid_exists(helper)
+    wait_until(lambda: not psutil.pid_exists(helper), 5, "ended", 0.01)
 
 
 def test_a_reader_gets_the_content_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

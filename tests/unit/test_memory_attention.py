@@ -36,14 +36,12 @@ def test_a_logit_far_above_those_of_the_sample_overflows_nothing() -> None:
     np.testing.assert_allclose(found.numpy(), exact(query, key, value).numpy(), atol=1e-5)
 
 
-def test_in_bfloat16_masks_are_nearly_those_of_float32() -> None:
-    frames = squares(4)
+def test_in_bfloat16_masks_are_nearly_those_of_float32(small_demo: ModelSettings) -> None:
+    engine = Engine(load_model(small_demo, lambda *_: None), torch.device("cpu"))
+    # Of memory attention alone: embeddings are those of float32.
+    embeddings = engine.embed(squares(4))
     masks = []
     for precision in (torch.float32, torch.bfloat16):
-        model = load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None)
-        engine = Engine(model, torch.device("cpu"))
-        embeddings = engine.embed(frames)
-        # Of memory attention alone: embeddings are those of float32.
         engine.precision = precision
         prompt = TrackPrompt(1, 0, Prompt(box=[10, 40, 42, 80]))
         [found] = Tracker(engine).track([Chunk(embeddings, range(4), [prompt], TrackState(4))])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 
 from deployments.model import openvino_encoder
 from deployments.model.checkpoints import load_model
@@ -26,16 +28,30 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_openvino = pytest.mark.skipif(not openvino_encoder.is_installed(), reason="the extra openvino is not installed")
 
 
-def settings(cache: Path, **changes: Any) -> ModelSettings:
-    return ModelSettings.model_validate(
-        {"model_id": "sam2-demo", "encoder_backend": "openvino", "encoder_cache": cache, **changes}
-    )
+Settings = Callable[..., ModelSettings]
+
+
+@pytest.fixture(scope="module")
+def settings(small_demo: ModelSettings) -> Settings:
+    """Builds settings of the model, with its encoder in OpenVINO."""
+
+    def build(cache: Path, **changes: Any) -> ModelSettings:
+        backend = {"encoder_backend": "openvino", "encoder_cache": cache}
+        return ModelSettings.model_validate({**small_demo.model_dump(), **backend, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def model(small_demo: ModelSettings) -> SAM2Base:
+    """Loaded once: an engine takes parts off the model that it is given, and gets a copy."""
+    return load_model(small_demo, lambda *_: None)
 
 
 @pytest.fixture
-def engine() -> Engine:
-    """The bundled model in float32, still on torch."""
-    return Engine(load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None), CPU)
+def engine(model: SAM2Base) -> Engine:
+    """The model in float32, still on torch."""
+    return Engine(deepcopy(model), CPU)
 
 
 @pytest.fixture
@@ -75,27 +91,39 @@ def assert_stays(engine: Engine, wanted: ModelSettings, cause: str, caplog: pyte
 
 @pytest.mark.usefixtures("threads")
 def test_where_openvino_is_missing_torch_stays(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(openvino_encoder, "find_spec", lambda _: None)
     assert_stays(engine, settings(tmp_path), "install segment-anything-2-serve[openvino]", caplog)
 
 
 @pytest.mark.usefixtures("threads", "installed")
-def test_on_a_gpu_torch_stays(engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_a_gpu_torch_stays(
+    engine: Engine, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.device = CUDA
     assert_stays(engine, settings(tmp_path), "the model runs on cuda", caplog)
 
 
 @pytest.mark.usefixtures("threads", "installed")
-def test_a_model_that_cannot_be_converted_stays_on_torch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_converted_stays_on_torch(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = Engine(small_hiera(image_encoder__neck__fuse_type="avg"), CPU)
     assert_stays(other, settings(tmp_path), "takes Hiera with Meta's neck alone", caplog)
 
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_a_conversion_that_fails_leaves_torch_and_no_files(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(openvino_encoder, "PROGRAM", "import sys; sys.exit('no such operation: aten::surprise')")
     monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
@@ -105,7 +133,11 @@ def test_a_conversion_that_fails_leaves_torch_and_no_files(
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_a_cache_folder_that_cannot_be_made_leaves_torch(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
     (tmp_path / "file").touch()
@@ -114,7 +146,11 @@ def test_a_cache_folder_that_cannot_be_made_leaves_torch(
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_files_that_cannot_be_read_leave_torch_and_are_made_again(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreadable(*_: Any) -> None:
         raise RuntimeError("cannot parse\nencoder.xml")
@@ -136,7 +172,11 @@ def test_files_that_cannot_be_read_leave_torch_and_are_made_again(
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_without_the_memory_for_a_conversion_torch_stays(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
     monkeypatch.setattr(openvino_encoder, "available_memory", lambda: 10**9)
@@ -145,7 +185,11 @@ def test_without_the_memory_for_a_conversion_torch_stays(
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_what_a_killed_replica_left_is_removed(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(openvino_encoder, "PROGRAM", "import sys; sys.exit('no')")
     monkeypatch.setattr(openvino_encoder, "version", lambda _: "1")
@@ -172,7 +216,11 @@ def test_a_conversion_ends_with_its_replica() -> None:
 
 @pytest.mark.usefixtures("threads", "installed")
 def test_an_error_in_use_goes_back_to_torch(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     encode, runs, switched = engine.encode, 0, list[str]()
 
@@ -254,6 +302,7 @@ def test_auto_takes_it_where_the_processor_has_bfloat16(
 )
 def test_a_switch_is_begun_where_it_is_wanted(
     engine: Engine,
+    settings: Settings,
     threads: list[Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -280,7 +329,7 @@ def test_a_switch_is_begun_where_it_is_wanted(
 @needs_openvino
 @pytest.mark.usefixtures("threads")
 def test_the_bundled_model_is_converted_once_and_then_gives_torchs_maps(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, settings: Settings, model: SAM2Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [np.array(picture(160, 90, seed=1)), np.array(picture(50, 120, seed=2))]
     expected = engine.embed(images)
@@ -298,6 +347,6 @@ def test_the_bundled_model_is_converted_once_and_then_gives_torchs_maps(
 
     # A later replica finds the files.
     monkeypatch.setattr(openvino_encoder, "_convert_elsewhere", None)
-    later = Engine(load_model(ModelSettings(model_id="sam2-demo"), lambda *_: None), CPU)
+    later = Engine(deepcopy(model), CPU)
     switch_in_background(settings(tmp_path), later, switched.append)
     assert switched == ["openvino"] * 2

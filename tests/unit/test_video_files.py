@@ -6,6 +6,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,26 @@ def test_every_frame_of_common_files_in_order(tmp_path: Path, name: str, codec: 
     assert times == pytest.approx([index / rate for index in range(COUNT)], abs=0.06 if rate == 25 else 0.005)
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A file of numbered frames of each kind, by its name; made once."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def made(name: str) -> Path:
+        path, frames = folder / name, [numbered(index) for index in range(COUNT)]
+        if name in ("a.gif", "a.webp", "a.png", "a.avif", "a.tif"):
+            animate(path, frames, **({"lossless": True} if name == "a.webp" else {}))
+        elif name == "a.zip":
+            zipped(path, {f"{index}.png": encoded(Image.fromarray(frame)) for index, frame in enumerate(frames)})
+        else:
+            codec = {"a.avi": "mpeg4", "a.mpg": "mpeg2video"}.get(name, "libx264")
+            write(str(path), frames, codec, rate=25 if name == "a.mpg" else 10, g="8")
+        return path
+
+    return made
+
+
 @pytest.mark.parametrize(
     "ranges",
     [
@@ -136,18 +157,8 @@ def test_every_frame_of_common_files_in_order(tmp_path: Path, name: str, codec: 
 @pytest.mark.parametrize(
     "name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.mpg", "a.gif", "a.webp", "a.png", "a.avif", "a.tif", "a.zip"]
 )
-def test_any_frames_in_any_order(tmp_path: Path, name: str, ranges: list[tuple[int, int]]) -> None:
-    path = tmp_path / name
-    frames = [numbered(index) for index in range(COUNT)]
-    if name in ("a.gif", "a.webp", "a.png", "a.avif", "a.tif"):
-        animate(path, frames, **({"lossless": True} if name == "a.webp" else {}))
-    elif name == "a.zip":
-        zipped(path, {f"{index}.png": encoded(Image.fromarray(frame)) for index, frame in enumerate(frames)})
-    else:
-        codec = {"a.avi": "mpeg4", "a.mpg": "mpeg2video"}.get(name, "libx264")
-        write(str(path), frames, codec, rate=25 if name == "a.mpg" else 10, g="8")
-
-    with open_video(path, Limits(), 1000) as video:
+def test_any_frames_in_any_order(files: Callable[[str], Path], name: str, ranges: list[tuple[int, int]]) -> None:
+    with open_video(files(name), Limits(), 1000) as video:
         for start, stop in ranges:
             found = list(video.frames(start, stop))
             expected = list(range(start, min(stop, COUNT)))
@@ -296,27 +307,39 @@ def test_a_file_without_length_and_index(tmp_path: Path) -> None:
     assert not video.facts.is_cut
 
 
+@pytest.fixture(scope="module")
+def long_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], bytes]:
+    """A file of 60 pictures of each kind, by its name and flags; made once."""
+    folder = tmp_path_factory.mktemp("long")
+    frames = [np.asarray(picture(160, 120, index)) for index in range(60)]
+
+    @cache
+    def made(name: str, flags: str) -> bytes:
+        path = folder / name
+        with av.open(str(path), "w", options={"movflags": flags} if flags else {}) as output:
+            stream = output.add_stream(
+                "mpeg4" if name == "a.avi" else "libx264", rate=10, options={"g": "10", "threads": "1"}
+            )
+            stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+            for index, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts = index
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+        return path.read_bytes()
+
+    return made
+
+
 @pytest.mark.parametrize("share", [0.55, 0.6, 0.65, 0.7, 0.75, 0.8])
 @pytest.mark.parametrize(
     ("name", "flags"),
     [("a.mp4", "faststart"), ("a.mp4", "frag_keyframe+empty_moov+default_base_moof"), ("a.mkv", ""), ("a.avi", "")],
 )
 def test_a_file_that_is_cut_off_gives_the_frames_that_are_there(
-    tmp_path: Path, name: str, flags: str, share: float
+    tmp_path: Path, long_files: Callable[[str, str], bytes], name: str, flags: str, share: float
 ) -> None:
-    frames = [np.asarray(picture(160, 120, index)) for index in range(60)]
-    whole, cut = tmp_path / f"whole-{name}", tmp_path / name
-    with av.open(str(whole), "w", options={"movflags": flags} if flags else {}) as output:
-        stream = output.add_stream(
-            "mpeg4" if name == "a.avi" else "libx264", rate=10, options={"g": "10", "threads": "1"}
-        )
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = index
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    content = whole.read_bytes()
+    content, cut = long_files(name, flags), tmp_path / name
     cut.write_bytes(content[: int(len(content) * share)])
 
     with open_video(cut, Limits(), 1000) as video:
