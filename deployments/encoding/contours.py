@@ -1,4 +1,4 @@
-"""The contours of masks as polygons along the edges of pixels, traced by GDAL and simplified by GEOS.
+"""The contours of masks as polygons along the edges of pixels, simplified by GEOS.
 
 The pixel in column x and row y is the square from (x, y) to (x + 1, y + 1), so exact contours have the mask's area.
 """
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rasterio import features
 
 from deployments.encoding.records import bbox
+from deployments.encoding.tracing import traced
 
 LOSS_PER_PIXEL = 0.01
 """How much IoU with the mask a simplified polygon may lose, for each pixel of the tolerance."""
@@ -40,7 +41,7 @@ def contours(mask: NDArray[np.bool_], tolerance: float) -> NDArray[Any]:
     if not width:
         return np.array([], dtype=object)
     box = np.ascontiguousarray(mask[top : top + height, left : left + width])
-    exact = _traced(box)
+    exact = traced(box)
     simplified = exact
     for attempt in range(TRIES if tolerance > 0 else 0):
         candidate = _simplified(exact, tolerance / 2**attempt)
@@ -64,12 +65,6 @@ def _simplified(polygons: NDArray[Any], tolerance: float) -> Any:
         return apart
     # As one geometry each contour heeds all others, though a small region can still end up inside another.
     return shapely.simplify(shapely.multipolygons(polygons), tolerance, preserve_topology=True)
-
-
-def _traced(mask: NDArray[np.bool_]) -> NDArray[Any]:
-    # Regions that touch only at a corner are separate: one ring for both would touch itself, which is not valid.
-    traced = features.shapes(mask.view(np.uint8), mask=mask, connectivity=4)
-    return np.array([shapely.geometry.shape(geometry) for geometry, _ in traced], dtype=object)
 
 
 def _iou(polygons: Any, mask: NDArray[np.bool_]) -> float:

@@ -1,90 +1,58 @@
 // A mask's contours along the edges of its pixels, as GeoJSON. As in the service's own polygons, a pixel (x, y) is the
 // square from (x, y) to (x + 1, y + 1), so that areas are exact.
 
-// Returns the edges between the mask's pixels and others, with the mask on their right on the screen. Outer rings then
-// run clockwise on the screen: counterclockwise where y points upwards, as RFC 7946 demands.
-function edgesOf(mask) {
-  const { bits, w, h } = mask;
-  const at = (column, row) => column >= 0 && row >= 0 && column < w && row < h && bits[row * w + column] === 1;
-  const next = new Map();
-  const stride = w + 1;
-  const add = (fromX, fromY, toX, toY) => {
-    const key = fromY * stride + fromX;
-    const ends = next.get(key);
-    if (ends) ends.push(toY * stride + toX);
-    else next.set(key, [toY * stride + toX]);
+// Returns the mask with a border of zeros: the number of each pixel's region, from 1. Sides connect, corners do not.
+function labelled({ bits, w, h }) {
+  const stride = w + 2;
+  const inside = new Uint8Array(stride * (h + 2));
+  for (let row = 0; row < h; row++) inside.set(bits.subarray(row * w, (row + 1) * w), (row + 1) * stride + 1);
+  const labels = new Int32Array(inside.length);
+  let count = 0;
+  const waiting = [];
+  const visit = (pixel) => {
+    if (inside[pixel] !== 1 || labels[pixel]) return;
+    labels[pixel] = count;
+    waiting.push(pixel);
   };
-  for (let row = 0; row < h; row++) {
-    for (let column = 0; column < w; column++) {
-      if (!at(column, row)) continue;
-      if (!at(column, row - 1)) add(column, row, column + 1, row);
-      if (!at(column + 1, row)) add(column + 1, row, column + 1, row + 1);
-      if (!at(column, row + 1)) add(column + 1, row + 1, column, row + 1);
-      if (!at(column - 1, row)) add(column, row + 1, column, row);
+  for (let first = stride; first < inside.length; first++) {
+    if (inside[first] !== 1 || labels[first]) continue;
+    count++;
+    visit(first);
+    while (waiting.length) {
+      const pixel = waiting.pop();
+      visit(pixel - 1);
+      visit(pixel + 1);
+      visit(pixel - stride);
+      visit(pixel + stride);
     }
   }
-  return { next, stride };
+  return { labels, count, stride };
 }
 
-// Returns closed walks along the edges. Where two pixels touch only at a corner, a walk turns right, round its own
-// pixel: such pixels are not connected.
-function walksOf(mask) {
-  const { next, stride } = edgesOf(mask);
-  const take = (from, before) => {
-    const ends = next.get(from);
-    const right = before === undefined ? ends[0] : from + turnedRight(from - before, stride);
-    return ends.splice(Math.max(0, ends.indexOf(right)), 1)[0];
-  };
-  const walks = [];
-  for (const start of next.keys()) {
-    while (next.get(start).length) {
-      const walk = [start];
-      const first = next.get(start)[0];
-      let [before, here] = [start, take(start)];
-      // The walk ends at its start, unless it only passes through it and leaves by another edge than at first.
-      while (here !== start || (next.get(start).length && start + turnedRight(start - before, stride) !== first)) {
-        walk.push(here);
-        [before, here] = [here, take(here, before)];
-      }
-      walks.push(walk.map((key) => [key % stride, Math.floor(key / stride)]));
+// Follows a ring from a pixel's upper edge, with the mask on its right on the screen, and returns its corners. Outer
+// rings then run clockwise on the screen: counterclockwise where y points upwards, as RFC 7946 demands. Where two pixels
+// touch only at a corner, the ring stays with its own pixel if the other is of another region, and crosses over if it is
+// of the same: so no ring touches itself.
+function follow(first, { labels, stride }, seen) {
+  const steps = [1, stride, -1, -stride];
+  const ring = [];
+  let [pixel, side] = [first, 0];
+  do {
+    seen[4 * pixel + side] = 1;
+    const ahead = pixel + steps[side];
+    const beside = ahead + steps[(side + 3) % 4];
+    const isOver = labels[ahead] ? labels[beside] > 0 : labels[beside] === labels[pixel];
+    if (labels[ahead] && !isOver) {
+      pixel = ahead;
+      continue;
     }
-  }
-  return walks;
-}
-
-// Turns a step by 90° clockwise: right to down, down to left, left to up, up to right.
-function turnedRight(step, stride) {
-  return { 1: stride, [stride]: -1, [-1]: -stride, [-stride]: 1 }[step];
-}
-
-// Cuts each walk where it comes to a vertex a second time: no ring touches itself.
-function ringsOf(mask) {
-  const rings = [];
-  for (const walk of walksOf(mask)) {
-    const path = [];
-    const place = new Map();
-    for (const vertex of walk) {
-      const key = String(vertex);
-      if (place.has(key)) {
-        const ring = path.splice(place.get(key));
-        for (const cut of ring) place.delete(String(cut));
-        rings.push(ring);
-      }
-      place.set(key, path.length);
-      path.push(vertex);
-    }
-    rings.push(path);
-  }
-  return rings.map(corners);
-}
-
-// Returns the ring without the vertices inside straight lines.
-function corners(ring) {
-  return ring.filter(([x, y], index) => {
-    const [beforeX, beforeY] = ring[(index + ring.length - 1) % ring.length];
-    const [afterX, afterY] = ring[(index + 1) % ring.length];
-    return (x - beforeX) * (afterY - y) !== (y - beforeY) * (afterX - x);
-  });
+    // The corner at which the edge ends, counted without the border.
+    const [column, row] = [(pixel % stride) - 1, Math.floor(pixel / stride) - 1];
+    ring.push([column + (side < 2 ? 1 : 0), row + (side === 1 || side === 2 ? 1 : 0)]);
+    if (isOver) pixel = beside;
+    side = (side + (isOver ? 3 : 1)) % 4;
+  } while (pixel !== first || side !== 0);
+  return ring;
 }
 
 // Returns twice the signed area: positive for outer rings, negative for holes.
@@ -95,36 +63,24 @@ function area(ring) {
   }, 0);
 }
 
-function contains(ring, x, y) {
-  let inside = false;
-  for (let index = 0, before = ring.length - 1; index < ring.length; before = index++) {
-    const [x0, y0] = ring[before];
-    const [x1, y1] = ring[index];
-    if (y0 > y !== y1 > y && x < x0 + ((y - y0) / (y1 - y0)) * (x1 - x0)) inside = !inside;
+// Returns the rings of each region, the outer one first; [x, y] in pixels of the mask's box.
+export function regionRings(mask) {
+  const image = labelled(mask);
+  const { labels, count, stride } = image;
+  const seen = new Uint8Array(4 * labels.length);
+  const regions = Array.from({ length: count }, () => []);
+  for (let pixel = stride; pixel < labels.length; pixel++) {
+    if (!labels[pixel] || labels[pixel - stride] || seen[4 * pixel]) continue;
+    const [rings, ring] = [regions[labels[pixel] - 1], follow(pixel, image, seen)];
+    if (area(ring) > 0) rings.unshift(ring);
+    else rings.push(ring);
   }
-  return inside;
-}
-
-// Returns a point inside the hole: half a pixel from the middle of its first edge, on the side away from the mask.
-function pointIn(hole) {
-  const [[x0, y0], [x1, y1]] = hole;
-  const dx = Math.sign(x1 - x0);
-  const dy = Math.sign(y1 - y0);
-  return [x0 + dx / 2 + dy / 2, y0 + dy / 2 - dx / 2];
+  return regions;
 }
 
 const closed = (ring, mask) => [...ring, ring[0]].map(([x, y]) => [x + mask.x, y + mask.y]);
 
 export function multiPolygon(mask) {
-  const rings = ringsOf(mask).filter((ring) => ring.length > 2);
-  const polygons = rings
-    .filter((ring) => area(ring) > 0)
-    .map((outer) => ({ outer, size: area(outer), holes: [] }))
-    .sort((one, other) => one.size - other.size);
-  for (const hole of rings.filter((ring) => area(ring) < 0)) {
-    const [x, y] = pointIn(hole);
-    polygons.find(({ outer, size }) => size > -area(hole) && contains(outer, x, y)).holes.push(hole);
-  }
-  const coordinates = polygons.map(({ outer, holes }) => [outer, ...holes].map((ring) => closed(ring, mask)));
+  const coordinates = regionRings(mask).map((rings) => rings.map((ring) => closed(ring, mask)));
   return { type: "MultiPolygon", coordinates };
 }
