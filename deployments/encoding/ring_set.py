@@ -113,9 +113,8 @@ class RingSet:
         """Repeats the last corner of rings of one or two, so that there are three at least."""
         times = np.ones(len(self.corners), np.int64)
         times[self.first + self.sizes - 1] += np.maximum(FEWEST_CORNERS - self.sizes, 0)
-        return RingSet(
-            np.repeat(self.corners, times, axis=0), np.maximum(self.sizes, FEWEST_CORNERS), self.region
-        )
+        sizes = np.maximum(self.sizes, FEWEST_CORNERS)
+        return RingSet(np.repeat(self.corners, times, axis=0), sizes, self.region)
 
     def _only(self, kept: NDArray[np.bool_]) -> "RingSet":
         """Returns the rings with some of their corners; of one that would have none, the first stays."""

@@ -5,12 +5,15 @@ import time
 import numpy as np
 import pytest
 import shapely
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio import features
 
 from deployments.encoding.bridges import bridged, single_ring
 from deployments.encoding.contours import contours, rings_of
 from deployments.encoding.ring_set import Ring, RingSet
-from deployments.encoding.rings import edge_rings
-from tests.masks import Mask
+from deployments.encoding.rings import centre_rings, edge_rings
+from tests.masks import Mask, masks
 
 
 def noise(size: int, share: float, seed: int = 16) -> Mask:
@@ -89,3 +92,39 @@ def test_regions_are_joined_by_the_shortest_bridges() -> None:
     line = shapely.LinearRing(single_ring(RingSet.of_rings(squares, is_one_region=False)))
     # Between the squares there are gaps of three pixels, each of which is walked along there and back.
     assert line.length == 3 * 8 + 2 * (3 + 3)
+
+
+def test_no_region_is_lost_where_its_corners_are_also_those_of_others() -> None:
+    # As simplified rings of neighbours may have them.
+    outer = np.array([(0, 0), (0, 9), (9, 9), (4, 4)], float)
+    other = np.array([(20, 0), (20, 9), (6, 4)], float)
+    between = np.array([(4, 4), (6, 4), (9, 9)], float)
+    close = between[::-1] + 1e-13
+    ring = single_ring(RingSet.of_rings([outer, other, between, close], is_one_region=False))
+    steps = {tuple(sorted(map(tuple, step))) for step in np.stack([ring, np.roll(ring, -1, axis=0)], axis=1).tolist()}
+    for part in (outer, other, between, close):
+        edges = np.stack([part, np.roll(part, -1, axis=0)], axis=1).tolist()
+        assert {tuple(sorted(map(tuple, edge))) for edge in edges} <= steps
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_traced_polygons_are_those_that_gdal_finds(share: float) -> None:
+    mask = noise(64, share)
+    found = features.shapes(mask.view(np.uint8), mask=mask, connectivity=4)
+    expected = [shapely.normalize(shapely.geometry.shape(geometry)) for geometry, _ in found]
+    polygons = contours(mask, 0)
+    assert len(polygons) == len(expected)
+    assert shapely.is_valid(shapely.multipolygons(polygons))
+    assert shapely.equals(shapely.union_all(polygons), shapely.union_all(expected))
+    assert sorted(shapely.area(polygons)) == sorted(shapely.area(expected))
+
+
+@given(masks(), st.sampled_from([0.5, 1, 3, 20]))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_one_ring_walks_along_every_region_at_any_tolerance(mask: Mask, tolerance: float) -> None:
+    if not mask.any():
+        return
+    rings = centre_rings(mask, tolerance)
+    ring = single_ring(rings)
+    corners = set(map(tuple, ring.tolist()))
+    assert all(set(map(tuple, one.tolist())) <= corners for one in rings.rings())

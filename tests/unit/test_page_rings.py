@@ -83,9 +83,13 @@ def test_the_page_makes_the_masks_own_polygons_and_one_ring(tmp_path: Path) -> N
 
 def test_the_page_joins_noise_in_time_that_grows_with_the_pixels(tmp_path: Path) -> None:
     masks = [np.random.default_rng(1).random((512, 512)) < share for share in (0.3, 0.75)]
+    y, x = np.mgrid[:512, :512] + 0.5
     for mask, answer in zip(masks, by_page(tmp_path, masks), strict=True):
         # A second each; where each ring is compared with all others, minutes.
         assert answer["seconds"] < 10
-        drawn = filled(answer["ring"], mask.shape)
-        assert not (mask & ~drawn).any()
-        assert drawn.sum() < 1.6 * mask.sum()
+        # By GEOS: of so many slanting edges, Pillow draws some corners otherwise than it draws the same edges alone.
+        ring = shapely.Polygon(answer["ring"])
+        shapely.prepare(ring)
+        covered = shapely.intersects_xy(ring, x, y)
+        assert not (mask & ~covered).any()
+        assert (covered & ~mask).sum() <= 2 * len(contours(mask, 0))
