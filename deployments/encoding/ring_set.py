@@ -1,4 +1,4 @@
-"""RingSet: the rings of a mask's regions in one array, so that hundreds of thousands of them cost no more than theirs."""
+"""RingSet: the rings of a mask's regions, with all corners in one array."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ FEWEST_CORNERS = 3
 
 @dataclass(frozen=True, eq=False)
 class RingSet:
-    """Rings, each of one corner at least.
+    """Rings, each of one corner at least. Hundreds of thousands of short ones take no longer than one long one.
 
     Attributes:
         corners: `n×2` XY, ring after ring; the first corner of a ring is not repeated.
