@@ -535,9 +535,7 @@ def test_two_animations_at_once_stay_open_and_are_closed_at_their_end(
 
 
 @pytest.mark.parametrize("name", ["a.avif", "a.gif"])
-def test_the_limit_of_one_video_is_none_of_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_the_limit_of_one_video_is_none_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # In this process: what holds for its Pillow holds for a helper's.
     monkeypatch.setattr(HELPERS, "call", lambda _, function, *args, **__: function(*args))
     monkeypatch.setattr(HELPERS, "release", lambda _, function, *args: function(*args))
