@@ -1,4 +1,4 @@
-"""The page's own polygons and single rings, run by Node where it is installed: the masks that they are of, and in time."""
+"""The page's own polygons and single rings, run by Node where it is installed: those of the very masks, and in time."""
 
 import json
 import shutil
