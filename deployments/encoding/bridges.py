@@ -1,8 +1,6 @@
 """Bridges join rings to one: each is a line that the ring walks along there and back, so that it encloses nothing."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import shapely
@@ -11,10 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.spatial import Delaunay
 
-Ring: TypeAlias = NDArray[np.float64]
-"""`n×2` XY in pixels; the first corner is not repeated."""
-
-FEWEST_CORNERS = 3
+from deployments.encoding.ring_set import Ring, RingSet
 
 FIRST_REACH = 4.0
 """How far up, in pixels, edges above a hole are looked for at first: further than most bridges of noise are long."""
@@ -23,137 +18,122 @@ REACH_GROWTH = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Bridge:
-    """A line from one ring to another.
+class Bridges:
+    """Lines from one ring to another, whose rings are a forest: each ring has one bridge at most that leads to it.
 
     Attributes:
-        parent: the index of the ring that it leaves from.
-        edge: the index of the corner of that ring after which it leaves.
-        landing: XY of the place there, on the edge that begins with that corner.
-        child: the index of the ring that it leads to.
-        start: the index of that ring's corner at its other end.
+        edge: the index of the corner after which each leaves its ring.
+        landing: `k×2` XY of the places there, on the edges that begin with these corners.
+        start: the index of the corner at the other end.
     """
 
-    parent: int
-    edge: int
-    landing: NDArray[np.float64]
-    child: int
-    start: int
+    edge: NDArray[np.int64]
+    landing: Ring
+    start: NDArray[np.int64]
 
 
-def bridged(rings: list[Ring]) -> Ring:
-    """Joins the holes of a region to its outer ring, each by a bridge straight up from the hole's topmost corner.
+def bridged(rings: RingSet) -> RingSet:
+    """Joins the holes of each region to its outer ring, each by a bridge straight up from the hole's topmost corner.
 
     Above a hole is the region itself, up to the first ring that the bridge meets: so no bridge crosses anything.
 
-    Args:
-        rings: the outer ring, then those of the holes.
+    Returns:
+        A ring for each region.
     """
-    whole, *holes = rings
-    if not holes:
-        return whole
+    is_hole = _are_holes(rings)
+    if not is_hole.any():
+        return rings
     # From the top down: what a bridge meets comes before its hole then, and no bridges lead round in a circle.
-    rings = [whole, *sorted(holes, key=lambda ring: float(ring[:, 1].min()))]
+    top = np.minimum.reduceat(rings.corners[:, 1], rings.first)
+    rings = rings.in_order(np.lexsort((top, is_hole, rings.region)))
     return _joined(rings, _bridges_up(rings))
 
 
-def single_ring(rings: list[Ring]) -> Ring:
+def single_ring(rings: RingSet) -> Ring:
     """Joins the rings of regions to one, by bridges between corners: the shortest that connect all regions.
 
     Args:
-        rings: one or more, which share no corner.
+        rings: one for each region, one or more.
     """
-    return rings[0] if len(rings) == 1 else padded(_joined(rings, _shortest_bridges(rings)))
+    return _joined(rings, _shortest_bridges(rings)).padded().corners if len(rings) > 1 else rings.padded().corners
 
 
-def distinct(ring: Ring) -> Ring:
-    """Removes corners that repeat the one before."""
-    differs = (ring != np.roll(ring, 1, axis=0)).any(axis=1)
-    return ring[differs] if differs.any() else ring[:1]
-
-
-def padded(ring: Ring) -> Ring:
-    """Repeats the last corner of a ring of one or two, so that there are three at least."""
-    return np.concatenate([ring, np.repeat(ring[-1:], max(0, FEWEST_CORNERS - len(ring)), axis=0)])
+def _are_holes(rings: RingSet) -> NDArray[np.bool_]:
+    return np.diff(rings.region, prepend=-1) == 0
 
 
 # ---- one ring of many
 
 
-def _joined(rings: list[Ring], bridges: list[Bridge]) -> Ring:
-    """Walks along the first ring, and at each bridge along the ring to which it leads.
+def _joined(rings: RingSet, bridges: Bridges) -> RingSet:
+    """Walks along each ring that no bridge leads to, and at each bridge along the ring to which it leads.
 
-    Args:
-        rings: one or more.
-        bridges: one to each ring but the first, on ways that begin at the first.
+    On the way is a place for each corner, and three for each bridge: where it leaves, its other end when the way is
+    back there, and where it leaves again.
     """
-    starts = np.zeros(len(rings), int)
-    branches: list[list[Bridge]] = [[] for _ in rings]
-    for bridge in bridges:
-        starts[bridge.child] = bridge.start
-        branches[bridge.parent].append(bridge)
-
-    def walk(index: int) -> Iterator[Ring | int]:
-        ring, start, passed = np.roll(rings[index], -starts[index], axis=0), int(starts[index]), 0
-        for edge, bridge in _in_order(ring, start, branches[index]):
-            yield ring[passed : edge + 1]
-            yield bridge.landing[None]
-            yield bridge.child
-            yield bridge.landing[None]
-            passed = edge + 1
-        yield ring[passed:]
-        yield ring[:1]
-
-    # Not recursive: thousands of holes may hang below each other.
-    pieces: list[Ring] = []
-    walks = [walk(0)]
-    while walks:
-        piece = next(walks[-1], None)
-        if piece is None:
-            walks.pop()
-        elif isinstance(piece, int):
-            walks.append(walk(piece))
-        else:
-            pieces.append(piece)
-    return distinct(np.concatenate(pieces))
+    places = np.concatenate([rings.corners, bridges.landing, rings.corners[bridges.start], bridges.landing])
+    leave, turn, back = len(rings.corners) + np.arange(3 * len(bridges.edge)).reshape(3, -1)
+    after = rings.after
+    # A ring that a bridge leads to is walked along from that corner to that corner.
+    after[rings.before[bridges.start]] = turn
+    # The bridges of an edge, as one comes to them.
+    order = np.lexsort((np.hypot(*(bridges.landing - rings.corners[bridges.edge]).T), bridges.edge))
+    edge, leave_there, back_there = bridges.edge[order], leave[order], back[order]
+    is_first, is_last = np.diff(edge, prepend=-1) > 0, np.diff(edge, append=len(after)) > 0
+    following = np.concatenate([after, bridges.start, back, back])
+    following[edge[is_first]] = leave_there[is_first]
+    following[back_there[is_last]] = after[edge[is_last]]
+    following[back_there[~is_last]] = leave_there[~is_first]
+    is_reached = np.zeros(len(rings), np.bool_)
+    is_reached[rings.ring_of[bridges.start]] = True
+    way, sizes = _walks(following, rings.first[~is_reached])
+    assert len(way) == len(places), "each ring is reached, and each bridge"
+    return RingSet(places[way], sizes, rings.region[~is_reached]).distinct()
 
 
-def _in_order(turned: Ring, start: int, bridges: list[Bridge]) -> list[tuple[int, Bridge]]:
-    """Sorts a ring's bridges, with the corner before each, as one comes to them on the way from the corner `start`."""
-
-    def place(at: tuple[int, Bridge]) -> tuple[int, float]:
-        edge, bridge = at
-        return edge, float(np.hypot(*(bridge.landing - turned[edge])))
-
-    return sorted((((bridge.edge - start) % len(turned), bridge) for bridge in bridges), key=place)
+def _walks(following: NDArray[np.int64], begins: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Follows places from each beginning until it comes again; returns all of them, and how many each walk has."""
+    steps = following.tolist()
+    way: list[int] = []
+    ends = []
+    for begin in begins.tolist():
+        at = begin
+        while True:
+            way.append(at)
+            at = steps[at]
+            if at == begin:
+                break
+        ends.append(len(way))
+    return np.array(way), np.diff(ends, prepend=0)
 
 
 # ---- bridges to holes
 
 
-def _bridges_up(rings: list[Ring]) -> list[Bridge]:
+def _bridges_up(rings: RingSet) -> Bridges:
     """Finds the bridge of each hole: up from its topmost corner to the edge of an earlier ring that it meets first.
 
     Edges are looked for in an R-tree, at first only a little way up, so that few others than the one are found.
     Of rings that were simplified one by one, a hole may reach out of the outer ring: then it is the nearest corner.
 
     Args:
-        rings: the outer ring, then those of the holes from the top down.
+        rings: of each region the outer ring, then those of the holes from the top down.
     """
-    corners, ends = np.concatenate(rings), np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
-    sizes = np.array([len(ring) for ring in rings])
-    first, ring_of = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(rings)), sizes)
-    start = np.array([ring[:, 1].argmin() for ring in rings])
-    top = corners[first + start]
+    corners, ends, ring_of, first = rings.corners, rings.corners[rings.after], rings.ring_of, rings.first
+    # The first of each ring in the order of heights.
+    start = np.lexsort((corners[:, 1], ring_of))[first]
+    top = corners[start]
     tree = shapely.STRtree(shapely.linestrings(np.stack([corners, ends], axis=1)))
     edge, landing = np.full(len(rings), -1), top.copy()
-    searching, reach, farthest = np.arange(1, len(rings)), FIRST_REACH, float(np.ptp(corners[:, 1]))
+    holes = np.flatnonzero(_are_holes(rings))
+    searching, reach, farthest = holes, FIRST_REACH, float(np.ptp(corners[:, 1]))
     while len(searching):
         rays = shapely.linestrings(np.stack([top[searching], top[searching] - (0, reach)], axis=1))
         ray, near = tree.query(rays)
         hole = searching[ray]
         met = _height(corners[near], ends[near], top[hole])
-        is_above = (ring_of[near] < hole) & (met >= top[hole, 1] - reach)
+        is_earlier = (ring_of[near] < hole) & (rings.region[ring_of[near]] == rings.region[hole])
+        is_above = is_earlier & (met >= top[hole, 1] - reach)
         hole, near, met = hole[is_above], near[is_above], met[is_above]
         # The lowest of each hole's, which are its last.
         order = np.lexsort((met, hole))
@@ -164,14 +144,11 @@ def _bridges_up(rings: list[Ring]) -> list[Bridge]:
             break
         reach *= REACH_GROWTH
     for lost in searching.tolist():
-        earlier = corners[: first[lost]]
-        edge[lost] = np.hypot(*(earlier - top[lost]).T).argmin()
-        landing[lost] = earlier[edge[lost]]
-    parent = ring_of[edge]
-    return [
-        Bridge(int(parent[hole]), int(edge[hole] - first[parent[hole]]), landing[hole], hole, int(start[hole]))
-        for hole in range(1, len(rings))
-    ]
+        begin = first[np.searchsorted(rings.region, rings.region[lost])]
+        earlier = corners[begin : first[lost]]
+        edge[lost] = begin + np.hypot(*(earlier - top[lost]).T).argmin()
+        landing[lost] = corners[edge[lost]]
+    return Bridges(edge[holes], landing[holes], start[holes])
 
 
 def _height(begin: Ring, end: Ring, point: Ring) -> NDArray[np.float64]:
@@ -195,33 +172,59 @@ def _height(begin: Ring, end: Ring, point: Ring) -> NDArray[np.float64]:
 # ---- bridges between regions
 
 
-def _shortest_bridges(rings: list[Ring]) -> list[Bridge]:
+def _shortest_bridges(rings: RingSet) -> Bridges:
     """Finds the minimum spanning tree of regions.
 
-    Its bridges are among the edges of the corners' Delaunay triangulation, as are those of every shortest tree.
+    Its bridges are among the edges of the corners' Delaunay triangulation, as are those of every shortest tree, and
+    among those from a corner to another one at the same place, which may be of another region.
+
+    Args:
+        rings: one for each region.
     """
-    sizes = np.array([len(ring) for ring in rings])
-    corners, first = np.unique(np.concatenate(rings), axis=0, return_index=True)
-    region = np.repeat(np.arange(len(rings)), sizes)[first]
-    place = first - (np.cumsum(sizes) - sizes)[region]
-    triangles = Delaunay(np.concatenate([corners, _far_around(corners)])).simplices
-    pairs = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    pairs = pairs[(pairs < len(corners)).all(axis=1)]
-    pairs = pairs[region[pairs[:, 0]] != region[pairs[:, 1]]]
+    corners, ring_of = rings.corners, rings.ring_of
+    pairs = np.concatenate([_twins(corners), _neighbours(corners)])
+    pairs = pairs[ring_of[pairs[:, 0]] != ring_of[pairs[:, 1]]]
     lengths = np.hypot(*(corners[pairs[:, 0]] - corners[pairs[:, 1]]).T)
-    shortest_first = np.argsort(lengths, kind="stable")
-    between, best = np.unique(np.sort(region[pairs[shortest_first]], axis=1), axis=0, return_index=True)
-    kept = shortest_first[best]
-    bridge_of = {tuple(ends): pairs[index] for ends, index in zip(between.tolist(), kept, strict=True)}
-    graph = coo_array((lengths[kept], between.T), shape=(len(rings), len(rings)))
+    pairs = pairs[np.argsort(lengths, kind="stable")]
+    # The shortest between each two regions, each named by one number.
+    low, high = np.sort(ring_of[pairs], axis=1).T
+    between, shortest = np.unique(low * len(rings) + high, return_index=True)
+    # Ranks order as lengths do, and none is 0, which would be no edge of the graph.
+    graph = coo_array((shortest + 1.0, divmod(between, len(rings))), shape=(len(rings), len(rings)))
     order, parents = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
-    bridges = []
-    for child in order[1:].tolist():
-        parent = int(parents[child])
-        ends = bridge_of[min(parent, child), max(parent, child)]
-        landing, start = sorted(ends.tolist(), key=lambda corner: region[corner] == child)
-        bridges.append(Bridge(parent, int(place[landing]), corners[landing], child, int(place[start])))
-    return bridges
+    child = order[1:].astype(np.int64)
+    parent = parents[child].astype(np.int64)
+    names = np.minimum(parent, child) * len(rings) + np.maximum(parent, child)
+    ends = pairs[shortest[np.searchsorted(between, names)]]
+    is_turned = ring_of[ends[:, 0]] == child
+    edge = np.where(is_turned, ends[:, 1], ends[:, 0])
+    start = np.where(is_turned, ends[:, 0], ends[:, 1])
+    return Bridges(edge, corners[edge], start)
+
+
+def _twins(corners: Ring) -> NDArray[np.int64]:
+    """Returns each corner that lies at the same place as another one, together with the first of that place, `n×2`."""
+    order, is_first = _by_place(corners)
+    place = np.cumsum(is_first) - 1
+    return np.stack([order, order[is_first][place]], axis=1)[~is_first]
+
+
+def _neighbours(corners: Ring) -> NDArray[np.int64]:
+    """Returns the edges of a triangulation of all places, by the first corner of each, `n×2`."""
+    order, is_first = _by_place(corners)
+    first = order[is_first]
+    found = Delaunay(np.concatenate([corners[first], _far_around(corners)]))
+    triangles = found.simplices
+    # Places that are too close to others for its precision are left out of the triangles.
+    left_out = found.coplanar[:, [0, 2]]
+    pairs = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]], left_out])
+    return first[pairs[(pairs < len(first)).all(axis=1)]]
+
+
+def _by_place(corners: Ring) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns the corners in an order in which equal ones are together, and which of that order begin a place."""
+    order = np.lexsort(corners.T)
+    return order, np.append(True, (np.diff(corners[order], axis=0) != 0).any(axis=1))
 
 
 def _far_around(corners: Ring) -> Ring:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.encoding import rle
-from deployments.encoding.bridges import Ring
 from deployments.encoding.objects import MaskedObject, json_text, objects_of, tolerance_of
+from deployments.encoding.ring_set import Ring
 from deployments.encoding.rings import edge_rings
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.pieces import Part

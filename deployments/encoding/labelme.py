@@ -35,7 +35,7 @@ def write_polygons(part: Part, answer_format: AnswerFormat) -> bytes:
     shapes = [
         _shape(answer_format, "polygon", ring, one.number)
         for one in objects_of(part)
-        for ring in centre_rings(one.mask, tolerance)
+        for ring in centre_rings(one.mask, tolerance).rings()
     ]
     return _file(part, answer_format, shapes)
 

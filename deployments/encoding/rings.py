@@ -8,21 +8,21 @@ from (x, y) to (x + 1, y + 1). Its centre is (x + ½, y + ½), where the latter 
 """
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from deployments.encoding.bridges import FEWEST_CORNERS, Ring, bridged, distinct, padded
-from deployments.encoding.contours import LOSS_PER_PIXEL, TRIES, contours, rings_of
+from deployments.encoding.bridges import bridged
+from deployments.encoding.contours import LOSS_PER_PIXEL, TRIES, contours
 from deployments.encoding.records import bbox
+from deployments.encoding.ring_set import Ring, RingSet
 
 
 def edge_rings(mask: NDArray[np.bool_], tolerance: float) -> list[Ring]:
     """Returns a ring of edges for each region of a mask; see `contours` for the arguments."""
-    return [bridged([ring[:-1] for ring in rings_of(polygon)]) for polygon in contours(mask, tolerance)]
+    return bridged(RingSet.of_polygons(contours(mask, tolerance))).rings()
 
 
-def centre_rings(mask: NDArray[np.bool_], tolerance: float) -> list[Ring]:
+def centre_rings(mask: NDArray[np.bool_], tolerance: float) -> RingSet:
     """Returns a ring of centres for each region of a mask.
 
     A region of one or two pixels has repeated corners, so that each ring has three at least. What the rings may lose by
@@ -32,46 +32,29 @@ def centre_rings(mask: NDArray[np.bool_], tolerance: float) -> list[Ring]:
         mask: `H×W` bool.
         tolerance: how far, in pixels, a simplified contour may be from the mask's own; 0 for exact contours.
     """
-    regions = [[_centres(ring) for ring in rings_of(polygon)] for polygon in contours(mask, 0)]
-    for attempt in range(TRIES if regions and tolerance > 0 else 0):
-        candidate = [_joined([_simplified(ring, tolerance / 2**attempt) for ring in rings]) for rings in regions]
-        if _iou_as_drawn(candidate, mask) >= 1 - LOSS_PER_PIXEL * tolerance:
+    exact = _centres(RingSet.of_polygons(contours(mask, 0)))
+    for attempt in range(TRIES if len(exact) and tolerance > 0 else 0):
+        candidate = _joined(exact.simplified(tolerance / 2**attempt))
+        if _iou_as_drawn(candidate.rings(), mask) >= 1 - LOSS_PER_PIXEL * tolerance:
             return candidate
-    return [_joined(rings) for rings in regions]
+    return _joined(exact)
 
 
-def _joined(rings: list[Ring]) -> Ring:
-    return padded(_corners(bridged(rings)))
+def _joined(rings: RingSet) -> RingSet:
+    return bridged(rings).without_straight().padded()
 
 
 # ---- centres of the border's pixels
 
 
-def _centres(ring: Ring) -> Ring:
-    """Returns the centres of the pixels along a closed ring of edges, on its left, where the mask is."""
-    steps = np.diff(ring, axis=0)
-    lengths = np.abs(steps).sum(axis=1).astype(int)
-    directions = np.repeat(np.sign(steps), lengths, axis=0)
-    along = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 0.5
-    to_the_left = directions[:, ::-1] * (-0.5, 0.5)
-    return _corners(distinct(np.repeat(ring[:-1], lengths, axis=0) + directions * along[:, None] + to_the_left))
-
-
-def _corners(ring: Ring) -> Ring:
-    """Removes the corners at which a ring goes straight on; where it turns back, the corner stays."""
-    ring = distinct(ring)
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    straight = (before[:, 0] * after[:, 1] == before[:, 1] * after[:, 0]) & ((before * after).sum(axis=1) > 0)
-    corners: Ring = ring[~straight]
-    return corners
-
-
-def _simplified(ring: Ring, tolerance: float) -> Ring:
-    if len(ring) <= FEWEST_CORNERS:
-        return ring
-    closed = shapely.linestrings(np.concatenate([ring, ring[:1]]))
-    kept: Ring = shapely.get_coordinates(shapely.simplify(closed, tolerance, preserve_topology=False))
-    return kept[:-1]
+def _centres(edges: RingSet) -> RingSet:
+    """Returns the centres of the pixels along rings of edges, on their left, where the mask is."""
+    begins, ends = edges.corners, edges.corners[edges.after]
+    direction = np.sign(ends - begins)
+    to_the_left = direction[:, ::-1] * (-0.5, 0.5)
+    # The first and the last pixel along each edge: between them, the way is straight.
+    centres = np.stack([begins + direction / 2 + to_the_left, ends - direction / 2 + to_the_left], axis=1)
+    return RingSet(centres.reshape(-1, 2), 2 * edges.sizes, edges.region).without_straight()
 
 
 def _iou_as_drawn(rings: list[Ring], mask: NDArray[np.bool_]) -> float:

@@ -6,13 +6,18 @@ ring, so holes are reached by bridges, and the regions of a mask are joined by t
 regions becomes a line of one pixel.
 """
 
-from deployments.encoding.bridges import Ring, single_ring
+import numpy as np
+
+from deployments.encoding.bridges import single_ring
 from deployments.encoding.objects import objects_of, tolerance_of
+from deployments.encoding.ring_set import Ring
 from deployments.encoding.rings import centre_rings
 from deployments.messages.answer_format import AnswerFormat
 from deployments.messages.pieces import Part
 
 CLASS = 0
+
+DECIMALS = 6
 
 PLACE_IN_PIXEL = 0.25
 """Where corners lie in their pixels, in both directions. Both ways of rounding find the pixel from there; from its
@@ -24,9 +29,15 @@ def write(part: Part, answer_format: AnswerFormat) -> bytes:
     height, width = part.masks.image_size
     tolerance = tolerance_of(answer_format)
     rings = (single_ring(centre_rings(one.mask, tolerance)) - 0.5 + PLACE_IN_PIXEL for one in objects_of(part))
-    lines = (_line(ring / (width, height)) for ring in rings)
-    return "".join(lines).encode()
+    return b"".join(_line(ring / (width, height)) for ring in rings)
 
 
-def _line(ring: Ring) -> str:
-    return f"{CLASS} {' '.join(f'{number:.6f}' for number in ring.reshape(-1).tolist())}\n"
+def _line(ring: Ring) -> bytes:
+    """Writes an object's line: a million numbers take a twentieth of a second, and formatted one by one, a second."""
+    parts = np.rint(ring.reshape(-1) * 10**DECIMALS).astype(np.int64)
+    digits = parts[:, None] // 10 ** np.arange(DECIMALS, -1, -1) % 10
+    text = np.full((len(parts), DECIMALS + 3), ord(" "), np.uint8)
+    text[:, 1] = ord("0") + digits[:, 0]
+    text[:, 2] = ord(".")
+    text[:, 3:] = ord("0") + digits[:, 1:]
+    return str(CLASS).encode() + text.tobytes() + b"\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deployments.errors import InvalidImage, InvalidVideo
+from deployments.errors import InvalidImage, InvalidVideo, TooLarge
 from deployments.frames.animation_frames import ANIMATIONS, AnimationFrames, IsolatedFrames, opened_as
 from deployments.frames.video import Video, VideoFrame, checked, missing_frame, of_one_size
 from deployments.messages.picture_options import PictureOptions
@@ -16,11 +16,12 @@ from deployments.pictures.isolated import HELPERS
 from deployments.settings import Limits
 
 
-def is_animation(path: Path, kind: str = "") -> bool:
+def is_animation(path: Path, max_pixels: int, kind: str = "") -> bool:
     """Returns whether Pillow reads the file as one of the formats that may hold several pictures.
 
     Args:
         path: of the file.
+        max_pixels: the most pixels of a frame that are accepted.
         kind: what the file is, with its article, if a helper process reads it; "" if this one does.
 
     Raises:
@@ -28,7 +29,7 @@ def is_animation(path: Path, kind: str = "") -> bool:
         TooLarge: it has so many pixels that Pillow refuses it.
     """
     try:
-        opened = HELPERS.call(kind, opened_as, path) if kind else opened_as(path)
+        opened = HELPERS.call(kind, opened_as, path, max_pixels) if kind else opened_as(path, max_pixels)
     except InvalidImage as error:
         path.stat()
         raise InvalidVideo(f"video: {error.message.removeprefix('image: ')}") from error
@@ -54,7 +55,8 @@ class Animation(Video):
         self._frames: AnimationFrames | IsolatedFrames | None = None
         self._options = PictureOptions()
         try:
-            self._frames = frames = IsolatedFrames(path, kind) if kind else AnimationFrames(path)
+            most = limits.max_pixels
+            self._frames = frames = IsolatedFrames(path, most, kind) if kind else AnimationFrames(path, most)
             checked(VideoFacts(*frames.size, frames.count, None), limits, max_frames)
             first = frames.picture(0, self._options)
             # All frames are shown in the window of the first: a mask follows what keeps its brightness.
@@ -69,6 +71,9 @@ class Animation(Video):
             cause = error.message.removeprefix("image: ") if isinstance(error, InvalidImage) else str(error)
             cause = cause.removeprefix("is damaged or truncated: ")
             raise InvalidVideo(f"video: is damaged or truncated: {cause}") from error
+        except TooLarge as error:
+            self.close()
+            raise TooLarge(f"video: {error.message.removeprefix('image: ').removeprefix('video: ')}") from error
         except BaseException:
             self.close()
             raise
@@ -83,6 +88,8 @@ class Animation(Video):
                 pixels = self._frames.picture(index, self._options).pixels
             except FileNotFoundError:
                 raise
+            except TooLarge as error:
+                raise TooLarge(f"video: frame {index} {error.message.removeprefix('image: ')}") from error
             except (InvalidImage, *DECODER_ERRORS) as error:
                 raise missing_frame(index) from error
             time_s = self._times[index] if self._times else None

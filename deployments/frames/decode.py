@@ -28,7 +28,7 @@ def open_video(path: Path, limits: Limits, max_frames: int) -> Video:
     if start.startswith(ZIP_MAGICS):
         return ZippedPictures(path, limits, max_frames)
     kind = _isolated_kind(start)
-    if is_animation(path, kind):
+    if is_animation(path, limits.max_pixels, kind):
         return Animation(path, limits, max_frames, kind)
     return Film(path, limits, max_frames)
 

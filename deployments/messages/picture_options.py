@@ -10,6 +10,9 @@ from deployments.errors import InvalidRequest
 
 Window: TypeAlias = "Literal['auto', 'full'] | tuple[float, float]"
 
+LEVELS = 255.0
+"""What the width of a window is multiplied by."""
+
 MAX_BAND = 65_535
 MAX_PAGE = 65_535
 
@@ -132,6 +135,8 @@ def _check_window(window: Any) -> None:
     low, high = window
     if not low < high:
         raise InvalidRequest(f"window: low must be below high, is {window_text((low, high))}")
+    if not isfinite(LEVELS * (high - low)):
+        raise InvalidRequest(f"window: low and high are too far apart for floats, is {window_text((low, high))}")
 
 
 def _are_ints(values: Sequence[object], low: int, high: int) -> bool:

@@ -1,7 +1,7 @@
 """DecodingThreads: the few threads in which images are decoded, and those that wait for helper processes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -36,17 +36,25 @@ class DecodingThreads:
         """Runs a function that calls no helper."""
         return await asyncio.get_running_loop().run_in_executor(self._everyday, partial(function, *args))
 
-    async def run_isolated(self, deadline: Deadline | None, function: Callable[..., T], *args: Any) -> T:
+    async def run_isolated(
+        self,
+        deadline: Deadline | None,
+        function: Callable[..., T],
+        *args: Any,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         """Runs a function that calls a helper.
 
         Args:
             deadline: until when it may wait for its turn; None is no limit of its own.
             function: keeps the deadline itself once it runs.
             args: for the function.
+            before: is awaited once the turn has come. What it takes does not wait for the turn with the function.
 
         Raises:
             Overloaded: its turn did not come in time.
             DeadlineExceeded: the deadline passed before.
+            Exception: what `before` or the function raised.
         """
         left_s = self._waiting_s if deadline is None else min(self._waiting_s, deadline.remaining())
         try:
@@ -56,7 +64,13 @@ class DecodingThreads:
                 raise DeadlineExceeded("the request's deadline passed while its image waited for a decoder") from error
             raise Overloaded("the decoders of rarer kinds of pictures are busy", self._waiting_s) from error
         loop = asyncio.get_running_loop()
-        call = self._isolated.submit(function, *args)
+        try:
+            if before is not None:
+                await before()
+            call = self._isolated.submit(function, *args)
+        except BaseException:
+            self._turns.release()
+            raise
         # Not when this task ends: if it is cancelled, the thread is at work still.
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(self._turns.release))
         return await asyncio.wrap_future(call)

@@ -233,16 +233,24 @@ class Segmenter:
             InvalidImage, InvalidVideo, TooLarge, VideoNotCached: there are no pixels.
             Unavailable: the budget or the readers are overloaded, or the deadline has passed.
         """
-        wait_s = deadline.step(self._calls.config.max_wait_s).remaining()
-        with times.measure("queue"):
-            await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
-        with times.measure("parse"), span("decode image"):
-            if image.fetch is not None:
-                return await image.fetch(deadline)
-            if image.is_isolated:
-                picture = await self._threads.run_isolated(deadline, image.read, self._settings.limits, deadline)
-            else:
-                picture = await self.off_loop(image.read, self._settings.limits, deadline)
+        limits = self._settings.limits
+
+        async def share() -> None:
+            wait_s = deadline.step(self._calls.config.max_wait_s).remaining()
+            with times.measure("queue"):
+                await held.enter_async_context(self._pixels_budget.share(image.decoded_bytes, wait_s))
+
+        if image.is_isolated:
+            # A picture that waits for a helper must not keep others from being decoded, so its share comes after its
+            # turn. Whoever holds a share waits for no turn: no two requests can wait for each other.
+            with times.measure("parse", but="queue"), span("decode image"):
+                picture = await self._threads.run_isolated(deadline, image.read, limits, deadline, before=share)
+        else:
+            await share()
+            with times.measure("parse"), span("decode image"):
+                if image.fetch is not None:
+                    return await image.fetch(deadline)
+                picture = await self.off_loop(image.read, limits, deadline)
         if image.is_deep:
             _remember(self._windows, image.image_id, picture.window)
         return picture.pixels

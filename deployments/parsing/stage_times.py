@@ -24,13 +24,19 @@ class StageTimes:
         self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, seconds)
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Adds the seconds that the block takes to a stage."""
-        started = time.perf_counter()
+    def measure(self, name: str, but: str = "") -> Iterator[None]:
+        """Adds the seconds that the block takes to a stage, less those that it adds to another one.
+
+        Args:
+            name: of the stage.
+            but: of the other stage; "" if there is none.
+        """
+        started, before = time.perf_counter(), self._seconds.get(but, 0.0)
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - started)
+            others = self._seconds.get(but, 0.0) - before
+            self.add(name, time.perf_counter() - started - others)
 
     def add_model(self, answer: ModelAnswer[Any], seconds: float) -> None:
         """Splits the seconds that a model's answer took: all but embedding and decoding is `queue`."""

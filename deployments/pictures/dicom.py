@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import InvalidImage
-from deployments.messages.picture_options import PictureOptions
+from deployments.messages.picture_options import LEVELS, PictureOptions
 from deployments.pictures.extra import library
 from deployments.pictures.faults import check_page, decoding
 from deployments.pictures.raster import Raster
@@ -187,11 +187,13 @@ def _in_window(
         # C.11.2.1.3.1; the exponent is bounded, so that it does not overflow.
         exponent = np.clip(-4 * (samples.astype(np.float32) - center) / width, -80, 80)
         return 1 / (1 + np.exp(exponent)), (0.0, 1.0)
-    if function == "LINEAR_EXACT":
-        return samples, (center - width / 2, center + width / 2)
     # C.11.2.1.2.1; a width of 1 is a threshold.
     half = (max(1.0, width) - 1) / 2
-    return samples, (center - 0.5 - half, center - 0.5 + max(half, 1e-6))
+    low, high = center - 0.5 - half, center - 0.5 + max(half, 1e-6)
+    if function == "LINEAR_EXACT":
+        low, high = center - width / 2, center + width / 2
+    # Of numbers that are too large, or too close for their size, there is no window.
+    return samples, ((low, high) if low < high and math.isfinite(LEVELS * (high - low)) else None)
 
 
 def _valid(stored: NDArray[Any], data_set: Any) -> NDArray[np.bool_] | None:

@@ -96,10 +96,14 @@ def _opened(file: BinaryIO, page: int) -> Iterator[tuple[Any, str, int]]:
             yield image, kind, orientation(image.info.get("exif"))
 
 
+def use_all_cores() -> None:
+    """Tells Pillow how many threads an AVIF decoder may have; its default does not know of a container's CPU quota."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = usable_cores()
+
+
 def _avif(file: BinaryIO) -> Any:
+    use_all_cores()
     try:
-        # Its default does not know of a container's CPU quota.
-        AvifImagePlugin.DEFAULT_MAX_THREADS = usable_cores()
         return Image.open(file, formats=["AVIF"])
     except UnidentifiedImageError as error:
         raise InvalidImage(f"image: is {AVIF} that is damaged or truncated, or of a sort not read") from error

@@ -6,25 +6,23 @@ That holds for crashes, endless loops and memory; a helper has the same rights a
 import io
 import math
 import pickle
-import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
 from typing import Any, BinaryIO, TypeVar, cast
 
-from PIL import Image
-
 from deployments.errors import DeadlineExceeded, InvalidImage, Overloaded, TooLarge
 from deployments.machine import memory_limit
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures.helper import receive, send
+from deployments.pictures.pillow_guard import pillow_guard
 from deployments.pictures.raster import Picture
 from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
@@ -34,6 +32,9 @@ NUM_HELPERS = 2
 
 TIMEOUT_S = 60.0
 """How long a decoder may take, and how long a call waits for a helper that is free."""
+
+RELEASE_TIMEOUT_S = 5.0
+"""How long a helper may take to close what it has open."""
 
 MEMORY_BYTES = 3 * 2**30
 """What a helper may hold at most: pictures of 63 megapixels took 1.6 GB (camera raw 1.1, AVIF 1.3, DICOM 1.6)."""
@@ -115,6 +116,27 @@ class Helper:
         self.process.wait()
 
 
+class _Place:
+    """Where a helper may run.
+
+    Attributes:
+        helper: None until one is needed, and after a crash.
+        key: of the last call that had one: what the helper may have open.
+        release: what is still to be run there before the place is free.
+    """
+
+    def __init__(self) -> None:
+        self.helper: Helper | None = None
+        self.key: int | None = None
+        self.release: Callable[[], None] | None = None
+
+    def end(self) -> None:
+        """Ends the process, and with it all that it has open."""
+        if self.helper is not None:
+            self.helper.close()
+        self.helper = self.key = None
+
+
 class Helpers:
     """Some helpers, which are started when they are needed, used again, and replaced after a crash.
 
@@ -126,15 +148,16 @@ class Helpers:
     """
 
     def __init__(self, count: int = NUM_HELPERS, timeout_s: float = TIMEOUT_S, memory_bytes: int | None = None) -> None:
-        self._count = count
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
-        # The last that was used comes first: the others may never be started.
-        self._places: queue.LifoQueue[Helper | None] = queue.LifoQueue()
-        for _ in range(count):
-            self._places.put(None)
+        self._places = [_Place() for _ in range(count)]
+        # The last that was used comes last.
+        self._free = list(self._places)
+        self._turn = threading.Condition()
 
-    def call(self, kind: str, function: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
+    def call(
+        self, kind: str, function: Callable[..., T], *args: Any, timeout_s: float | None = None, key: int | None = None
+    ) -> T:
         """Runs a function in a helper; waits until one is free. To be called from a thread.
 
         Args:
@@ -142,6 +165,8 @@ class Helpers:
             function: of a module, so that the helper can import it.
             args: what can be pickled.
             timeout_s: the time that the caller has for waiting and running together; None is no limit of its own.
+            key: names what the function leaves open for the next call with this key: of the helpers that are free, the
+                one that ran the last is taken. A helper has one such thing open at a time.
 
         Raises:
             InvalidImage: the decoder crashed, or took too long.
@@ -150,22 +175,12 @@ class Helpers:
             Exception: what the function raised.
         """
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        try:
-            helper = self._places.get(timeout=_at_most(self._timeout_s, until))
-        except queue.Empty as error:
-            if time.monotonic() >= until:
-                raise DeadlineExceeded(
-                    f"the request's deadline passed while waiting for a decoder of {kind}"
-                ) from error
-            raise Overloaded("the decoders of rarer kinds of pictures are busy", self._timeout_s) from error
+        place = self._taken(kind, key, until)
         left_s = _at_most(self._timeout_s, until)
         try:
-            helper = self._running(helper)
-            is_error, value = helper.call(function, args, left_s)
+            is_error, value = self._running(place).call(function, args, left_s)
         except BaseException as error:
-            if helper is not None:
-                helper.close()
-            helper = None
+            place.end()
             if isinstance(error, EOFError):
                 raise InvalidImage(f"image: is {kind} on which the decoder crashed") from error
             if isinstance(error, TimeoutError) and left_s < self._timeout_s:
@@ -174,7 +189,7 @@ class Helpers:
                 raise InvalidImage(f"image: is {kind} that takes more than {self._timeout_s:g} s to decode") from error
             raise
         finally:
-            self._places.put(helper)
+            self._put_back(place)
         if isinstance(value, MemoryError):
             raise TooLarge("image: needs more memory to decode than there is") from value
         if is_error:
@@ -182,21 +197,80 @@ class Helpers:
         result: T = value
         return result
 
-    def _running(self, helper: Helper | None) -> Helper:
-        if helper is not None and helper.is_alive():
-            return helper
-        if helper is not None:
-            helper.close()
-        # Beyond the limit of a container the kernel would end processes, and not only this one.
-        return Helper(self._memory_bytes or min(MEMORY_BYTES, memory_limit() // self._count))
+    def release(self, key: int, function: Callable[..., None], *args: Any) -> None:
+        """Runs a function, which closes what has this key, in each helper that may have it open.
+
+        It waits for no helper that is at work: such a one runs it right after its call.
+
+        Args:
+            key: of earlier calls; there are no more of them.
+            function: of a module.
+            args: what can be pickled.
+        """
+        with self._turn:
+            holding = [place for place in self._places if place.key == key]
+            for place in holding:
+                place.release = partial(_released, place, function, args)
+            free = [place for place in holding if place in self._free]
+            self._free = [place for place in self._free if place not in free]
+        for place in free:
+            self._put_back(place)
 
     def close(self) -> None:
-        """Ends all processes that are not at work."""
-        with suppress(queue.Empty):
-            while True:
-                helper = self._places.get_nowait()
-                if helper is not None:
-                    helper.close()
+        """Ends all processes that are not at work. A later call starts new ones."""
+        with self._turn:
+            for place in self._free:
+                place.end()
+
+    def _taken(self, kind: str, key: int | None, until: float) -> _Place:
+        """Waits for a place that is free, and takes the best of these."""
+        with self._turn:
+            if not self._turn.wait_for(lambda: self._free, _at_most(self._timeout_s, until)):
+                if time.monotonic() >= until:
+                    raise DeadlineExceeded(f"the request's deadline passed while waiting for a decoder of {kind}")
+                raise Overloaded("the decoders of rarer kinds of pictures are busy", self._timeout_s)
+            place = self._free[-1] if key is None else _best(self._free, key)
+            self._free.remove(place)
+            if key is not None:
+                place.key = key
+            return place
+
+    def _put_back(self, place: _Place) -> None:
+        while True:
+            with self._turn:
+                release, place.release = place.release, None
+                if release is None:
+                    self._free.append(place)
+                    self._turn.notify()
+                    return
+            release()
+
+    def _running(self, place: _Place) -> Helper:
+        if place.helper is not None and not place.helper.is_alive():
+            place.helper.close()
+            place.helper = None
+        if place.helper is None:
+            # Beyond the limit of a container the kernel would end processes, and not only this one.
+            share = self._memory_bytes or min(MEMORY_BYTES, memory_limit() // len(self._places))
+            place.helper = Helper(share)
+        return place.helper
+
+
+def _best(free: list[_Place], key: int) -> _Place:
+    """The place whose helper has it open; else one with nothing open; else the one whose last use is longest ago."""
+    ranked = [place for place in free if place.key == key] or [place for place in free if place.key is None]
+    return ranked[-1] if ranked else free[0]
+
+
+def _released(place: _Place, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    place.key = None
+    if place.helper is None:
+        return
+    try:
+        place.helper.call(function, args, RELEASE_TIMEOUT_S)
+    except Exception:
+        # Whatever is wrong with it: its end closes all that it has open.
+        place.end()
 
 
 def _at_most(seconds: float, until: float) -> float:
@@ -272,6 +346,6 @@ def on_content(
         options: how it is read.
         max_pixels: the most pixels that are accepted, also by Pillow's own guard against huge images.
     """
-    Image.MAX_IMAGE_PIXELS = max_pixels
     module = cast(ReaderModule, import_module(reader))
-    return step(module, io.BytesIO(content), options, max_pixels)
+    with pillow_guard(max_pixels):
+        return step(module, io.BytesIO(content), options, max_pixels)

@@ -7,6 +7,8 @@ import struct
 
 from PIL import Image, ImageChops
 
+from deployments.errors import InvalidImage
+
 START_OF_IMAGE = b"\xff\xd8"
 END_OF_IMAGE = b"\xff\xd9"
 START_OF_SCAN = 0xDA
@@ -18,6 +20,9 @@ LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 
 NOISE_BYTES = 4096
+
+MOST_SCANS = 500
+"""Of a progressive file; programs write some ten. A scan of a few bytes takes as long as all blocks of the picture."""
 
 
 def without_end(data: bytes) -> Image.Image | None:
@@ -38,6 +43,17 @@ def without_end(data: bytes) -> Image.Image | None:
     first = pictures[0]
     same = all(ImageChops.difference(first, other).getbbox(alpha_only=False) is None for other in pictures[1:])
     return first if same else None
+
+
+def check_scans(data: bytes) -> None:
+    """Refuses a progressive file of very many scans, which would be decoded for hours.
+
+    Raises:
+        InvalidImage: there are more than MOST_SCANS.
+    """
+    # In compressed data no such bytes occur; in metadata, by chance or in thumbnails, some may.
+    if data.count(bytes([0xFF, START_OF_SCAN])) > MOST_SCANS:
+        raise InvalidImage(f"image: is a JPEG file of more than {MOST_SCANS} scans")
 
 
 def segments(data: bytes) -> list[tuple[int, bytes]]:

@@ -166,6 +166,9 @@ def _loaded(opened: _Opened, file: BinaryIO, page: int) -> Image.Image:
         return image  # type: ignore[no-any-return]
     # Pillow has read as far as the first scan; it goes back for the pixels.
     header_bytes = image.fp.tell()
+    if image.info.get("progressive"):
+        file.seek(0)
+        jpeg.check_scans(file.read())
     file.seek(0)
     if jpeg.is_lossless_ycbcr(image, file.read(header_bytes)):
         image.draft("YCbCr", image.size)

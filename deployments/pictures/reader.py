@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from PIL import Image
-
 from deployments.errors import InvalidImage
 from deployments.messages.georeference import Georeference, NoGeoreference
 from deployments.messages.picture_options import PictureOptions
@@ -23,6 +21,7 @@ from deployments.pictures import (
     tiff,
 )
 from deployments.pictures.isolated import IsolatedReader
+from deployments.pictures.pillow_guard import pillow_guard
 from deployments.pictures.raster import Picture
 from deployments.pictures.steps import ReaderModule, facts_of, picture_of
 
@@ -79,13 +78,13 @@ def inspect(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s:
         Unavailable: the decoders in processes of their own are busy, or the time is over.
     """
     kind, reader = _reader_of(file)
-    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
         if kind == "tiff":
             # One call for both: to send a file to a helper twice costs more than to read these tags.
             return PictureFacts(kind, *reader.run(geotiff.placed_facts_of, file, options, max_pixels, timeout_s))
         return PictureFacts(kind, *reader.facts(file, options, max_pixels, timeout_s))
-    return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
+    with pillow_guard(max_pixels):
+        return PictureFacts(kind, *facts_of(reader, file, options, max_pixels))
 
 
 def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: float | None = None) -> Picture:
@@ -104,10 +103,10 @@ def read(file: BinaryIO, options: PictureOptions, max_pixels: int, timeout_s: fl
         Unavailable: see `inspect`.
     """
     _, reader = _reader_of(file)
-    _guard(max_pixels)
     if isinstance(reader, IsolatedReader):
         return reader.picture(file, options, max_pixels, timeout_s)
-    return picture_of(reader, file, options, max_pixels)
+    with pillow_guard(max_pixels):
+        return picture_of(reader, file, options, max_pixels)
 
 
 def is_isolated(file: BinaryIO) -> bool:
@@ -121,11 +120,6 @@ def is_isolated(file: BinaryIO) -> bool:
 def is_isolated_kind(kind: str) -> bool:
     """Whether files of a kind, see PictureFacts, are decoded in processes of their own."""
     return isinstance(READERS.get(kind), IsolatedReader)
-
-
-def _guard(max_pixels: int) -> None:
-    """Sets Pillow's own guard, which is one for the whole process: some of its readers decode while they open files."""
-    Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def _reader_of(file: BinaryIO) -> tuple[str, ReaderModule | IsolatedReader]:

@@ -203,6 +203,9 @@ def joined(parts: Iterator[tuple[Any, Mask]]) -> list[Mask]:
     return list(found.values())
 
 
+ANSWERS = {"one", "many", "noise", "everything"}
+"""Those of write_files.py."""
+
 READERS: dict[str, list[Callable[[Path, Size], list[Mask]]]] = {
     "coco.json": [read_coco],
     "coco_rle.json": [read_coco, read_coco_dataset],
@@ -249,6 +252,17 @@ def check(folder: Path, name: str) -> None:
     assert (labels == highest).all(), (name, "napari")
 
 
+def main(folder: Path) -> None:
+    """Compares the files of all answers.
+
+    Raises:
+        AssertionError: an answer is missing, or one that is not known is there, or a mask has changed.
+    """
+    found = {npy.stem for npy in folder.glob("*.npy")}
+    assert found == ANSWERS, f"{folder} holds the answers {sorted(found)}, not {sorted(ANSWERS)}"
+    for name in sorted(ANSWERS):
+        check(folder, name)
+
+
 if __name__ == "__main__":
-    for npy in sorted(Path(sys.argv[1]).glob("*.npy")):
-        check(Path(sys.argv[1]), npy.stem)
+    main(Path(sys.argv[1]))

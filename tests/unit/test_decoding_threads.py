@@ -4,6 +4,8 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +16,13 @@ from deployments.errors import DeadlineExceeded, Overloaded
 from deployments.parsing.byte_budget import ByteBudget
 from deployments.parsing.deadline import Deadline
 from deployments.parsing.decoding_threads import DECODING_THREADS, DecodingThreads
-from deployments.parsing.images import is_isolated
+from deployments.parsing.images import IdentifiedImage, is_isolated
+from deployments.parsing.model_calls import ModelCalls
 from deployments.parsing.segmenter import Segmenter
+from deployments.parsing.stage_times import StageTimes
 from deployments.pictures import reader, tiff
 from deployments.pictures.isolated import NUM_HELPERS, Helpers, IsolatedReader
-from deployments.settings import ServiceSettings
+from deployments.settings import RequestParserConfig, ServiceSettings
 from harness.images import encoded, picture
 
 
@@ -30,7 +34,9 @@ class SlowHelpers(Helpers):
         self.go = threading.Event()
         self.calls = 0
 
-    def call(self, kind: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
+    def call(
+        self, kind: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None, **_: Any
+    ) -> Any:
         self.calls += 1
         self.go.wait(30)
         raise Overloaded("a test", 1)
@@ -60,6 +66,56 @@ async def test_an_everyday_picture_does_not_wait_behind_slow_helpers(monkeypatch
         helpers.go.set()
         ended = await asyncio.gather(*slow, return_exceptions=True)
     assert all(isinstance(one, Overloaded) for one in ended)
+
+
+async def test_what_waits_for_a_helper_holds_no_share_of_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    helpers = SlowHelpers()
+    monkeypatch.setitem(reader.READERS, "tiff", IsolatedReader(tiff, "a TIFF file", helpers))
+    # Room for those that are at work, and for one more.
+    budget = ByteBudget(3 * 12 * (NUM_HELPERS + 1), "too many images")
+    calls = cast(ModelCalls, SimpleNamespace(config=RequestParserConfig(max_wait_s=5)))
+    segmenter = Segmenter(ServiceSettings(), calls, budget)
+    waiting = IdentifiedImage("1" * 64, tiff_file(), 3 * 12, kind="tiff")
+    everyday = IdentifiedImage("2" * 64, encoded(picture(4, 3)), 3 * 12, kind="pillow")
+
+    async def decode(image: IdentifiedImage) -> StageTimes:
+        times = StageTimes()
+        async with AsyncExitStack() as held:
+            await segmenter.decode(image, Deadline(20), held, times)
+        return times
+
+    slow = [asyncio.create_task(decode(waiting)) for _ in range(2 * DECODING_THREADS)]
+    try:
+        while helpers.calls < NUM_HELPERS:
+            await asyncio.sleep(0.01)
+
+        times = await asyncio.wait_for(decode(everyday), 4)
+
+        assert times.seconds()["queue"] < 1
+        assert helpers.calls == NUM_HELPERS
+    finally:
+        helpers.go.set()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+    assert all(isinstance(one, Overloaded) for one in ended)
+    # All of it has been given back.
+    assert budget.expected_wait_s(3 * 12 * (NUM_HELPERS + 1)) == 0
+
+
+async def test_a_turn_in_which_nothing_runs_is_given_back() -> None:
+    async def refuse() -> None:
+        raise Overloaded("overloaded: a test")
+
+    async def never() -> None:
+        await asyncio.sleep(60)
+
+    threads = DecodingThreads(waiting_s=0.2)
+    for _ in range(NUM_HELPERS):
+        with pytest.raises(Overloaded, match="a test"):
+            await threads.run_isolated(None, pytest.fail, "it runs", before=refuse)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(threads.run_isolated(None, pytest.fail, "it runs", before=never), 0.05)
+
+    assert await threads.run_isolated(None, int) == 0
 
 
 async def test_waiting_for_a_turn_ends_with_the_deadline_or_when_it_takes_too_long() -> None:

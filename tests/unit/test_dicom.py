@@ -153,6 +153,12 @@ def lut(first: int, bits: int, entries: Any) -> Dataset:
     return table
 
 
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT"])
+@pytest.mark.parametrize(("center", "width"), [(1e20, 1.0), (1e308, 1.5e308), (-1e308, 1.7e308)])
+def test_a_window_of_numbers_beyond_all_sense_is_none(function: str, center: float, width: float) -> None:
+    assert read(data_set(GREY, WindowCenter=center, WindowWidth=width, VOILUTFunction=function)).window is None
+
+
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize(("center", "width"), [(40.0, 400.0), (1000.5, 2001.0), (600.0, 2.0)])
 def test_the_window_shows_what_the_standard_says(function: str | None, center: float, width: float) -> None:

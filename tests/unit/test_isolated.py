@@ -96,7 +96,9 @@ def test_a_request_sends_its_file_once_to_be_measured_and_once_to_be_decoded() -
     class Counting(Helpers):
         sent: ClassVar[list[int]] = []
 
-        def call(self, kind: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Any:
+        def call(
+            self, kind: str, function: Callable[..., Any], *args: Any, timeout_s: float | None = None, **_: Any
+        ) -> Any:
             self.sent.extend(arg.raw().nbytes for arg in args if isinstance(arg, pickle.PickleBuffer))
             answer = super().call(kind, function, *args, timeout_s=timeout_s)
             # No more than the pixels as they are shown comes back, whatever the samples are.
@@ -261,6 +263,94 @@ def test_a_call_that_finds_no_free_helper_is_told_to_come_again() -> None:
     assert caught.value.retry_after_s == 1
 
 
+# ---- what stays open
+
+
+opened: list[str] = []
+
+
+def open_in_helper(name: str) -> list[str]:
+    opened.append(name)
+    return opened
+
+
+def close_in_helper(name: str) -> None:
+    opened.append(f"-{name}")
+
+
+def open_slowly(name: str) -> list[str]:
+    time.sleep(1)
+    return open_in_helper(name)
+
+
+@pytest.fixture
+def two_helpers() -> Iterator[Helpers]:
+    started = Helpers(count=2, timeout_s=20)
+    yield started
+    started.close()
+
+
+def test_each_of_two_keys_has_a_helper_of_its_own(two_helpers: Helpers) -> None:
+    for turn in range(1, 4):
+        for key, name in ((1, "a"), (2, "b")):
+            assert two_helpers.call("a test", open_in_helper, name, key=key) == [name] * turn
+
+
+def test_a_busy_helper_is_not_waited_for_if_another_is_free(two_helpers: Helpers) -> None:
+    first = two_helpers.call("a test", process_id, key=1)
+    two_helpers.call("a test", process_id, key=2)
+    busy = threading.Thread(target=two_helpers.call, args=("a test", open_slowly, "slow"), kwargs={"key": 1})
+    busy.start()
+    time.sleep(0.2)
+    started = time.perf_counter()
+    assert two_helpers.call("a test", process_id, key=1) != first
+    assert time.perf_counter() - started < 0.7
+    busy.join()
+
+
+def test_a_third_key_takes_the_place_of_the_one_whose_last_use_is_longest_ago(two_helpers: Helpers) -> None:
+    processes = {key: two_helpers.call("a test", process_id, key=key) for key in (1, 2)}
+    two_helpers.call("a test", process_id, key=1)
+    assert two_helpers.call("a test", process_id, key=3) == processes[2]
+    assert two_helpers.call("a test", process_id, key=1) == processes[1]
+
+
+def test_what_has_a_key_is_closed_where_it_is_open_and_nowhere_else(two_helpers: Helpers) -> None:
+    for key, name in ((1, "a"), (2, "b")):
+        two_helpers.call("a test", open_in_helper, name, key=key)
+    two_helpers.release(1, close_in_helper, "a")
+    two_helpers.release(1, close_in_helper, "twice")
+    two_helpers.release(7, close_in_helper, "unknown")
+    assert two_helpers.call("a test", open_in_helper, "b", key=2) == ["b", "b"]
+    assert two_helpers.call("a test", open_in_helper, "c", key=3) == ["a", "-a", "c"]
+
+
+def test_a_busy_helper_closes_after_its_call_and_nobody_waits_for_that(two_helpers: Helpers) -> None:
+    two_helpers.call("a test", open_in_helper, "a", key=1)
+    busy = threading.Thread(target=two_helpers.call, args=("a test", open_slowly, "slow"))
+    busy.start()
+    time.sleep(0.2)
+    started = time.perf_counter()
+    two_helpers.release(1, close_in_helper, "a")
+    assert time.perf_counter() - started < 0.5
+    busy.join()
+    assert two_helpers.call("a test", open_in_helper, "b") == ["a", "slow", "-a", "b"]
+
+
+def test_a_helper_that_cannot_close_is_ended(two_helpers: Helpers) -> None:
+    process = two_helpers.call("a test", process_id, key=1)
+    two_helpers.release(1, crash, "abort")
+    assert not psutil.pid_exists(process)
+    assert two_helpers.call("a test", process_id, key=1) != process
+
+
+def test_helpers_that_were_closed_start_anew(helpers: Helpers) -> None:
+    before = helpers.call("a test", process_id, key=1)
+    helpers.close()
+    assert not psutil.pid_exists(before)
+    assert helpers.call("a test", process_id, key=1, timeout_s=10) not in (before, os.getpid())
+
+
 ORPHAN = """
 import sys
 from deployments.pictures.isolated import Helpers
@@ -284,10 +374,12 @@ def test_a_helper_ends_with_its_process() -> None:
 
 def test_a_reader_gets_the_content_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def head(module: Any, file: BinaryIO, options: PictureOptions, max_pixels: int) -> tuple[Any, ...]:
-        return module, file.read(3), options.page_number(), max_pixels
+        return module, file.read(3), options.page_number(), max_pixels, Image.MAX_IMAGE_PIXELS
 
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12345)
 
     answer = on_content(head, pillow_reader.__name__, memoryview(b"abcdef"), PictureOptions(page=2), 9)
 
-    assert answer == (pillow_reader, b"abc", 2, 9)
+    assert answer == (pillow_reader, b"abc", 2, 9, 9)
+    # Nothing is left of one file's limit for others.
+    assert Image.MAX_IMAGE_PIXELS == 12345

@@ -304,6 +304,7 @@ def test_options_are_read_from_text() -> None:
     ("field", "text"),
     [
         *(("window", text) for text in ("Auto", "1", "1,2,3", "5,5", "7,3", "nan,1", "0,inf", "1e999,2", "a,b", "1;2")),
+        ("window", "-1e308,1e308"),
         *(("bands", text) for text in ("0", "1,2", "1,2,3,4", "-1", "1,,2", "1.5", "red", "99999")),
         *(("page", text) for text in ("-1", "1.0", "99999", "first", "c=1,c=2", "x=1", "c=-1", "c=99999")),
         *(("background", text) for text in ("white", "#fff", "ffffff", "#12345g", "#1234567")),

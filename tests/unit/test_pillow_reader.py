@@ -164,6 +164,14 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
         assert "truncated" in refused(whole[:start])
 
 
+def test_a_progressive_jpeg_of_countless_scans_is_refused() -> None:
+    file = encoded(picture(64, 48), "JPEG", progressive=True)
+    last = file.rindex(b"\xff\xda")
+    scans = file[:last] + 600 * file[last:-2] + file[-2:]
+    with pytest.raises(InvalidImage, match="image: is a JPEG file of more than 500 scans"):
+        pillow_reader.read(io.BytesIO(scans), PictureOptions())
+
+
 def test_lossless_jpeg_of_ycbcr_has_its_colours() -> None:
     ycbcr = np.ascontiguousarray(np.asarray(PICTURE.convert("YCbCr")))
     file = imagecodecs.jpeg8_encode(ycbcr, lossless=True, colorspace="RGB", outcolorspace="RGB")

@@ -12,16 +12,21 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, Image
+from PIL._avif import AvifDecoder
 
 from deployments.errors import InvalidVideo, ServiceError, TooLarge
-from deployments.frames import animation_frames, film, zipped_pictures
+from deployments.frames import animation, animation_frames, film, zipped_pictures
+from deployments.frames.animation_frames import AnimationFrames
 from deployments.frames.decode import open_video
 from deployments.frames.video import VideoFrame
 from deployments.messages.picture_options import PictureOptions
+from deployments.pictures import heif
+from deployments.pictures.isolated import HELPERS, Helpers
 from deployments.pictures.reader import read as read_picture
 from deployments.settings import Limits
 from harness.images import encoded, picture
@@ -522,6 +527,66 @@ def test_avif_and_tiff_are_decoded_in_other_processes(
             list(video.frames(1, 2))
 
 
+def open_files(folder: Path) -> list[str]:
+    """The files in a folder that processes which this one has started have open."""
+    children = psutil.Process().children()
+    paths = [Path(one.path) for child in children if child.is_running() for one in child.open_files()]
+    return sorted(path.name for path in paths if path.parent == folder)
+
+
+def test_two_animations_at_once_stay_open_and_are_closed_at_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers = Helpers(count=2, timeout_s=20)
+    for module in (animation, animation_frames):
+        monkeypatch.setattr(module, "HELPERS", helpers)
+    names = ["a.tif", "b.tif"]
+    for place, name in enumerate(names):
+        animate(tmp_path / name, [numbered(2 * index + place) for index in range(4)])
+    one, other = (open_video(tmp_path / name, Limits(), 100) for name in names)
+    for index in range(4):
+        assert [number_of(frame.pixels) for frame in one.frames(index, index + 1)] == [2 * index]
+        assert [number_of(frame.pixels) for frame in other.frames(index, index + 1)] == [2 * index + 1]
+        assert open_files(tmp_path) == names
+    (tmp_path / "a.tif").unlink()
+    one.close()
+    assert open_files(tmp_path) == ["b.tif"]
+    assert [number_of(frame.pixels) for frame in other.frames(0, 1)] == [1]
+    other.close()
+    assert open_files(tmp_path) == []
+    helpers.close()
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.gif"])
+def test_the_limit_of_one_video_is_none_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # In this process: what holds for its Pillow holds for a helper's.
+    monkeypatch.setattr(HELPERS, "call", lambda _, function, *args, **__: function(*args))
+    monkeypatch.setattr(HELPERS, "release", lambda _, function, *args: function(*args))
+    before = Image.MAX_IMAGE_PIXELS
+    animate(tmp_path / name, [numbered(index) for index in range(3)])
+    with pytest.raises(TooLarge, match=r"^video: "):
+        open_video(tmp_path / name, Limits(max_pixels=64 * 48 // 3), 100)
+    assert len(read(tmp_path / name)) == 3
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_animated_avif_is_decoded_on_the_cores_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def decoder(data: bytes, codec: str, threads: int) -> Any:
+        given.append(threads)
+        return AvifDecoder(data, codec, threads)
+
+    animate(tmp_path / "a.avif", [numbered(index) for index in range(3)])
+    monkeypatch.setattr(AvifImagePlugin._avif, "AvifDecoder", decoder)
+    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
+    monkeypatch.setattr(heif, "usable_cores", lambda: 3)
+    AnimationFrames(tmp_path / "a.avif", 10_000).close()
+    assert given == [3]
+
+
 def crash(*_: object) -> None:
     """Ends the process in which it runs, as native code does that fails."""
     os._exit(1)
@@ -615,11 +680,22 @@ def test_an_animation_that_is_cut_off_is_an_error_of_ours_or_shorter(tmp_path: P
     assert all(fault.startswith("video: ") for fault in faults)
 
 
-def test_a_picture_with_more_pixels_than_pillow_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+def test_a_picture_with_more_pixels_than_pillow_opens(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     with pytest.raises(TooLarge, match=r"^video: "):
-        read(tmp_path / "a.png")
+        open_video(tmp_path / "a.png", Limits(max_pixels=100), 100)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_later_frame_that_is_far_larger_than_the_first(tmp_path: Path) -> None:
+    """Pillow's canvas grows with a GIF's frames."""
+    animate(tmp_path / "a.gif", [numbered(index) for index in range(3)])
+    content = bytearray((tmp_path / "a.gif").read_bytes())
+    last = content.rindex(b",\0\0\0\0")
+    content[last + 5 : last + 9] = struct.pack("<HH", 60_000, 60_000)
+    (tmp_path / "a.gif").write_bytes(content)
+    with pytest.raises(TooLarge, match=r"^video: has more than the 10000 pixels"):
+        open_video(tmp_path / "a.gif", Limits(max_pixels=10_000), 100)
 
 
 def test_a_picture_of_another_format_is_a_still_one(tmp_path: Path) -> None:
