@@ -59,7 +59,8 @@ def single_ring(rings: RingSet) -> Ring:
 
 
 def _are_holes(rings: RingSet) -> NDArray[np.bool_]:
-    return np.diff(rings.region, prepend=-1) == 0
+    are_holes: NDArray[np.bool_] = np.diff(rings.region, prepend=-1) == 0
+    return are_holes
 
 
 # ---- one ring of many
@@ -218,7 +219,8 @@ def _neighbours(corners: Ring) -> NDArray[np.int64]:
     # Places that are too close to others for its precision are left out of the triangles.
     left_out = found.coplanar[:, [0, 2]]
     pairs = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]], left_out])
-    return first[pairs[(pairs < len(first)).all(axis=1)]]
+    edges: NDArray[np.int64] = first[pairs[(pairs < len(first)).all(axis=1)]]
+    return edges
 
 
 def _by_place(corners: Ring) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

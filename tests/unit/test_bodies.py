@@ -25,7 +25,8 @@ from deployments.parsing.http.multipart_body import UsualForm
 from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
-UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
+UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
 
 DEFAULTS = Limits()
 MULTIPART = "multipart/form-data; boundary=cut"

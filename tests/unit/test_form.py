@@ -20,7 +20,8 @@ from deployments.parsing.http.form import form_route, parse_prompt
 from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
-UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
+UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
 
 DEFAULTS = Limits()
 

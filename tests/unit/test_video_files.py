@@ -580,7 +580,7 @@ def test_an_animated_avif_is_decoded_on_the_cores_that_may_be_used(
         return AvifDecoder(data, codec, threads)
 
     animate(tmp_path / "a.avif", [numbered(index) for index in range(3)])
-    monkeypatch.setattr(AvifImagePlugin._avif, "AvifDecoder", decoder)
+    monkeypatch.setattr("PIL.AvifImagePlugin._avif.AvifDecoder", decoder)
     monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
     monkeypatch.setattr(heif, "usable_cores", lambda: 3)
     AnimationFrames(tmp_path / "a.avif", 10_000).close()

@@ -37,7 +37,8 @@ from deployments.settings import RequestParserConfig, ServiceSettings, parse_set
 from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import settled
 
-UPLOADS = UploadBudgets(*(UploadBudget(lambda: 2**40, "full", lambda: 60.0) for _ in range(2)))
+UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
 VIDEO_ID = "a" * 64
 MODEL = "facebook/sam2-hiera-tiny"
 ROUTE = "/segment-anything-2/video"
