@@ -46,8 +46,7 @@ export class View extends EventTarget {
   // ---- content
 
   async show(url) {
-    this.image.src = url;
-    await this.image.decode();
+    await this.swap(url);
     [this.width, this.height] = [this.image.naturalWidth, this.image.naturalHeight];
     this._overlay.resize(this.width, this.height);
     for (const element of [this._world, this.image]) {
@@ -58,6 +57,15 @@ export class View extends EventTarget {
     this._object = this._drawn = null;
     this._cross.reset();
     this.fit();
+  }
+
+  // Shows another picture of the same size in place of the present one. Until it is decoded, that one stays.
+  async swap(url) {
+    const next = new Image();
+    next.src = url;
+    await next.decode();
+    this.image.src = url;
+    await this.image.decode();
   }
 
   clear() {
