@@ -11,9 +11,6 @@ const DEFAULT_FPS = 10; // of videos whose frames have no times
 const BITS_PER_PIXEL = 0.15; // a pixel and frame of the recording
 const KINDS = ["video/webm;codecs=vp9", "video/webm;codecs=vp8", "video/webm"];
 
-// The bitmap of a frame; close it.
-const bitmapOf = async (frame, signal) => createImageBitmap(await page.video.file.frame(frame, signal));
-
 // A zip of PNGs: an object in the frame's own size, transparent where it is not; frames without it are left out.
 export async function cutouts(object, signal, progress) {
   const place = page.history.state.objects.indexOf(object);
@@ -21,7 +18,7 @@ export async function cutouts(object, signal, progress) {
   await eachFrame(async (frame, masks) => {
     const mask = masks[place]?.mask;
     if (!mask?.area) return;
-    const bitmap = await bitmapOf(frame, signal);
+    const bitmap = await createImageBitmap(await page.video.file.exactFrame(frame, signal));
     await zip.add(frameName(frame, "png"), await cutout(mask, bitmap, true));
     bitmap.close();
   }, progress);
@@ -49,7 +46,7 @@ export async function webm(signal, progress) {
   recorder.pause();
   try {
     for (let frame = 0; frame < num_frames; frame++) {
-      const bitmap = await bitmapOf(frame, signal);
+      const bitmap = await createImageBitmap(await page.video.file.frame(frame, signal));
       context.drawImage(bitmap, 0, 0);
       bitmap.close();
       overlay.paint(layersOn(frame));

@@ -40,9 +40,9 @@ async function move() {
   await run("frame", async (signal) => {
     while (page.video === video && page.history.frame !== wanted) {
       const frame = wanted;
-      await showPicture(await video.file.frame(frame, signal));
+      const picture = await video.file.frame(frame, signal);
       if (page.video !== video) return;
-      signal.throwIfAborted();
+      await showPicture(picture);
       page.history.moveTo(frame);
       page.session = video.file.at(frame);
       if (playing) renderFrame();

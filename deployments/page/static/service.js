@@ -183,9 +183,9 @@ export const keepVideo = (file, options) => call("POST", `${ROUTE}/video/embed`,
 export const embedFrame = (frame, modelId, options) =>
   call("POST", `${ROUTE}/embed`, form({ ...frame, model_id: modelId }), options);
 
-// Returns a frame as a JPEG, a Blob.
-export async function picture(videoId, index, options) {
-  const path = `${ROUTE}/video/${videoId}/frames/${index}`;
+// Returns a frame, a Blob. kind: "jpeg", or "png" for its very pixels.
+export async function picture(videoId, index, kind, options) {
+  const path = `${ROUTE}/video/${videoId}/frames/${index}?format=${kind}`;
   const { response } = await patiently(() => fetched("GET", path, null, options), options);
   return response.blob();
 }

@@ -25,7 +25,7 @@ export class Timeline extends EventTarget {
     element.addEventListener("pointerdown", (event) => this._press(event));
     element.addEventListener("pointermove", (event) => event.buttons & 1 && this._point(event));
     element.addEventListener("keydown", (event) => this._key(event));
-    new ResizeObserver(() => this._count && this._resize()).observe(element);
+    new ResizeObserver(() => this._count && element.clientWidth !== this._width && this._resize()).observe(element);
   }
 
   // Shows a video of so many frames; none if 0. wantPictures(frames) is called with the frames whose pictures are wanted.
@@ -67,6 +67,7 @@ export class Timeline extends EventTarget {
   _resize() {
     const width = this._element.clientWidth;
     if (!width) return; // It is hidden.
+    this._width = width;
     const places = clamp(Math.floor(width / (PICTURE_HEIGHT * this._aspect)), 1, this._count);
     this._shown = Array.from({ length: places }, (_, place) => Math.floor(((place + 0.5) * this._count) / places));
     for (const [frame, picture] of this._pictures) {

@@ -27,8 +27,8 @@ export async function trackObjects(direction) {
     const job = { request, video, speed: new Speed(), count: 0 };
     try {
       const fields = { ...request.fields, model_id: modelId };
-      const ask = (id) => follow({ ...fields, video_id: id }, job, signal);
-      await showLoading(signal, controller, () => video.file.ask(ask, signal));
+      const ask = (id) => follow({ ...fields, video_id: id }, job, signal, controller);
+      await video.file.ask(ask, signal);
       say(`Tracked ${job.count} frames.`);
     } catch (fault) {
       if (signal.aborted && page.video === video) say(`Stopped after ${job.count} frames.`);
@@ -40,13 +40,16 @@ export async function trackObjects(direction) {
 
 export const stopTracking = () => cancel("track");
 
-async function follow(fields, job, signal) {
+async function follow(fields, job, signal, controller) {
+  const lines = track(fields, { signal, onWait: say });
+  // The first line, what is known of the video, comes when the model is awake.
+  await showLoading(signal, controller, () => lines.next());
   let isWhole = false;
-  for await (const line of track(fields, { signal, onWait: say })) {
+  for await (const line of lines) {
     signal.throwIfAborted();
     if (line.error) throw faultOfLine(line.error);
-    if (line.objects && "frame_index" in line) keep(line, job);
-    isWhole = line.done === true;
+    if (line.done) isWhole = true;
+    else keep(line, job);
   }
   if (!isWhole) throw new Fault("broken", "The service's answer broke off. Track on from here.");
 }

@@ -51,9 +51,14 @@ export class VideoFile {
   // Callers share the request, so none of them ends it.
   _fetch(index) {
     const { signal } = new AbortController();
-    const frame = this.ask((id) => service.picture(id, index, { signal }), signal);
+    const frame = this.ask((id) => service.picture(id, index, "jpeg", { signal }), signal);
     frame.catch(() => this._frames.get(index) === frame && this._frames.delete(index));
     return frame;
+  }
+
+  // Returns the very pixels of a frame as a PNG, a Blob, which is not kept.
+  exactFrame(index, signal) {
+    return this.ask((id) => service.picture(id, index, "png", { signal }), signal);
   }
 
   // How many frames and how many answers with logits are held.
