@@ -30,6 +30,7 @@ export async function trackObjects(direction) {
       const ask = (id) => follow({ ...fields, video_id: id }, job, signal, controller);
       await video.file.ask(ask, signal);
       say(`Tracked ${job.count} frames.`);
+      $("latency").textContent = `${job.count} frames in ${job.speed.total}`;
     } catch (fault) {
       if (signal.aborted && page.video === video) say(`Stopped after ${job.count} frames.`);
       throw fault;
@@ -81,11 +82,20 @@ function keep(line, job) {
 
 // How fast lines come.
 class Speed {
+  _started = performance.now();
+  _count = 0;
   _times = [];
 
   add(time) {
+    this._count++;
     this._times.push(time);
     if (this._times.length > SPEED_FRAMES) this._times.shift();
+  }
+
+  // Returns "3.2 s (25.1 frames/s)", of all frames.
+  get total() {
+    const seconds = (performance.now() - this._started) / 1000;
+    return `${seconds.toFixed(1)} s (${(this._count / seconds).toFixed(1)} frames/s)`;
   }
 
   // left: how many frames are still to come.
