@@ -82,7 +82,7 @@ def decoded(counts: str) -> NDArray[np.bool_]:
 
 def prompts_in(program: str) -> list[dict[str, Any]]:
     """The prompts in curl's command."""
-    prompts: list[dict[str, Any]] = json.loads(program.split("prompts='")[1].split("'")[0])
+    prompts: list[dict[str, Any]] = json.loads(program.split("prompts='")[1].partition("'")[0])
     return prompts
 
 
