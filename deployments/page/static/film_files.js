@@ -44,6 +44,7 @@ export async function webm(signal, progress) {
   const stopped = new Promise((resolve) => (recorder.onstop = resolve));
   recorder.start();
   recorder.pause();
+  let [due, recorded] = [0, 0]; // seconds: how long the recording should be, and is
   try {
     for (let frame = 0; frame < num_frames; frame++) {
       const bitmap = await createImageBitmap(await page.video.file.frame(frame, signal));
@@ -51,10 +52,14 @@ export async function webm(signal, progress) {
       bitmap.close();
       overlay.paint(layersOn(frame));
       context.drawImage(masks, 0, 0);
+      due += secondsOf(frame);
+      const resumed = performance.now();
       recorder.resume();
       track.requestFrame();
-      await new Promise((resolve) => setTimeout(resolve, 1000 * secondsOf(frame)));
+      // Timers are late: what one frame has had too much, the next does without.
+      await new Promise((resolve) => setTimeout(resolve, 1000 * (due - recorded)));
       recorder.pause();
+      recorded += (performance.now() - resumed) / 1000;
       progress((frame + 1) / num_frames);
     }
   } finally {
