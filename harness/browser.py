@@ -228,10 +228,10 @@ class Page:
         """Returns the candidates' scores as the page writes them."""
         return [button.text for button in self.all("#candidates button")]
 
-    def downloaded(self, kind: str) -> Path:
-        """Presses a download button, waits for the file and returns its path."""
+    def downloaded(self, kind: str, buttons: str = "download") -> Path:
+        """Presses a button with `data-{buttons}={kind}`, waits for the file and returns its path."""
         before = set(self._downloads.iterdir())
-        self.browser.find_element(By.CSS_SELECTOR, f"[data-download={kind}]").click()
+        self.browser.find_element(By.CSS_SELECTOR, f"[data-{buttons}={kind}]").click()
 
         def arrived() -> Path | None:
             new = [path for path in self._downloads.iterdir() if path not in before]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from deployments.environment import prepare_environment
+from harness.browser import NoBrowser, Page, launch
 from harness.serve import deploy, free_port, shut_down, wait_for_http
 from harness.weights import fill_hub_cache, random_model, sam2_package, save_checkpoint
 from tests.collector import Collector, collector
@@ -175,3 +176,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         fallback = f"http://127.0.0.1:{fallback_port}"
         yield Service(url, folder, tiny_checkpoint, own_checkpoint, own_config, metrics_url, logs, spans, fallback)
         shut_down()
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the browser's downloads."""
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(downloads: Path) -> Iterator[Page]:
+    """One browser for all tests of a file. Without a browser they are skipped, or fail where REQUIRE_BROWSER is set."""
+    try:
+        chromium = launch(downloads)
+    except NoBrowser as error:
+        if os.environ.get("REQUIRE_BROWSER"):
+            raise
+        pytest.skip(str(error))
+    yield Page(chromium, downloads)
+    chromium.quit()

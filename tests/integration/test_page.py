@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from deployments.encoding.davis import davis_palette
-from harness.browser import NoBrowser, Page, launch
+from harness.browser import Page
 from harness.images import encoded, iou, picture
 from tests.integration.conftest import DEMO, WRONG_CHECKPOINT, Service
 from tests.relay import relay
@@ -37,24 +36,6 @@ PEAR_BOX = (118, 148, 302, 352)
 TRUTH: NDArray[np.bool_] = np.asarray(Image.open(DEMO_FOLDER / "example_truth.png")) > 0
 ROUTE = "/segment-anything-2"
 HOSTILE = "<img src=x onerror=alert(1)> '$(touch pwned)' \"; `id` &amp; \\ ü.png"
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads: Path) -> Iterator[Page]:
-    """One browser for all tests. Without a browser they are skipped, or fail where REQUIRE_BROWSER is set."""
-    try:
-        chromium = launch(downloads)
-    except NoBrowser as error:
-        if os.environ.get("REQUIRE_BROWSER"):
-            raise
-        pytest.skip(str(error))
-    yield Page(chromium, downloads)
-    chromium.quit()
 
 
 @pytest.fixture

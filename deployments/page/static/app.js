@@ -3,15 +3,17 @@
 import * as downloads from "./downloads.js";
 import * as editing from "./editing.js";
 import { segmentEverything } from "./everything.js";
-import { candidateOf } from "./history.js";
-import { embed, EXAMPLES, open, openExample } from "./images.js";
+import { wireFilm } from "./film_controls.js";
+import { isAsked } from "./history.js";
+import { embed } from "./images.js";
 import { attempt, cancelAll, run, useToken } from "./jobs.js";
 import { loadModels } from "./models.js";
+import { EXAMPLES, open, openExample } from "./opening.js";
 import { endPreview, previewAt } from "./preview.js";
 import { copyProgram, showProgram } from "./program.js";
-import { isAsked } from "./prompts.js";
 import { connect, render } from "./render.js";
 import { addPoint, changePrompt, setBox } from "./segmenting.js";
+import { shownOf } from "./shown.js";
 import { $, page, view } from "./state.js";
 import { complain, say } from "./status.js";
 import * as toolfiles from "./toolfiles.js";
@@ -79,7 +81,7 @@ for (const button of document.querySelectorAll("[data-download]")) {
   button.addEventListener("click", () =>
     attempt(async () => {
       const { selected } = page.history;
-      const chosen = { name: selected.name, mask: candidateOf(selected)?.mask };
+      const chosen = { name: selected.name, mask: shownOf(selected)?.mask };
       downloads.save(...(await files[button.dataset.download](chosen)));
     }),
   );
@@ -114,7 +116,7 @@ view.stage.addEventListener("keydown", (event) => {
   else if (key === "h") $("hover").click();
 });
 
-// ---- images: chosen, dropped, pasted, examples
+// ---- images and videos: chosen, dropped, pasted, examples
 
 $("file").addEventListener("change", () => {
   open($("file").files[0]);
@@ -132,15 +134,16 @@ addEventListener("drop", (event) => {
 });
 addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
 
-for (const { file, text } of EXAMPLES) {
+for (const { file, text, picture: shown = file } of EXAMPLES) {
   const button = document.createElement("button");
   const picture = document.createElement("img");
-  [button.type, picture.src, picture.alt] = ["button", file, text];
+  [button.type, picture.src, picture.alt] = ["button", shown, text];
   button.append(picture);
   button.addEventListener("click", () => attempt(() => openExample(file)));
   $("examples").append(button);
 }
 
 connect(editing);
+wireFilm();
 render();
 run("models", loadModels);

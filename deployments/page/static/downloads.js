@@ -31,17 +31,20 @@ export function labelPng(objects, width, height) {
   return greyPng(width, height, values);
 }
 
-// The image in the mask's box; transparent where the mask is not.
-export function cutout(mask, image) {
+// The image in the mask's box, or the whole image; transparent where the mask is not.
+export function cutout(mask, image, isWhole = false) {
+  const { bits, x, y, w, h } = mask;
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [mask.w, mask.h];
+  [canvas.width, canvas.height] = isWhole ? [mask.width, mask.height] : [w, h];
   const context = canvas.getContext("2d");
-  context.drawImage(image, -mask.x, -mask.y);
-  const pixels = context.getImageData(0, 0, mask.w, mask.h);
-  for (let index = 0; index < mask.bits.length; index++) {
-    if (!mask.bits[index]) pixels.data.fill(0, 4 * index, 4 * index + 4);
+  const [left, top] = isWhole ? [0, 0] : [x, y];
+  context.drawImage(image, -left, -top);
+  const pixels = context.getImageData(x - left, y - top, w, h);
+  for (let index = 0; index < bits.length; index++) {
+    if (!bits[index]) pixels.data.fill(0, 4 * index, 4 * index + 4);
   }
-  context.putImageData(pixels, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.putImageData(pixels, x - left, y - top);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 

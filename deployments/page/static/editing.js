@@ -1,20 +1,25 @@
 // Edits the objects: undo and redo, select, rename, remove, pick a candidate.
 
-import { newObject } from "./history.js";
+import { isAsked, newObject } from "./history.js";
 import { isRunning } from "./jobs.js";
+import { goTo } from "./moving.js";
 import { endPreview } from "./preview.js";
-import { isAsked } from "./prompts.js";
 import { render } from "./render.js";
-import { ask } from "./segmenting.js";
+import { ask, jobOf } from "./segmenting.js";
 import { page } from "./state.js";
 
 // Changes the history. A prompt whose request was cancelled before its answer came is asked again when it is selected.
 function edit(change) {
+  const { frame } = page.history;
   change(page.history);
+  const changed = page.history.frame;
+  // What was done on another frame of a video is undone there; until its picture has come, the present one is shown.
+  page.history.moveTo(frame);
+  if (changed !== frame) goTo(changed);
   endPreview();
   render();
   const { selected } = page.history;
-  if (page.session && !selected.slot.answer && isAsked(selected) && !isRunning(selected.id)) ask(selected);
+  if (page.session && !selected.slot.answer && isAsked(selected) && !isRunning(jobOf(selected))) ask(selected);
 }
 
 export const undo = () => edit((history) => history.undo());

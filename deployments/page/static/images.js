@@ -4,20 +4,15 @@ import { History, restartNumbers } from "./history.js";
 import { cancelAll, run } from "./jobs.js";
 import { loadModels, showLoading } from "./models.js";
 import { render } from "./render.js";
-import { Fault } from "./service.js";
+import { Fault } from "./faults.js";
 import { Session } from "./session.js";
 import { $, page, view } from "./state.js";
 import { keepFocus, progress, say } from "./status.js";
 
-export const EXAMPLES = [
-  { file: "page/examples/drawn.png", text: "Drawn things on a table" },
-  { file: "page/examples/photograph.jpg", text: "A photograph of a man with a camera" },
-];
-
-export async function open(file) {
-  if (!file) return;
+export async function openImage(file) {
   cancelAll();
   page.session = new Session(file);
+  page.video = null;
   page.fileName = file.name || "image.png";
   restartNumbers();
   $("latency").textContent = "";
@@ -44,14 +39,7 @@ export async function open(file) {
   });
 }
 
-export async function openExample(file) {
-  const answer = await fetch(file);
-  if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
-  const blob = await answer.blob();
-  await open(new File([blob], file.split("/").at(-1), { type: blob.type }));
-}
-
-// Makes the model look at the image ahead of the first prompt.
+// Makes the model look at the image, or the video's present frame, ahead of the first prompt.
 export async function embed(signal, controller) {
   const wait = () => page.session.image(page.modelId, signal, progress);
   const { width, height } = await showLoading(signal, controller, wait);
@@ -60,7 +48,7 @@ export async function embed(signal, controller) {
     const sizes = `The service sees ${width}×${height} pixels, this browser ${view.width}×${view.height}`;
     giveUp(`${sizes}. Save the image as PNG.`);
   }
-  say("Ready: click on something in the image.");
+  say(`Ready: click on something in the ${page.video ? "frame, then track it" : "image"}.`);
 }
 
 function giveUp(sentence) {
@@ -69,7 +57,7 @@ function giveUp(sentence) {
   throw new Fault("image", sentence);
 }
 
-function showNothing() {
+export function showNothing() {
   view.clear();
   view.stage.setAttribute("aria-label", "Image to segment");
   $("welcome").hidden = false;

@@ -1,7 +1,8 @@
 // Runs the user's requests as jobs, one at a time for each purpose: a job can be cancelled, waits for a token if the
 // service asks for one, and tells its fault as a sentence.
 
-import { Fault, token } from "./service.js";
+import { Fault } from "./faults.js";
+import { token } from "./service.js";
 import { $, page } from "./state.js";
 import { complain, keepFocus, say, showProgress } from "./status.js";
 
@@ -45,6 +46,10 @@ export async function attempt(action) {
     console.error(fault);
     complain(`That did not work: ${fault.message}`);
   }
+}
+
+export function cancel(key) {
+  jobs.get(key)?.abort();
 }
 
 export function cancelAll() {

@@ -21,6 +21,35 @@ export function runsOf(counts) {
   return runs;
 }
 
+// Returns the counts of a mask without any pixel.
+export function emptyCounts(pixels) {
+  let counts = "";
+  for (let left = pixels, isLast = false; !isLast; left >>= 5) {
+    // The highest of the last five bits is the number's sign.
+    isLast = left < 16;
+    counts += String.fromCharCode(48 + ((left & 0x1f) | (isLast ? 0 : 0x20)));
+  }
+  return counts;
+}
+
+const LOGITS_SIDE = 256;
+const SURE = 10; // the logit of a given mask: SAM 2 takes 10 inside and -10 outside
+
+// Returns a mask as low-resolution logits, 1×256×256: that of the pixel in the middle of each.
+export function logitsOf(mask) {
+  const { bits, x, y, w, h } = mask;
+  const places = Array.from({ length: LOGITS_SIDE }, (_, index) => (index + 0.5) / LOGITS_SIDE);
+  const rows = places.map((place) => {
+    const row = Math.floor(place * mask.height) - y;
+    return places.map((along) => {
+      const column = Math.floor(along * mask.width) - x;
+      const inside = row >= 0 && row < h && column >= 0 && column < w && bits[row * w + column] === 1;
+      return inside ? SURE : -SURE;
+    });
+  });
+  return [rows];
+}
+
 export class Mask {
   // record: {segmentation: {size: [h, w], counts}, area, bbox: [x, y, w, h]}.
   constructor(record) {

@@ -1,7 +1,8 @@
 // The models of the service: which there are, and how far one is that loads.
 
+import { Fault } from "./faults.js";
 import { showModels } from "./panels.js";
-import { Fault, models as askModels } from "./service.js";
+import { models as askModels } from "./service.js";
 import { $, page } from "./state.js";
 import { say, showProgress } from "./status.js";
 

@@ -1,7 +1,8 @@
 // The panels beside the image. Names and messages are put in as text, never as HTML.
 
-import { candidateOf, isEmpty } from "./history.js";
+import { isAsked, isEmpty } from "./history.js";
 import { rgbOf } from "./overlay.js";
+import { shownOf, wasTracked } from "./shown.js";
 
 const THUMBNAIL = 128;
 
@@ -73,15 +74,22 @@ function rowOf(id, acts) {
   return row;
 }
 
+// Returns what stands beside an object's colour: the score of its mask on the present frame.
+function scoreOf(object) {
+  const isAwaited = isAsked(object) && !object.slot.answer;
+  const shown = isAwaited ? null : shownOf(object);
+  const isAbsent = shown?.mask.area === 0 && wasTracked(shown);
+  return isAbsent ? "absent" : (shown?.score.toFixed(2) ?? "–");
+}
+
 export function showObjects(list, { objects, selected }, acts) {
   for (const id of rows.keys()) {
     if (!objects.some((object) => object.id === id)) rows.delete(id);
   }
   const items = objects.map((object) => {
     const row = rowOf(object.id, acts);
-    const candidate = candidateOf(object);
     row.swatch.style.background = `hsl(${object.hue} 90% 55%)`;
-    row.score.textContent = candidate ? candidate.score.toFixed(2) : "–";
+    row.score.textContent = scoreOf(object);
     row.select.setAttribute("aria-pressed", String(object.id === selected));
     const prompts = `${object.points.length} points${object.box ? ", a box" : ""}`;
     row.select.setAttribute("aria-label", `Select ${object.name}: ${isEmpty(object) ? "empty" : prompts}`);

@@ -6,7 +6,7 @@ const CRCS = Uint32Array.from({ length: 256 }, (_, start) => {
   return value;
 });
 
-function crc(bytes) {
+export function crc32(bytes) {
   let value = 0xffffffff;
   for (const byte of bytes) value = CRCS[(value ^ byte) & 0xff] ^ (value >>> 8);
   return ~value >>> 0;
@@ -18,7 +18,7 @@ function chunk(name, data) {
   view.setUint32(0, data.length);
   bytes.set(new TextEncoder().encode(name), 4);
   bytes.set(data, 8);
-  view.setUint32(8 + data.length, crc(bytes.subarray(4, 8 + data.length)));
+  view.setUint32(8 + data.length, crc32(bytes.subarray(4, 8 + data.length)));
   return bytes;
 }
 

@@ -1,8 +1,9 @@
 // Prompts as requests: the fields that an object's prompt becomes, and the prompts that led to it.
 
 import { candidateOf } from "./history.js";
-
-export const isAsked = ({ points, box }) => points.length > 0 || box !== null;
+import { logitsOf } from "./mask.js";
+import { shownOf, wasTracked } from "./shown.js";
+import { page } from "./state.js";
 
 // One click alone is ambiguous: it gets three candidates.
 const isAmbiguous = ({ points, box, previous }) => points.length === 1 && !box && !previous;
@@ -27,13 +28,20 @@ export const stepsOf = (object) => [
   { fields: fieldsOf(object), picked: object.picked },
 ];
 
-// Returns the changes that every new prompt of an object brings along: no answer yet, and as mask_input the logits of
-// the mask that the user sees, if they are of the same model.
+// Returns what a candidate becomes as the mask_input of the next prompt: its logits, or if it has none its mask.
+export const maskInputOf = ({ logits, mask }) => JSON.stringify(logits ?? logitsOf(mask));
+
+// Returns the changes that every new prompt of an object brings along: no answer yet, and as mask_input the mask that the
+// user sees. An image's must be of the same model. On a video's frame any mask that was found there is corrected.
 export function withoutAnswer(object, modelId) {
   const candidate = candidateOf(object);
+  const seen = page.video ? shownOf(object) : candidate;
   let previous = object.previous?.modelId === modelId && !object.slot.answer ? object.previous : null;
-  if (candidate?.logits && object.slot.answer.modelId === modelId) {
-    previous = { logits: candidate.logits, modelId, steps: stepsOf(object) };
+  const isOfModel = object.slot.answer?.modelId === modelId;
+  if (seen?.mask.area && (wasTracked(seen) || (page.video && isOfModel))) {
+    previous = { candidate: seen, modelId, steps: [] };
+  } else if (candidate?.logits && isOfModel) {
+    previous = { candidate, modelId, steps: stepsOf(object) };
   }
-  return { previous, before: candidate ?? object.before, everything: null, slot: { answer: null }, picked: 0 };
+  return { previous, before: seen ?? object.before, everything: null, slot: { answer: null }, picked: 0 };
 }

@@ -1,9 +1,11 @@
 // Brings the whole page in line with its state.
 
-import { candidateOf, isEmpty } from "./history.js";
+import { showFilm } from "./film.js";
+import { isEmpty } from "./history.js";
 import { paint } from "./painting.js";
 import { showCandidates, showObjects } from "./panels.js";
 import { showProgram } from "./program.js";
+import { shownOf } from "./shown.js";
 import { $, page, view } from "./state.js";
 import { keepFocus } from "./status.js";
 
@@ -23,7 +25,17 @@ export function render() {
     $("candidates-none").hidden = Boolean(selected.slot.answer);
     showObjects($("objects"), state, acts);
     enableControls();
+    showFilm();
     showProgram();
+  });
+}
+
+// Brings in line only what changes from frame to frame while a video plays.
+export function renderFrame() {
+  keepFocus(() => {
+    view.mark(page.history.selected);
+    paint();
+    showFilm();
   });
 }
 
@@ -37,6 +49,6 @@ function enableControls() {
   for (const id of ["zoom-in", "zoom-out", "zoom-fit"]) $(id).disabled = view.isEmpty;
   for (const button of document.querySelectorAll("[data-download]")) {
     const isSingle = ["mask", "cutout"].includes(button.dataset.download);
-    button.disabled = isSingle ? !candidateOf(selected)?.mask.area : !finished.length;
+    button.disabled = isSingle ? !shownOf(selected)?.mask.area : !finished.length;
   }
 }

@@ -4,20 +4,23 @@ import { run } from "./jobs.js";
 import { showLoading } from "./models.js";
 import { latency } from "./panels.js";
 import { endPreview } from "./preview.js";
-import { fieldsOf, withoutAnswer } from "./prompts.js";
+import { fieldsOf, maskInputOf, withoutAnswer } from "./prompts.js";
 import { render } from "./render.js";
 import { $, page } from "./state.js";
 import { progress, say } from "./status.js";
+
+// The purpose of the request for an object's mask on the present frame, see jobs.js.
+export const jobOf = ({ id }) => `${id} on ${page.history.frame}`;
 
 export function ask(object) {
   endPreview();
   render();
   const { slot } = object;
-  run(object.id, async (signal, controller) => {
+  const { modelId, session } = page;
+  run(jobOf(object), async (signal, controller) => {
     const fields = { ...fieldsOf(object), return_logits: "true" };
-    if (object.previous) fields.mask_input = JSON.stringify(object.previous.logits);
-    const { modelId } = page;
-    const wait = () => page.session.segment(fields, modelId, { signal, progress });
+    if (object.previous) fields.mask_input = maskInputOf(object.previous.candidate);
+    const wait = () => session.segment(fields, modelId, { signal, progress });
     const answer = await showLoading(signal, controller, wait);
     signal.throwIfAborted();
     slot.answer = { modelId, candidates: answer.candidates };

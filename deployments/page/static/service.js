@@ -1,17 +1,10 @@
 // Calls the service's public API: turns errors into sentences, repeats requests to a busy service, sends the token.
 
+import { detailOf, Fault, faultOf } from "./faults.js";
+
 const TRIES = 6;
 const TOKEN_KEY = "segment-anything-2-token";
 const ROUTE = "segment-anything-2";
-
-// An error as a sentence for the user. kind: "token" if the service asks for one, "forgotten" if it asks for the image
-// again; others say which part of the request, or of the service, is at fault.
-export class Fault extends Error {
-  constructor(kind, sentence) {
-    super(sentence);
-    this.kind = kind;
-  }
-}
 
 // The token is kept until the tab is closed; without storage in the browser, until the page is loaded again.
 let secret = "";
@@ -41,27 +34,57 @@ export function form(fields) {
   return body;
 }
 
-// Sends one request; by XMLHttpRequest, since fetch does not report the progress of an upload.
+const NO_HEADER = "This token holds a character that no token can have.";
+const UNREACHABLE = "The service cannot be reached. Is it running?";
+
+// Sends one request; by XMLHttpRequest, since fetch does not report the progress of an upload. Returns {status, text,
+// header(name), seconds}.
 function send(method, path, body, { signal, onUpload }) {
   return new Promise((resolve, reject) => {
+    const started = performance.now();
     const request = new XMLHttpRequest();
     const abort = () => request.abort();
     request.open(method, path);
     try {
       if (token.get()) request.setRequestHeader("Authorization", `Bearer ${token.get()}`);
     } catch {
-      return reject(new Fault("token", "This token holds a character that no token can have."));
+      return reject(new Fault("token", NO_HEADER));
     }
     request.upload.onprogress = (event) => event.lengthComputable && onUpload?.(event.loaded / event.total);
     request.upload.onload = () => onUpload?.(1);
-    request.onload = () => resolve(request);
-    request.onerror = () => reject(new Fault("unreachable", "The service cannot be reached. Is it running?"));
+    request.onload = () =>
+      resolve({
+        status: request.status,
+        text: request.responseText,
+        header: (name) => request.getResponseHeader(name),
+        seconds: (performance.now() - started) / 1000,
+      });
+    request.onerror = () => reject(new Fault("unreachable", UNREACHABLE));
     request.onabort = () => reject(signal.reason);
     request.onloadend = () => signal?.removeEventListener("abort", abort);
     if (signal?.aborted) return reject(signal.reason);
     signal?.addEventListener("abort", abort);
     request.send(body);
   });
+}
+
+// Sends one request by fetch, whose answer can be read while it comes. Returns {status, text, header(name), response};
+// the text is that of an error.
+async function fetched(method, path, body, { signal }) {
+  const headers = new Headers();
+  try {
+    if (token.get()) headers.set("Authorization", `Bearer ${token.get()}`);
+  } catch {
+    throw new Fault("token", NO_HEADER);
+  }
+  try {
+    const response = await fetch(path, { method, body, headers, signal });
+    const text = response.ok ? "" : await response.text();
+    return { status: response.status, text, header: (name) => response.headers.get(name), response };
+  } catch (fault) {
+    if (signal?.aborted) throw signal.reason;
+    throw new Fault("unreachable", `${UNREACHABLE} (${fault.message})`);
+  }
 }
 
 function pause(seconds, signal) {
@@ -74,67 +97,25 @@ function pause(seconds, signal) {
   });
 }
 
-// Returns the service's description of an error: {msg, code}. A proxy in front of it answers in plain text.
-function detailOf(request) {
-  const text = request.responseText.slice(0, 300) || `status ${request.status}`;
+function read(answer) {
   try {
-    const { detail } = JSON.parse(request.responseText);
-    if (Array.isArray(detail)) return { msg: detail.map(({ loc, msg }) => `${loc.at(-1)}: ${msg}`).join("; ") };
-    return typeof detail?.msg === "string" ? detail : { msg: text };
-  } catch {
-    return { msg: text };
-  }
-}
-
-function faultOf(request) {
-  const { msg, code } = detailOf(request);
-  if (code === "image_not_cached") return new Fault("forgotten", "The service has forgotten the image.");
-  if (code === "deadline_exceeded") return new Fault("late", `This takes longer than the service allows (${msg}).`);
-  switch (request.status) {
-    case 401:
-      return new Fault("token", `The service ${token.get() ? "does not accept this token" : "asks for a token"}.`);
-    case 400:
-      if (!msg.startsWith("image:")) return new Fault("refused", `The service does not take this: ${msg}.`);
-      return new Fault("image", `This file is not an image that the service can read (${msg}).`);
-    case 408:
-      return new Fault("late", "The upload took longer than the service waits.");
-    case 413:
-      return new Fault("large", `This is too large for the service: ${msg}.`);
-    case 503:
-      return new Fault("busy", `The service cannot answer now: ${msg}.`);
-    case 500:
-    case 502:
-    case 504:
-      return new Fault("broken", `Something went wrong inside the service: ${msg}.`);
-    default:
-      return new Fault("refused", `The service answered with an error (${request.status}): ${msg}.`);
-  }
-}
-
-function read(request) {
-  try {
-    return JSON.parse(request.responseText);
+    return JSON.parse(answer.text);
   } catch {
     throw new Fault("broken", "The service's answer broke off.");
   }
 }
 
-// Returns {json, timing, seconds}; waits and repeats the request while the service is busy.
-//   onUpload(share) is called with the share that is uploaded, from 0 to 1.
-//   onWait(sentence) is called with the cause of a pause; "" when it is over.
-export async function call(method, path, body, { signal, onUpload, onWait } = {}) {
+// Returns the answer of ask(), of a kind that send() returns; waits and asks again while the service is busy.
+async function patiently(ask, { signal, onWait }) {
   for (let attempt = 1; ; attempt++) {
-    const started = performance.now();
-    const request = await send(method, path, body, { signal, onUpload });
-    if (request.status >= 200 && request.status < 300) {
-      const seconds = (performance.now() - started) / 1000;
-      return { json: read(request), timing: timings(request), seconds };
-    }
-    const fault = faultOf(request);
-    const after = Number(request.getResponseHeader("Retry-After"));
+    const answer = await ask();
+    if (answer.status >= 200 && answer.status < 300) return answer;
+    const fault = faultOf(answer, Boolean(token.get()));
+    const after = Number(answer.header("Retry-After"));
     if (fault.kind !== "busy" || !(after > 0) || attempt === TRIES) throw fault;
     // While a model wakes up, the service's message says which, and how far it is.
-    const cause = detailOf(request).msg.startsWith("model ") ? detailOf(request).msg : "The service is busy";
+    const { msg } = detailOf(answer);
+    const cause = msg.startsWith("model ") ? msg : "The service is busy";
     for (let left = Math.ceil(after); left > 0; left--) {
       onWait?.(`${cause}: trying again in ${left} s.`);
       await pause(1, signal);
@@ -143,10 +124,39 @@ export async function call(method, path, body, { signal, onUpload, onWait } = {}
   }
 }
 
+// Returns {json, timing, seconds}; waits and repeats the request while the service is busy.
+//   onUpload(share) is called with the share that is uploaded, from 0 to 1.
+//   onWait(sentence) is called with the cause of a pause; "" when it is over.
+export async function call(method, path, body, options = {}) {
+  const answer = await patiently(() => send(method, path, body, options), options);
+  return { json: read(answer), timing: timings(answer), seconds: answer.seconds };
+}
+
+// Yields an answer's lines, each a document of JSON, as they come. A signal that is aborted closes the connection.
+async function* lines(path, body, options) {
+  const { response } = await patiently(() => fetched("POST", path, body, options), options);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let begun = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (begun + value).split("\n");
+      begun = parts.pop();
+      for (const part of parts) if (part.trim()) yield JSON.parse(part);
+    }
+  } catch (fault) {
+    if (options.signal?.aborted) throw options.signal.reason;
+    throw new Fault("unreachable", `The connection to the service broke off (${fault.message}).`);
+  } finally {
+    reader.cancel().catch((fault) => console.info(fault.message));
+  }
+}
+
 // Returns Server-Timing as {parse: ms, queue: ms, …, cache: "hit" or "miss"}.
-function timings(request) {
+function timings(answer) {
   const found = {};
-  for (const entry of (request.getResponseHeader("Server-Timing") ?? "").split(",")) {
+  for (const entry of (answer.header("Server-Timing") ?? "").split(",")) {
     const [name, ...parameters] = entry.trim().split(";");
     for (const parameter of parameters) {
       const [key, value] = parameter.split("=");
@@ -165,3 +175,20 @@ export const segment = (fields, options) =>
   call("POST", ROUTE, form({ ...fields, response_format: "rle" }), options);
 
 export const everything = (fields, options) => call("POST", `${ROUTE}/auto`, form(fields), options);
+
+// ---- videos
+
+export const keepVideo = (file, options) => call("POST", `${ROUTE}/video/embed`, form({ video: file }), options);
+
+export const embedFrame = (frame, modelId, options) =>
+  call("POST", `${ROUTE}/embed`, form({ ...frame, model_id: modelId }), options);
+
+// Returns a frame, a Blob. kind: "jpeg", or "png" for its very pixels.
+export async function picture(videoId, index, kind, options) {
+  const path = `${ROUTE}/video/${videoId}/frames/${index}?format=${kind}`;
+  const { response } = await patiently(() => fetched("GET", path, null, options), options);
+  return response.blob();
+}
+
+// Yields what is known of the video, a line for each frame, and the end; see the documents of the service.
+export const track = (fields, options) => lines(`${ROUTE}/video`, form(fields), options);

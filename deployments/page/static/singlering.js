@@ -74,10 +74,13 @@ function joined([first, ...others]) {
 
 const topOf = (ring) => ring.reduce((top, [, y]) => Math.min(top, y), Infinity);
 
-// Returns the corners, [x, y] in pixels; the first is not repeated at the end.
-export function singleRing(mask) {
+// Returns the corners of a closed ring without the first one's repetition.
+export const edges = (ring) => ring.slice(1);
+
+// Returns the corners, [x, y] in pixels; the first is not repeated at the end. pointsOf: centres, or the pixels' own edges.
+export function singleRing(mask, pointsOf = centres) {
   const parts = multiPolygon(mask).coordinates.map((rings) => {
-    const [outer, ...holes] = rings.map(centres);
+    const [outer, ...holes] = rings.map(pointsOf);
     return holes.sort((one, other) => topOf(one) - topOf(other)).reduce(withHole, outer);
   });
   const ring = joined(parts);

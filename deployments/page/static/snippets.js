@@ -8,24 +8,33 @@ const python = (value) => JSON.stringify(value);
 // In curl's -F a quoted name may hold any character; after "./", the name "-" is not read as stdin.
 const curlFile = (name) => `@"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
 
-// steps: [{fields, picked}], the prompts that led to a mask, each with the candidate that the next went on from.
-export function curl({ url, fileName, modelId, needsToken, steps }) {
-  const lines = [`curl -s -X POST ${shell(url)}`];
+// The beginning of a command of curl. option: those that come first; kind: the file's field.
+function curlWith({ url, fileName, needsToken }, option, kind, fields) {
+  const lines = [`curl ${option} -X POST ${shell(url)}`];
   if (needsToken) lines.push('-H "Authorization: Bearer $AUTH_TOKEN"');
-  lines.push(`-F image=${shell(curlFile(fileName))}`);
-  const fields = { model_id: modelId, ...steps.at(-1).fields, response_format: "rle" };
+  lines.push(`-F ${kind}=${shell(curlFile(fileName))}`);
   for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${name}=${shell(value)}`);
-  const command = lines.join(" \\\n    ");
+  return lines.join(" \\\n    ");
+}
+
+// steps: [{fields, picked}], the prompts that led to a mask, each with the candidate that the next went on from.
+export function curl({ steps, ...facts }) {
+  const fields = { model_id: facts.modelId, ...steps.at(-1).fields, response_format: "rle" };
+  const command = curlWith(facts, "-s", "image", fields);
   if (steps.length === 1) return command;
   return `# The page also sends the logits of the answer before as mask_input: see Python.\n${command}`;
 }
 
-function opening({ url, fileName, needsToken }) {
+// fields: those of the request that follows objects through the video.
+export const curlOfVideo = ({ fields, ...facts }) =>
+  curlWith(facts, "-sN", "video", { model_id: facts.modelId, ...fields });
+
+function opening({ url, fileName, needsToken }, kind = "image") {
   return `${needsToken ? "import os\n\n" : ""}import requests
 
 url = ${python(url)}
 headers = ${needsToken ? '{"Authorization": "Bearer " + os.environ["AUTH_TOKEN"]}' : "{}"}
-image = open(${python(fileName)}, "rb").read()
+${kind} = open(${python(fileName)}, "rb").read()
 `;
 }
 
@@ -59,4 +68,17 @@ answer = requests.post(url, files={"image": image}, data=data, headers=headers)
 answer.raise_for_status()
 mask = answer.json()["masks"][${index}]
 ${CLOSING}`;
+}
+
+export function pythonOfVideo({ fields, ...facts }) {
+  return `import json
+${opening(facts, "video")}data = ${python({ model_id: facts.modelId, ...fields })}
+with requests.post(url, files={"video": video}, data=data, headers=headers, stream=True) as answer:
+    answer.raise_for_status()
+    for line in map(json.loads, answer.iter_lines()):
+        for one in line.get("objects", []) if "frame_index" in line else []:
+            # pycocotools.mask.decode(one["segmentation"]) is an array.
+            print(line["frame_index"], one["object_id"], one["present"], one["area"], one["bbox"])
+assert line.get("done"), line
+`;
 }

@@ -26,12 +26,15 @@ export function keepFocus(act) {
   if (!focused.isConnected || focused.disabled || !focused.checkVisibility()) view.stage.focus();
 }
 
-// Shows the progress of a call; see call in service.js.
-export const progress = {
+// Shows the progress of a call that uploads something; see call in service.js. after: what happens then.
+const progressOf = (what, after) => ({
   onWait: say,
   onUpload(share) {
     showProgress(share < 1 ? share : undefined);
     // In steps of ten: a screen reader would read every per cent.
-    say(share < 1 ? `Uploading the image: ${10 * Math.floor(10 * share)} %` : "The model looks at the image…");
+    say(share < 1 ? `Uploading the ${what}: ${10 * Math.floor(10 * share)} %` : after);
   },
-};
+});
+
+export const progress = progressOf("image", "The model looks at the image…");
+export const videoProgress = progressOf("video", "The service reads the video…");

@@ -7,12 +7,12 @@ import { singleRing } from "./singlering.js";
 import { greyTiff } from "./tiff.js";
 
 // Without what XML cannot hold: control characters, halves of characters.
-const plain = (text) => text.replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, "");
+export const plain = (text) => text.replaceAll(/[\p{Cc}\p{Cs}\ufffe\uffff]/gu, "");
 
 const json = (value, type = "application/json") => new Blob([JSON.stringify(value)], { type });
 
 const MARKS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;" };
-const xml = (text) => plain(text).replaceAll(/[&<>"']/g, (mark) => MARKS[mark]);
+export const xml = (text) => plain(text).replaceAll(/[&<>"']/g, (mark) => MARKS[mark]);
 
 const maskOf = (object) => candidateOf(object).mask;
 const shown = (objects) => objects.filter((object) => maskOf(object).area > 0);
@@ -163,10 +163,10 @@ export function yolo(objects, fileName, width, height) {
   return new Blob(lines, { type: "text/plain" });
 }
 
-const DAVIS_OBJECTS = 255;
+export const DAVIS_OBJECTS = 255;
 
 // The colours of DAVIS: bit 3k + c of a number is bit 7 − k of its channel c.
-function davisPalette() {
+export function davisPalette() {
   return Uint8Array.from({ length: 3 * 256 }, (_, index) => {
     const [number, channel] = [Math.floor(index / 3), index % 3];
     let value = 0;

@@ -30,6 +30,7 @@ export class View extends EventTarget {
     this._left = this._top = 0;
     this._object = null;
     this._drawn = null;
+    this._turn = 0; // counts the pictures that were shown
     this._cross = new KeyboardCross(this);
     this._pointers = new Pointers(this);
     new ResizeObserver(() => !this.isEmpty && (this.isFitted ? this.fit() : this._place())).observe(stage);
@@ -46,8 +47,7 @@ export class View extends EventTarget {
   // ---- content
 
   async show(url) {
-    this.image.src = url;
-    await this.image.decode();
+    await this.swap(url);
     [this.width, this.height] = [this.image.naturalWidth, this.image.naturalHeight];
     this._overlay.resize(this.width, this.height);
     for (const element of [this._world, this.image]) {
@@ -60,7 +60,20 @@ export class View extends EventTarget {
     this.fit();
   }
 
+  // Shows another picture of the same size in place of the present one. Until it is decoded, that one stays.
+  async swap(url) {
+    const turn = ++this._turn;
+    const next = new Image();
+    next.src = url;
+    await next.decode();
+    // Meanwhile a newer picture may have been shown, or none is wanted any more.
+    if (turn !== this._turn) throw new DOMException("Another picture is shown.", "AbortError");
+    this.image.src = url;
+    await this.image.decode();
+  }
+
   clear() {
+    this._turn++;
     this._world.hidden = true;
     this.image.removeAttribute("src");
     this.width = this.height = 0;
