@@ -7,6 +7,7 @@ from typing import BinaryIO
 from deployments.errors import InvalidImage
 from deployments.messages.picture_options import PictureOptions
 from deployments.pictures import jpeg
+from deployments.pictures.exif import orientation, upright_samples, upright_size
 from deployments.pictures.extra import library
 from deployments.pictures.faults import check_page, decoding
 from deployments.pictures.kinds import HEAD_BYTES
@@ -15,6 +16,7 @@ from deployments.pictures.raster import Raster
 KIND = "a JPEG picture of more than 8 bits"
 
 JPEG_LS_FRAME = 0xF7
+APP1, EXIF = 0xE1, b"Exif\0\0"
 JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 CODESTREAM_AND_SIZE = b"\xff\x4f\xff\x51"
 
@@ -28,12 +30,14 @@ class JpegFrame:
         size: width and height.
         bits: of a sample.
         is_signed: whether samples may be negative.
+        orientation: what EXIF metadata say, 1 to 8.
     """
 
     codec: str
     size: tuple[int, int]
     bits: int
     is_signed: bool
+    orientation: int = 1
 
 
 def matches(head: bytes) -> bool:
@@ -43,14 +47,15 @@ def matches(head: bytes) -> bool:
 
 
 def size(file: BinaryIO, options: PictureOptions) -> tuple[int, int]:
-    """Returns the picture's width and height.
+    """Returns the upright picture's width and height.
 
     Raises:
         InvalidImage: the header is damaged.
         InvalidRequest: `page` is not 0.
     """
     check_page(options.page_number(), 1)
-    return _read_frame(file).size
+    frame = _read_frame(file)
+    return upright_size(frame.size, frame.orientation)
 
 
 def is_deep(file: BinaryIO, _: PictureOptions) -> bool:
@@ -59,7 +64,7 @@ def is_deep(file: BinaryIO, _: PictureOptions) -> bool:
 
 
 def read(file: BinaryIO, options: PictureOptions) -> Raster:
-    """Decodes the picture to `H×W×C` samples as they are stored.
+    """Decodes the picture to `H×W×C` samples as they are stored, upright.
 
     Raises:
         InvalidImage: the file is damaged, or imagecodecs is missing.
@@ -74,7 +79,7 @@ def read(file: BinaryIO, options: PictureOptions) -> Raster:
         samples = getattr(imagecodecs, frame.codec)(file.read())
         samples = samples if samples.ndim == 3 else samples[:, :, None]
         full = None if frame.is_signed or frame.bits <= 8 else (0.0, 2.0**frame.bits - 1)
-        return Raster(samples, description=KIND, full=full)
+        return Raster(upright_samples(samples, frame.orientation), description=KIND, full=full)
 
 
 def _read_frame(file: BinaryIO) -> JpegFrame:
@@ -97,12 +102,14 @@ def _frame(head: bytes) -> JpegFrame | None:
 
 def _frame_of_jpeg(head: bytes) -> JpegFrame | None:
     """ITU-T T.81, B.2.2; T.87 has the same."""
+    turned = 1
     for marker, content in jpeg.segments(head):
+        if marker == APP1 and content.startswith(EXIF):
+            turned = orientation(content)
         if marker in jpeg.FRAMES or marker == JPEG_LS_FRAME:
             bits, height, width = struct.unpack_from(">BHH", content)
-            return JpegFrame(
-                "jpegls_decode" if marker == JPEG_LS_FRAME else "jpeg8_decode", (width, height), bits, False
-            )
+            codec = "jpegls_decode" if marker == JPEG_LS_FRAME else "jpeg8_decode"
+            return JpegFrame(codec, (width, height), bits, is_signed=False, orientation=turned)
     return None
 
 

@@ -1,11 +1,13 @@
 """JPEG, JPEG-LS and JPEG 2000 of more than 8 bits keep their samples."""
 
 import io
+import struct
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from deployments.errors import InvalidImage, InvalidRequest
 from deployments.messages.picture_options import PictureOptions
@@ -46,6 +48,20 @@ def test_lossless_files_give_their_samples(file: bytes, samples: Any, bits: int)
     assert raster.full is not None
     assert raster.full[0] == 0
     assert 2**9 < raster.full[1] <= 2**bits - 1
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_photograph_is_turned_upright_as_its_metadata_say(value: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    segment = exif.tobytes()
+    stored = bytes(imagecodecs.jpeg8_encode(GREY, lossless=True, bitspersample=12))
+    file = stored[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + stored[2:]
+    # Pillow turns 32-bit samples as it does others.
+    plain = Image.fromarray(GREY.astype(np.int32))
+    plain.getexif()[0x0112] = value
+
+    np.testing.assert_array_equal(read(file).samples[:, :, 0], np.asarray(ImageOps.exif_transpose(plain)))
 
 
 def test_12_bit_jpeg_gives_nearly_its_samples() -> None:
