@@ -211,10 +211,16 @@ def test_head_is_get_without_a_body(path: str, service: Service, client: httpx.C
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Cookie": "c" * 60_000}, {f"X-Number-{number}": "1" for number in range(150)}],
+    [{"Cookie": "c" * 60_000}, {f"X-Number-{number}": "1" for number in range(300)}],
     ids=["too large", "too many headers"],
 )
 def test_a_head_that_haproxy_does_not_take_gets_its_page(client: httpx.Client, headers: dict[str, str]) -> None:
     answer = client.get("/health", headers=headers)
     assert answer.status_code == 400
     assert answer.headers["Content-Type"] == "text/html"
+
+
+def test_large_heads_with_many_headers_are_taken(client: httpx.Client) -> None:
+    """As a chain of proxies and a site of many cookies make them."""
+    headers = {"Cookie": "c" * 20_000, **{f"X-Number-{number}": "1" for number in range(150)}}
+    assert client.get("/health", headers=headers).json() == {"status": "OK"}
