@@ -24,9 +24,9 @@ IMAGES = [encoded(picture(40, 30)), encoded(picture(31, 47), "JPEG"), b"", b"not
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 # The most examples: those whose requests the model has to think about get fewer.
-EXAMPLES = {"/segment-anything-2": 150, "/segment-anything-2/auto": 40, "/segment-anything-2/embed": 30}
-OTHERS = 15
-AT_LEAST = 300
+EXAMPLES = {"/segment-anything-2": 100, "/segment-anything-2/auto": 30, "/segment-anything-2/embed": 25}
+OTHERS = 12
+AT_LEAST = 200
 
 # Texts as a client would send them, mixed with what the document alone allows: any text.
 TEXTS: dict[str, list[Any]] = {
