@@ -19,6 +19,7 @@ SPARE_CONNECTIONS = 16
 """Of `maxconn`, kept for whoever reads metrics."""
 
 FRONTEND = "frontend http_frontend"
+USE = "    use_backend "
 HAS_SERVED = "segment-anything-2-has-served"
 STARTING = "the service is starting, or is being replaced; try again"
 
@@ -44,7 +45,8 @@ def main() -> None:
     if has_parser(config):
         has_served.touch()
     # Serve tells its own proxies by this path on their command line, so the file keeps its name.
-    path.write_text(amended(config, write_errors(path.parent), request_head_timeout_s(), not has_served.exists()))
+    is_starting = not has_served.exists() or USE not in config
+    path.write_text(amended(config, write_errors(path.parent), request_head_timeout_s(), is_starting))
     binary = haproxy_binary()
     os.execv(binary, [binary, *arguments])
 
@@ -83,7 +85,7 @@ def amended(config: str, errors: dict[int, Path], head_timeout_s: float, is_star
         config: the text of the file.
         errors: files with whole HTTP messages, by HAProxy's own status.
         head_timeout_s: how long a request's head may take, in seconds.
-        is_starting: whether there has been no parser yet.
+        is_starting: whether there has been no parser yet, or this HAProxy knows of no application.
     """
     lines = config.splitlines()
     limits = [int(words[1]) for words in map(str.split, lines) if words[:1] == ["maxconn"]]

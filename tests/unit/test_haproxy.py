@@ -129,6 +129,9 @@ def test_nothing_waits_for_the_first_parser_but_what_comes_later_may_wait_for_an
         assert_come_again(httpx.get(f"{url}/health", timeout=30), "again")
     with haproxy(tmp_path, parsers=0):
         assert "if !{ path_beg /-/ }" not in (tmp_path / "haproxy.cfg").read_text()
+    with haproxy(tmp_path, parsers=None) as url:
+        # One that has taken the place of another that died.
+        assert_come_again(httpx.get(f"{url}/health", timeout=30), "starting")
 
 
 @pytest.mark.parametrize(("count", "status"), [(150, 503), (300, 400)])
