@@ -45,6 +45,8 @@ SOON = {"look_back_period_s": 3, "metrics_interval_s": 1, "upscale_delay_s": 2, 
 ON_A_PROCESSOR = {"num_cpus": 1}
 
 IMAGE = {"image": encoded(picture(*IMAGE_SIZE, 0))}
+pytestmark = pytest.mark.long
+
 HAPROXY_METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
 
 NOT_HERE = (
@@ -302,7 +304,6 @@ def test_a_model_on_demand_wakes_with_its_first_request_and_falls_asleep(
 
 
 # Two minutes of load, and patience.
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_replicas_and_nodes_follow_the_load_and_no_request_is_lost(
     url: str, expected: list[tuple[Question, Masks]], say: Callable[[str], None]
