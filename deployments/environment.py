@@ -14,8 +14,19 @@ def ray_address() -> str | None:
 
 
 def request_head_timeout_s() -> float:
-    """Returns how long HAProxy waits for the head of a request: REQUEST_HEAD_TIMEOUT_S, or 20 seconds."""
-    return float(os.environ.get("REQUEST_HEAD_TIMEOUT_S") or 20)
+    """Returns how long HAProxy waits for the head of a request: REQUEST_HEAD_TIMEOUT_S, or 20 seconds.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    text = os.environ.get("REQUEST_HEAD_TIMEOUT_S") or "20"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.001 <= seconds <= 86_400:
+        raise ValueError(f"REQUEST_HEAD_TIMEOUT_S: must be a number of seconds above 0, is {text!r}")
+    return seconds
 
 
 def prepare_environment() -> None:

@@ -78,8 +78,8 @@ def amended(config: str, errors: dict[int, Path], head_timeout_s: float, is_star
     - a connection on which no whole head of a request arrives in time is ended (`timeout http-request`);
     - beyond `maxconn`, connections are refused at once, where HAProxy would let them wait unseen;
     - errors for a service that can't be reached are JSON, and 503 with Retry-After where another try helps;
-    - until there is a parser for the first time, the answer is 503; HAProxy would say 404, or let requests wait in
-      Serve's own proxy.
+    - until there is a parser for the first time, and while no application is known, the answer is 503; HAProxy would
+      let requests wait in Serve's own proxy, or say 404.
 
     Args:
         config: the text of the file.

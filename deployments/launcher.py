@@ -25,7 +25,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from deployments.cluster_token import ClusterRefusal, check_cluster
 from deployments.config_file import default_path, read_config
-from deployments.environment import prepare_environment, ray_address
+from deployments.environment import prepare_environment, ray_address, request_head_timeout_s
 from deployments.errors import ModelLoadError
 from deployments.machine import usable_cores
 from deployments.model_status import read_statuses
@@ -121,6 +121,8 @@ class _Percent:
 def _serve(config_path: Path | None, port: int | None, host: str | None) -> int:
     try:
         config = read_config(config_path or default_path(), port, host)
+        # HAProxy would not start, and Serve's report of that is long.
+        request_head_timeout_s()
     except ValueError as error:
         raise LaunchError(str(error)) from error
     _say(

@@ -40,12 +40,6 @@ class RingSet:
         is_last = np.append(ring_of[1:] != ring_of[:-1], True)[: len(closed)]
         return cls(closed[~is_last], np.bincount(ring_of[~is_last], minlength=len(lines)), region)
 
-    @classmethod
-    def of_rings(cls, rings: list[Ring], is_one_region: bool) -> "RingSet":
-        """Returns rings that are those of one region, the outer one first, or each the only one of its region."""
-        region = np.zeros(len(rings), np.int64) if is_one_region else np.arange(len(rings))
-        return cls(np.concatenate(rings), np.array([len(ring) for ring in rings]), region)
-
     def __len__(self) -> int:
         return len(self.sizes)
 

@@ -22,11 +22,12 @@ from deployments.errors import ServiceError
 from deployments.parsing.http.error_responses import on_service_error, on_validation_error
 from deployments.parsing.http.form import form_route
 from deployments.parsing.http.multipart_body import UsualForm
+from deployments.parsing.http.slow_bodies import SlowBodies
 from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
 UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
-UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED, SlowBodies(lambda: 1000))
 
 DEFAULTS = Limits()
 MULTIPART = "multipart/form-data; boundary=cut"

@@ -28,9 +28,15 @@ def scattered_holes(size: int, count: int) -> Mask:
     return mask
 
 
+def ring_set(rings: list[Ring], is_one_region: bool) -> RingSet:
+    """Rings that are those of one region, the outer one first, or each the only one of its region."""
+    region = np.zeros(len(rings), np.int64) if is_one_region else np.arange(len(rings))
+    return RingSet(np.concatenate(rings), np.array([len(ring) for ring in rings]), region)
+
+
 def joined(rings: list[Ring]) -> Ring:
     """The rings of one region, the outer one first, as one."""
-    [ring] = bridged(RingSet.of_rings(rings, is_one_region=True)).rings()
+    [ring] = bridged(ring_set(rings, is_one_region=True)).rings()
     return ring
 
 
@@ -89,7 +95,7 @@ def test_thousands_of_holes_are_joined_in_time_that_grows_with_them() -> None:
 
 def test_regions_are_joined_by_the_shortest_bridges() -> None:
     squares = [np.array([(x, 0), (x, 2), (x + 2, 2), (x + 2, 0)], float) for x in (0, 10, 5)]
-    line = shapely.LinearRing(single_ring(RingSet.of_rings(squares, is_one_region=False)))
+    line = shapely.LinearRing(single_ring(ring_set(squares, is_one_region=False)))
     # Between the squares there are gaps of three pixels, each of which is walked along there and back.
     assert line.length == 3 * 8 + 2 * (3 + 3)
 
@@ -100,7 +106,7 @@ def test_no_region_is_lost_where_its_corners_are_also_those_of_others() -> None:
     other = np.array([(20, 0), (20, 9), (6, 4)], float)
     between = np.array([(4, 4), (6, 4), (9, 9)], float)
     close = between[::-1] + 1e-13
-    ring = single_ring(RingSet.of_rings([outer, other, between, close], is_one_region=False))
+    ring = single_ring(ring_set([outer, other, between, close], is_one_region=False))
     steps = {tuple(sorted(map(tuple, step))) for step in np.stack([ring, np.roll(ring, -1, axis=0)], axis=1).tolist()}
     for part in (outer, other, between, close):
         edges = np.stack([part, np.roll(part, -1, axis=0)], axis=1).tolist()

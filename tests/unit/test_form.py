@@ -17,11 +17,12 @@ from deployments.errors import BodyTimeout, InvalidPrompt, ServiceError, TooLarg
 from deployments.messages.prompt import Prompt
 from deployments.parsing.http.error_responses import on_http_exception, on_service_error
 from deployments.parsing.http.form import form_route, parse_prompt
+from deployments.parsing.http.slow_bodies import SlowBodies
 from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
 UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
-UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED, SlowBodies(lambda: 1000))
 
 DEFAULTS = Limits()
 

@@ -49,6 +49,16 @@ def test_a_wrong_config_is_refused_before_anything_starts(
     assert "gone.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_a_wrong_time_for_heads_is_refused_by_its_name(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "prepare_environment", None)
+    monkeypatch.setenv("REQUEST_HEAD_TIMEOUT_S", text)
+    assert launcher.main(["--config", local_config(tmp_path / "config.yaml", models=["sam2-demo"])]) == 1
+    assert f"REQUEST_HEAD_TIMEOUT_S: must be a number of seconds above 0, is '{text}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("address", "cores"), [(None, 3), ("10.0.0.1:6379", None)])
 def test_a_ray_of_its_own_has_the_cores_that_may_be_used_here(
     monkeypatch: pytest.MonkeyPatch, address: str | None, cores: int | None

@@ -84,3 +84,27 @@ async def test_fast_bodies_are_never_ended_however_many(client: httpx.AsyncClien
 async def test_a_late_body_is_still_late(client: httpx.AsyncClient) -> None:
     answer = await send(client, 40, 1, 0.1)
     assert answer.json()["detail"]["msg"] == "body: did not arrive within 3 s"
+
+
+async def test_what_is_about_to_leave_is_not_counted_and_not_ended_again() -> None:
+    """A body whose clock has run out may still be busy: its clock cannot be set any more."""
+    slow, most = SlowBodies(lambda: most), 2
+    loop = asyncio.get_running_loop()
+    faults: list[Any] = []
+    loop.set_exception_handler(lambda _, context: faults.append(context))
+
+    async def arrive(busy_s: float) -> bool:
+        try:
+            async with asyncio.timeout(0.8) as clock:
+                with slow.arrival(clock) as one:
+                    try:
+                        await asyncio.sleep(0.6)
+                    finally:
+                        await asyncio.sleep(busy_s)
+        except TimeoutError:
+            pass
+        return one.was_ended
+
+    ended = await asyncio.gather(*(arrive(0.3) for _ in range(3)))
+    assert sum(ended) == 1
+    assert faults == []

@@ -13,10 +13,12 @@ from fastapi import FastAPI, Form, UploadFile
 from deployments.errors import Overloaded, ServiceError
 from deployments.parsing.http.error_responses import on_service_error
 from deployments.parsing.http.form import form_route
+from deployments.parsing.http.slow_bodies import SlowBodies
 from deployments.parsing.http.upload_budget import IN_MEMORY_BYTES, Line, UploadBudget, UploadBudgets
 from deployments.settings import Limits
 
 LIMIT = 10 * IN_MEMORY_BYTES
+NOT_SLOW = SlowBodies(lambda: 1000)
 
 
 def budget(wait_s: float = 60.0) -> UploadBudget:
@@ -111,7 +113,8 @@ async def test_what_a_thread_reads_of_a_cancelled_body_does_not_count() -> None:
 async def test_two_budgets_have_one_oldest_body() -> None:
     line = Line()
     texts, files = (UploadBudget(lambda: LIMIT, "too much", lambda: 60.0, line) for _ in range(2))
-    with UploadBudgets(texts, files).share() as first, UploadBudgets(texts, files).share() as second:
+    budgets = UploadBudgets(texts, files, NOT_SLOW)
+    with budgets.share() as first, budgets.share() as second:
         first.text.add(LIMIT)
         second.files.add(LIMIT)
         second.text.add(LIMIT)
@@ -123,7 +126,7 @@ async def test_two_budgets_have_one_oldest_body() -> None:
 
 
 async def test_the_clock_of_a_body_that_waits_does_not_run_and_its_end_needs_no_room() -> None:
-    budgets = UploadBudgets(texts := budget(), budget())
+    budgets = UploadBudgets(texts := budget(), budget(), NOT_SLOW)
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b"1"
@@ -183,7 +186,7 @@ TEXT = "[" + "1," * 200_000 + "1]"
 
 @pytest.fixture
 async def uploads() -> UploadBudgets:
-    return UploadBudgets(text=budget(0.1), files=budget(0.1))
+    return UploadBudgets(text=budget(0.1), files=budget(0.1), slow=NOT_SLOW)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from deployments.parsing.deadline import Deadline
 from deployments.parsing.http.draining import InFlightRequests
 from deployments.parsing.http.error_responses import on_service_error
 from deployments.parsing.http.middleware import outer_layers
+from deployments.parsing.http.slow_bodies import SlowBodies
 from deployments.parsing.http.upload_budget import UploadBudget, UploadBudgets
 from deployments.parsing.http.video_routes import VideoRoutes
 from deployments.parsing.model_calls import ModelCalls
@@ -38,7 +39,7 @@ from deployments.telemetry.metrics import RequestMetrics
 from tests.loops import settled
 
 UNBOUNDED = UploadBudget(lambda: 2**40, "full", lambda: 60.0)
-UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED)
+UPLOADS = UploadBudgets(UNBOUNDED, UNBOUNDED, SlowBodies(lambda: 1000))
 VIDEO_ID = "a" * 64
 MODEL = "facebook/sam2-hiera-tiny"
 ROUTE = "/segment-anything-2/video"

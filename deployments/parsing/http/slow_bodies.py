@@ -89,9 +89,11 @@ class SlowBodies:
     def _end_slow_ones(self) -> None:
         self._check = None
         now = asyncio.get_running_loop().time()
-        old = [one for one in self._arriving if not one.is_waiting and now - one.began_at >= GRACE_S]
+        # One whose clock has run out is about to leave; its clock cannot be set any more.
+        arriving = [one for one in self._arriving if not one.clock.expired()]
+        old = [one for one in arriving if not one.is_waiting and now - one.began_at >= GRACE_S]
         slow = sorted((one for one in old if one.rate(now) < SLOW_BYTES_PER_S), key=lambda one: one.rate(now))
-        for one in slow[: max(0, len(self._arriving) - self._most())]:
+        for one in slow[: max(0, len(arriving) - self._most())]:
             one.was_ended = True
             one.clock.reschedule(now)
         self._plan()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
 from deployments.errors import Overloaded
@@ -13,9 +13,6 @@ IN_MEMORY_BYTES = 128 * 1024
 """A file of a body that is larger goes to disk."""
 
 RETRY_AFTER_S = 5
-
-MAX_ARRIVING = 128
-"""Half of the places that a replica has (`max_ongoing_requests`)."""
 
 
 class Line:
@@ -169,7 +166,7 @@ class UploadBudgets:
 
     text: UploadBudget
     files: UploadBudget
-    slow: SlowBodies = field(default_factory=lambda: SlowBodies(lambda: MAX_ARRIVING))
+    slow: SlowBodies
 
     @contextmanager
     def share(self) -> Iterator["Upload"]:
